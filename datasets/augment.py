@@ -1,0 +1,64 @@
+"""Augmentation of images in memory: a whole batch at once, on the device that trains."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datasets.counters import below, draws
+
+AUGMENT = 2  # separates this use of the seed from the order's
+
+
+class Normalise:
+    """uint8 images to what the model takes: resized where the size differs, then (x / 255 - mean) / std."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], img_size: int, device: torch.device | str) -> None:
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.size = (img_size, img_size)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = images.to(self.mean.dtype)
+        if x.shape[-2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        return x.div_(255).sub_(self.mean).div_(self.std)
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Back to images that a person can look at, from 0 to 1."""
+        return (x.float() * self.std + self.mean).clamp_(0, 1)
+
+
+class CropAndFlip:
+    """Random crops of the padded images, half of them mirrored; each a function of (seed, epoch, sample).
+
+    The padded images lie in one piece of memory, where the crop of image n at (y, x) is the window that begins at
+    n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch.
+    """
+
+    def __init__(self, images: Tensor, *, padding: int, padding_mode: str, hflip: bool, seed: int) -> None:
+        self.padding, self.hflip, self.seed = padding, hflip, seed
+        if padding:
+            # reflection isn't there for uint8; float32 holds every uint8 exactly
+            as_float = padding_mode != "constant"
+            pieces = [images[:0]] if len(images) == 0 else images.split(4096)
+            padded = [
+                F.pad(piece.float() if as_float else piece, [padding] * 4, mode=padding_mode).to(torch.uint8) for piece in pieces
+            ]
+            images = torch.cat(padded)
+        self.images = images.contiguous()
+        n, channels, self.height, self.width = self.images.shape
+        height, width = self.height - 2 * padding, self.width - 2 * padding
+        self.image_bytes = channels * self.height * self.width
+        window = (channels - 1) * self.height * self.width + (height - 1) * self.width + width
+        self.windows = self.images.as_strided(
+            (n * self.image_bytes - window + 1, channels, height, width), (1, self.height * self.width, self.width, 1)
+        )
+
+    def __call__(self, epoch: int, samples: Tensor) -> Tensor:
+        vertical, horizontal, mirrored = draws(self.seed ^ AUGMENT, epoch, samples, 3)
+        offsets = 2 * self.padding + 1
+        begin = samples * self.image_bytes + below(vertical, offsets) * self.width + below(horizontal, offsets)
+        images = self.windows.index_select(0, begin)
+        if self.hflip:
+            images = torch.where(below(mirrored, 2).bool().view(-1, 1, 1, 1), images.flip(-1), images)
+        return images

@@ -1,0 +1,49 @@
+"""Random numbers from counters: the same (seed, epoch, sample) gives the same numbers, in any order, on any device.
+
+The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood 2014: Fast Splittable Pseudorandom Number Generators).
+"""
+
+import torch
+from torch import Tensor
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def derive(*counters: int) -> int:
+    """One number of 63 bits from several counters, fit for a generator's seed."""
+    state = 0
+    for counter in counters:
+        state = _mix((state + GOLDEN + counter * MIX_2) & MASK)
+    return state >> 1
+
+
+def draws(seed: int, epoch: int, samples: Tensor, n: int) -> Tensor:
+    """`n` numbers of 31 bits for each of `samples`, as n x len(samples)."""
+    key = _signed(derive(seed, epoch))
+    counter = samples * n + torch.arange(n, device=samples.device).unsqueeze(1)
+    state = counter * _signed(GOLDEN) + key
+    state = (state ^ _shift(state, 30)) * _signed(MIX_1)
+    state = (state ^ _shift(state, 27)) * _signed(MIX_2)
+    return _shift(state ^ _shift(state, 31), 33)
+
+
+def below(bits: Tensor, n: int) -> Tensor:
+    """Numbers of 31 bits as whole numbers from 0 to n - 1."""
+    return (bits * n) >> 31
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * MIX_1) & MASK
+    x = ((x ^ (x >> 27)) * MIX_2) & MASK
+    return x ^ (x >> 31)
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    """A logical right shift; torch has the arithmetic one."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >= 1 << 63 else x

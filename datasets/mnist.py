@@ -1,0 +1,71 @@
+"""MNIST and FashionMNIST: 60,000 + 10,000 grey images of 28x28.
+
+Yann LeCun, Corinna Cortes, Christopher J. C. Burges (1998): The MNIST database of handwritten digits.
+http://yann.lecun.com/exdb/mnist/
+Han Xiao, Kashif Rasul, Roland Vollgraf (2017): Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms.
+https://arxiv.org/abs/1708.07747
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datasets.downloads import fetch, missing_files, unpack_gzip
+from datasets.splits import DatasetSpec, Images, Loaded, Source
+
+
+def load(source: Source, *, fashion: bool) -> Loaded:
+    from torchvision.datasets import MNIST, FashionMNIST
+
+    published = FashionMNIST if fashion else MNIST
+    folder = source.root / published.__name__ / "raw"
+    names = [name.removesuffix(".gz") for name, _ in published.resources]
+    archives = [(folder / name, md5) for name, md5 in published.resources]
+    if not all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names):
+        urls = [(f"{published.mirrors[0]}{name}", name, md5) for name, md5 in published.resources]
+        fetch(urls, source, wanted=folder, what=published.__name__, into=folder)
+    if source.verify and (broken := missing_files(archives, verify=True)):
+        raise OSError(
+            f"{broken[0]}: missing or not the published file (the checksums are those of the .gz files); "
+            "set data.verify false to read the set as it is"
+        )
+    for name in names:
+        if not (folder / name).is_file():
+            unpack_gzip(folder / f"{name}.gz", folder / name)
+    train = _read(folder / names[0], folder / names[1], len(published.classes))
+    test = _read(folder / names[2], folder / names[3], len(published.classes))
+    return Loaded(train, test, tuple(published.classes))
+
+
+def _read(image_file: Path, label_file: Path, n_classes: int) -> Images:
+    images, labels = read_idx(image_file).unsqueeze(1), read_idx(label_file).long()
+    if len(images) != len(labels) or labels.ndim != 1:
+        raise OSError(f"{label_file} holds {len(labels)} labels for {len(images)} images")
+    if len(labels) and int(labels.max()) >= n_classes:
+        raise OSError(f"{label_file} holds the label {int(labels.max())}; there are {n_classes} classes, from 0 on")
+    return Images(images, labels)
+
+
+def read_idx(path: Path) -> Tensor:
+    """An array in the IDX format: two zeros, 8 for uint8, the number of dimensions, each as four bytes, then the data."""
+    data = path.read_bytes()
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise OSError(f"{path} is no IDX file of bytes")
+    n_dims = data[3]
+    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(n_dims)]
+    values = torch.frombuffer(bytearray(data), dtype=torch.uint8)[4 + 4 * n_dims :]
+    if len(values) != int(torch.tensor(shape).prod()):
+        raise OSError(
+            f"{path} is truncated or too long: its header promises {' x '.join(map(str, shape))} bytes, it holds {len(values)}"
+        )
+    return values.view(shape)
+
+
+_MNIST = partial(DatasetSpec, channels=1, img_size=28, n_classes=10)
+
+DATASETS = [
+    _MNIST("MNIST", partial(load, fashion=False), mean=(0.1307,), std=(0.3081,), crop_padding=2),
+    _MNIST("FashionMNIST", partial(load, fashion=True), mean=(0.2860,), std=(0.3530,), crop_padding=2, hflip=True),
+]

@@ -1,0 +1,56 @@
+"""Leave a run together: a signal that reaches one rank is known to all a few steps later, and all stop after the same step."""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Agreement:
+    """Inside `with`, SIGINT and SIGTERM only leave a note; `stop(step)` says, on every rank alike, whether there is one.
+
+    The ranks' notes are added up by an all-reduce that is started at one step and read at the next, on the CPU and in a group of
+    its own, so that no step waits for it. A second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.noted = 0
+        self._several = dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo") if self._several else None
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Agreement":
+        if threading.current_thread() is threading.main_thread():
+            for signum in EXIT_CODES:
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        if self._pending is not None and exc[0] is None:
+            self._pending[0].wait()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.noted == signal.SIGINT and signum == signal.SIGINT:
+            os._exit(EXIT_CODES[signal.SIGINT])
+        self.noted = max(self.noted, signum)
+
+    def stop(self) -> int:
+        """The signal that all ranks have agreed to leave by; 0 for none. Called once after every step."""
+        if not self._several:
+            return self.noted
+        agreed = 0
+        if self._pending is not None:
+            work, notes = self._pending
+            work.wait()
+            agreed = int(notes)
+        notes = torch.tensor(self.noted)
+        self._pending = (dist.all_reduce(notes, op=dist.ReduceOp.MAX, group=self._group, async_op=True), notes)
+        return agreed

@@ -1,0 +1,246 @@
+"""Build a run from its config. Nothing else in the engine reads the config while it trains."""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
+from datasets.loaders import EvalLoader, Preparation, TrainLoader, Workers, eval_loader, train_loader
+from datasets.order import Order
+from datasets.splits import Images, hold_out
+from engine.arguments import check_arguments
+from engine.config import LoadedConfig
+from engine.errors import ConfigError, RunError
+from engine.evaluate import evaluate
+from engine.optim import find_optimizer, make_optimizer, optimizer_arguments
+from engine.schedule import Schedule, make_schedule
+from engine.state import TrainState
+from engine.tasks import Task
+from engine.tasks.classification import Classification
+from engine.update import Update
+from models import create_model, model_signature
+
+log = logging.getLogger(__name__)
+
+SET_BY_ENGINE = ("n_classes", "in_channels", "img_size", "pretrained", "features_only", "out_indices")
+
+
+@dataclass
+class Data:
+    """The splits of a data set, by the part that they play in a run."""
+
+    spec: DatasetSpec
+    classes: tuple[str, ...]
+    img_size: int
+    splits: dict[str, Split]  # train, valid and, where it is kept apart, test
+    loader: Callable[[str], EvalLoader]  # evaluates a split on this rank
+
+
+@dataclass
+class Run:
+    """All that a training needs, built."""
+
+    accelerator: Accelerator
+    data: Data
+    task: Task
+    model: nn.Module  # the bare one
+    state: TrainState
+    update: Update
+    schedule: Schedule
+    train_loader: TrainLoader
+    steps_per_epoch: int
+    n_steps: int
+    print_freq: int
+    eval_freq: int
+    save_freq: int
+    batch_size: int
+    max_eval_batches: int | None = None
+
+    def train_batches(self, first: int) -> Iterator[Any]:
+        return self.train_loader.batches(first, self.n_steps)
+
+    def is_due(self, freq: int, step: int) -> bool:
+        return step % freq == 0 or step == self.n_steps
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The metrics of a split, named as they are logged: valid/acc@1."""
+        metrics = evaluate(self.model, self.data.loader(split), self.task, self.accelerator, self.max_eval_batches)
+        return {f"{split}/{name}": value for name, value in metrics.items()}
+
+
+def check(config: LoadedConfig) -> None:
+    """What can be known to be wrong before data is looked for: names, and arguments against signatures."""
+    try:
+        signature = model_signature(config.model.name)
+    except ValueError as error:
+        raise ConfigError(f"model.name: {error} ({config.origin('model.name').name})") from error
+    if signature is not None:
+        check_arguments(config.model.args, signature, "model", config, SET_BY_ENGINE)
+    try:
+        spec = find_dataset(config.data.name)
+    except ValueError as error:
+        raise ConfigError(f"data.name: {error} ({config.origin('data.name').name})") from error
+    check_arguments(config.data.args, _options_of(spec), "data", config)
+    if spec.n_classes is not None:
+        _check_n_classes(config, spec.n_classes)
+    optimizer_arguments(config, find_optimizer(config.train.optim.type, config))
+    if config.dataloader.num_workers == 0 and "dataloader.prefetch_factor" in config.origins:
+        origin = config.origins["dataloader.prefetch_factor"].name
+        if config.origin("dataloader.prefetch_factor").rank == config.origin("dataloader.num_workers").rank:
+            config.notes.append(f"warning: dataloader.prefetch_factor ({origin}) has no effect with dataloader.num_workers 0")
+
+
+def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | None = None, task: Task | None = None) -> Run:
+    train = config.train
+    data = load_data(config, accelerator)
+    order = Order(
+        len(data.splits["train"]),
+        train.batch_size,
+        config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=accelerator.device if isinstance(data.splits["train"], Images) else "cpu",
+    )
+    if order.steps_per_epoch == 0:
+        raise ConfigError(
+            f"train.batch_size {train.batch_size} is more than the {order.n_samples} training samples of {data.spec.name}: "
+            "an epoch would have no step"
+        )
+    task = task or make_task(config, data)
+    model = model if model is not None else build_model(config, data)
+    model.to(accelerator.device)
+    optimizer = make_optimizer(config, model.parameters())
+    training_model, optimizer = accelerator.prepare(model, optimizer)
+    if train.compile:
+        training_model = torch.compile(training_model)
+
+    n_steps = train.n_steps or train.n_epochs * order.steps_per_epoch
+    schedule = make_schedule(train.sched, n_steps, order.steps_per_epoch)
+    return Run(
+        accelerator=accelerator,
+        data=data,
+        task=task,
+        model=model,
+        state=TrainState(model, optimizer, accelerator.scaler),
+        update=Update(training_model, task, accelerator, schedule, train.micro_batch_size, config.seed),
+        schedule=schedule,
+        train_loader=train_loader(
+            data.splits["train"], order, preparation(config, data.spec, data.img_size), workers(config), accelerator.device
+        ),
+        steps_per_epoch=order.steps_per_epoch,
+        n_steps=n_steps,
+        print_freq=train.print_freq or order.steps_per_epoch,
+        eval_freq=train.eval_freq or order.steps_per_epoch,
+        save_freq=train.save_freq or order.steps_per_epoch,
+        batch_size=train.batch_size,
+    )
+
+
+def build_model(config: LoadedConfig, data: Data) -> nn.Module:
+    return new_model(config, len(data.classes), data.spec.channels, data.img_size)
+
+
+def new_model(config: LoadedConfig, n_classes: int, in_channels: int, img_size: int) -> nn.Module:
+    """The model with its initial weights, the same ones for the same seed."""
+    torch.manual_seed(config.seed)
+    pretrained = config.model.pretrained
+    try:
+        return create_model(
+            config.model.name,
+            n_classes=n_classes,
+            in_channels=in_channels,
+            img_size=img_size,
+            pretrained=str(Path(pretrained).expanduser()) if isinstance(pretrained, str) else pretrained,
+            **config.model.args,
+        )
+    except OSError as error:
+        raise RunError(f"model.pretrained: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model: {config.model.name} refuses its arguments: {error}") from error
+
+
+def make_task(config: LoadedConfig, data: Data) -> Task:
+    return Classification(data.classes)
+
+
+def load_data(config: LoadedConfig, accelerator: Accelerator) -> Data:
+    spec = find_dataset(config.data.name)
+    root = Path(config.data.dataroot or f"~/data/{spec.name}").expanduser()
+    source = Source(root, config.data.verify, config.data.download, config.seed)
+    with accelerator.main_process_first():  # which downloads what the others then read
+        try:
+            loaded = spec.load(source, **config.data.args)
+        except OSError as error:
+            raise RunError(str(error)) from error
+    _check_n_classes(config, len(loaded.classes))
+    img_size = config.data.img_size or spec.img_size
+    splits = _assign(config, loaded)
+    prepare, evaluation_workers = preparation(config, spec, img_size), workers(config)
+    per_device = (
+        config.eval.batch_size or config.train.micro_batch_size or -(-config.train.batch_size // accelerator.num_processes)
+    )
+
+    @cache
+    def loader(split: str) -> EvalLoader:
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        return eval_loader(splits[split], per_device, rank, world_size, prepare, evaluation_workers, accelerator.device)
+
+    return Data(spec, loaded.classes, img_size, splits, loader)
+
+
+def _assign(config: LoadedConfig, loaded: Loaded) -> dict[str, Split]:
+    if config.data.valid_ratio is None:
+        log.info("validation uses the test split (data.valid_ratio is null): the best checkpoint is chosen on it")
+        return {"train": loaded.train, "valid": loaded.test}
+    try:
+        train, valid = hold_out(loaded.train, config.data.valid_ratio, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"data.valid_ratio: {error}") from error
+    log.info(
+        "validation uses %d of the %d training samples; the test split is used once, at the end", len(valid), len(loaded.train)
+    )
+    return {"train": train, "valid": valid, "test": loaded.test}
+
+
+def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int) -> Preparation:
+    augment = config.augment
+    return Preparation(
+        img_size=img_size,
+        mean=spec.mean,
+        std=spec.std,
+        augment=augment.enabled,
+        crop_padding=spec.crop_padding if augment.crop_padding is None else augment.crop_padding,
+        padding_mode=augment.padding_mode,
+        hflip=spec.hflip if augment.hflip is None else augment.hflip,
+        scale=tuple(augment.scale),
+        crop_pct=augment.crop_pct,
+    )
+
+
+def workers(config: LoadedConfig) -> Workers:
+    loading = config.dataloader
+    return Workers(loading.num_workers, loading.pin_memory, loading.prefetch_factor)
+
+
+def _options_of(spec: DatasetSpec) -> inspect.Signature:
+    """The parameters of a data set's loading function that a config may give."""
+    signature = inspect.signature(spec.load)
+    bound = getattr(spec.load, "keywords", {})
+    return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "source" and name not in bound])
+
+
+def _check_n_classes(config: LoadedConfig, of_data: int) -> None:
+    asked = config.data.n_classes
+    if asked is not None and asked != of_data:
+        raise ConfigError(
+            f"data.n_classes {asked} ({config.origin('data.n_classes').name}) contradicts {config.data.name}, "
+            f"which has {of_data} classes; leave it out, or null, to follow the data"
+        )

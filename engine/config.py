@@ -1,0 +1,406 @@
+"""From YAML files and command-line options to a checked `Config`, every value with its origin.
+
+base YAML < config YAML < command line; later ones win, key by key. Nothing here imports torch.
+"""
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine import yaml12
+from engine.errors import ConfigError
+from engine.schema import Config
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "lenet_digits.yaml"
+MAX_BYTES = 1_000_000
+COMMAND_LINE = 1_000_000  # its rank, above that of any file
+GIVEN_LATER = "???"  # marks a key that has no default
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value came from; a higher rank wins over a lower one."""
+
+    rank: int
+    name: str
+
+
+DEFAULT = Origin(0, "the default")
+
+
+@dataclass
+class Layer:
+    origin: Origin
+    values: dict[str, Any]
+
+
+@dataclass
+class LoadedConfig(Config):
+    """A Config that knows the origin of its values, and what was decided while it was put together."""
+
+    origins: dict[str, Origin] = field(default_factory=dict, repr=False)
+    notes: list[str] = field(default_factory=list, repr=False)
+
+    def origin(self, key: str) -> Origin:
+        return self.origins.get(key, DEFAULT)
+
+
+def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> LoadedConfig:
+    """The config at `path` (LeNet on digits without one), with `overrides` on top of it.
+
+    Overrides are a mapping, {"train.optim.lr": 0.01}, or options as on a command line, ["--train.optim.lr", "0.01"].
+    """
+    from engine.command_line import parse_overrides
+
+    layers = _read_with_bases(Path(path) if path is not None else DEFAULT_CONFIG)
+    if not isinstance(overrides, Mapping):
+        overrides = parse_overrides(overrides)
+    for key, value in overrides.items():
+        layers.append(Layer(Origin(COMMAND_LINE, f"--{key}"), _nest(key, value)))
+    return resolve(layers)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as plain values, in the layout of a config file."""
+    return _plain(config, Config)
+
+
+def to_yaml(config: Config) -> str:
+    return yaml12.dump(to_dict(config))
+
+
+def keys() -> list[str]:
+    """Every key of the schema, dotted."""
+    return [key for key, _ in _schema_fields(Config)]
+
+
+def resolve(layers: Sequence[Layer]) -> LoadedConfig:
+    origins: dict[str, Origin] = {}
+    for layer in layers:
+        _expect_known_keys(layer)
+        for key in _leaves(layer.values):
+            origins[key] = layer.origin
+    try:
+        merged = OmegaConf.merge(to_dict(Config()), *(layer.values for layer in layers))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the config"
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}{_of(origins.get(key))}") from error
+    config = _build(LoadedConfig, values, "", origins)
+    config.origins = origins
+    _settle_length(config)
+    _check_together(config)
+    return config
+
+
+# --- reading ---
+
+
+def _read_with_bases(path: Path) -> list[Layer]:
+    files: list[tuple[Path, dict[str, Any]]] = []
+    _collect(path.expanduser(), files, parents=())
+    return [Layer(Origin(rank, str(file)), values) for rank, (file, values) in enumerate(files, start=1)]
+
+
+def _collect(path: Path, files: list[tuple[Path, dict[str, Any]]], parents: tuple[Path, ...]) -> None:
+    if path.resolve() in parents:
+        raise ConfigError(f"{path} is its own base, by way of {parents[-1]}")
+    values = _read(path, asked_by=parents[-1] if parents else None)
+    bases = values.pop("base", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"base: expected a file name or a list of them ({path})")
+    for base in bases:
+        _collect(path.parent / base, files, (*parents, path.resolve()))
+    files.append((path, values))
+
+
+def _read(path: Path, asked_by: Path | None) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise ConfigError(f"{path} is larger than a config can be ({MAX_BYTES:,} bytes)")
+        values = yaml12.parse(raw.decode())
+    except FileNotFoundError:
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"{path}: no such config{f' (the base of {asked_by})' if asked_by else ''}{hint}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:  # bad YAML, or bytes that are no text
+        raise ConfigError(f"{path}: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: a config is a mapping of keys to values")
+    return values
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+# --- the schema ---
+
+
+def _schema_fields(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(section).items():
+        if is_dataclass(hint):
+            yield from _schema_fields(hint, f"{prefix}{name}.")
+        elif name != "args":
+            yield f"{prefix}{name}", hint
+
+
+def _expect_known_keys(layer: Layer) -> None:
+    _expect_known(layer.values, Config, "", layer.origin)
+
+
+def _expect_known(values: dict[str, Any], section: type, prefix: str, origin: Origin) -> None:
+    hints = get_type_hints(section)
+    for key, value in list(values.items()):
+        path = f"{prefix}{key}"
+        if key == "args" or key not in hints:
+            if "args" in hints and key != "args":
+                continue
+            raise ConfigError(f"{path}: no such key ({origin.name}){did_you_mean(path, keys(), list(hints))}")
+        if is_dataclass(hints[key]):
+            if value is None:
+                del values[key]  # a heading with nothing under it
+            elif isinstance(value, dict):
+                _expect_known(value, hints[key], f"{path}.", origin)
+            else:
+                raise ConfigError(f"{path}: is a section, with keys of its own; got {value!r} ({origin.name})")
+
+
+def did_you_mean(path: str, known: Sequence[str], siblings: Sequence[str] = ()) -> str:
+    """'; did you mean ...?' with the nearest of `known`, or nothing."""
+    parent, _, last = path.rpartition(".")
+    near = get_close_matches(last, [name for name in siblings if name != "args"], n=1)
+    found = f"{parent}.{near[0]}".lstrip(".") if near else None
+    if found is None:
+        same = [key for key in known if key.rpartition(".")[2] == last]
+        close = get_close_matches(path, known, n=1) or get_close_matches(last, [key.rpartition(".")[2] for key in known], n=1)
+        found = (same or [key for key in known if close and (key == close[0] or key.endswith(f".{close[0]}"))] or [None])[0]
+    return f"; did you mean {found}?" if found else ""
+
+
+def _build(section: type, values: dict[str, Any], prefix: str, origins: dict[str, Origin]) -> Any:
+    hints = get_type_hints(section)
+    built: dict[str, Any] = {}
+    for spec in fields(section):
+        if section is LoadedConfig and spec.name in ("origins", "notes"):
+            continue
+        path, hint = f"{prefix}{spec.name}", hints[spec.name]
+        if spec.name == "args":
+            built["args"] = {key: value for key, value in values.items() if key not in hints}
+        elif is_dataclass(hint):
+            built[spec.name] = _build(hint, values[spec.name], f"{path}.", origins)
+        else:
+            value = values[spec.name]
+            if value == GIVEN_LATER:
+                raise ConfigError(f"{path}: must be given")
+            problem = mismatch(value, hint) or _out_of_range(value, spec.metadata)
+            if problem:
+                raise ConfigError(f"{path}: {problem}{_of(origins.get(path))}")
+            built[spec.name] = _as_float(value, hint)
+    return section(**built)
+
+
+def mismatch(value: Any, hint: Any) -> str | None:
+    """What is wrong with `value` as a `hint`; None if nothing is. Numbers are not strings and true is not 1."""
+    if _fits(value, hint):
+        return None
+    return f"expected {_describe(hint)}, got {yaml12.dump(value).removesuffix('...').strip() if _plain_value(value) else value!r}".replace(
+        "\n", " "
+    )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in get_args(hint))
+    if origin in (list, tuple, Sequence):
+        of = get_args(hint)[0] if get_args(hint) else Any
+        return isinstance(value, (list, tuple)) and all(_fits(item, of) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint if isinstance(hint, type) else object)
+
+
+def _as_float(value: Any, hint: Any) -> Any:
+    """An int that stands where a float is meant, as a float."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
+        return float(value)
+    if isinstance(value, list) and get_origin(hint) is list:
+        return [_as_float(item, get_args(hint)[0]) for item in value]
+    return value
+
+
+def _describe(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        said = [_describe(option) for option in get_args(hint)]
+        return " or ".join(option for option in said if not option.startswith("<"))  # a Tensor can't stand in a YAML
+    if origin is Literal:
+        return " or ".join(str(option) for option in get_args(hint))
+    if origin in (list, tuple, Sequence):
+        return f"a list of {_describe(get_args(hint)[0])}s".replace("a list of a ", "a list of ").replace("of an ", "of ")
+    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(hint, str(hint))
+
+
+def _out_of_range(value: Any, bounds: Mapping[str, float]) -> str | None:
+    if value is None:
+        return None
+    said = {"above": "above", "from": "at least", "below": "below", "to": "at most"}
+    holds = {
+        "above": lambda v, b: v > b,
+        "from": lambda v, b: v >= b,
+        "below": lambda v, b: v < b,
+        "to": lambda v, b: v <= b,
+    }
+    for kind, bound in bounds.items():
+        if not holds[kind](value, bound):
+            return f"must be {said[kind]} {bound}, got {value}"
+    return None
+
+
+def _plain_value(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, list, dict))
+
+
+def _plain(value: Any, section: type) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for spec in fields(section):
+        item = getattr(value, spec.name)
+        if spec.name == "args":
+            plain.update(item)
+        else:
+            plain[spec.name] = _plain(item, type(item)) if is_dataclass(item) else item
+    return plain
+
+
+def _of(origin: Origin | None) -> str:
+    return f" ({origin.name})" if origin else ""
+
+
+# --- keys that belong together ---
+
+
+def _settle_length(config: LoadedConfig) -> None:
+    """Where two keys say how long the run is, the one of the higher origin wins."""
+    train = config.train
+    steps, epochs = config.origin("train.n_steps"), config.origin("train.n_epochs")
+    if train.n_steps is None and train.n_epochs is None:
+        raise ConfigError("train.n_steps or train.n_epochs: one of the two must be given")
+    if train.n_steps is not None and train.n_epochs is not None:
+        if steps.rank == epochs.rank:
+            raise ConfigError(
+                f"train.n_steps {train.n_steps} and train.n_epochs {train.n_epochs} both say how long the run is; "
+                f"give one of them ({steps.name}, {epochs.name})"
+            )
+        wins, loses = ("n_steps", "n_epochs") if steps.rank > epochs.rank else ("n_epochs", "n_steps")
+        config.notes.append(
+            f"train.{wins} {getattr(train, wins)} ({max(steps, epochs, key=lambda o: o.rank).name}) sets the run's length; "
+            f"train.{loses} {getattr(train, loses)} ({min(steps, epochs, key=lambda o: o.rank).name}) is left out"
+        )
+        setattr(train, loses, None)
+    if train.n_epochs is not None:
+        for key in ("print_freq", "save_freq", "eval_freq"):  # a run counted in epochs reports by epochs
+            origin = config.origin(f"train.{key}")
+            if getattr(train, key) is not None and origin.rank < epochs.rank:
+                config.notes.append(
+                    f"train.{key} {getattr(train, key)} ({origin.name}) becomes once per epoch, as the run is counted in epochs"
+                )
+                setattr(train, key, None)
+    _settle_t_max(config, epochs if train.n_epochs is not None else steps)
+
+
+def _settle_t_max(config: LoadedConfig, length: Origin) -> None:
+    train, origin = config.train, config.origin("train.sched.t_max")
+    t_max = train.sched.t_max
+    if t_max is None or train.sched.type != "CosineAnnealingLR" or t_max == train.n_steps:
+        return
+    said = f"train.n_steps {train.n_steps}" if train.n_steps is not None else f"train.n_epochs {train.n_epochs}"
+    if origin.rank < length.rank:
+        config.notes.append(
+            f"{said} ({length.name}) sets the run's length; train.sched.t_max {t_max} ({origin.name}) is left out and follows it"
+        )
+        train.sched.t_max = None
+    elif origin.rank == length.rank and train.n_steps is not None:
+        raise ConfigError(
+            f"train.sched.t_max {t_max} contradicts {said} ({origin.name}, {length.name}); "
+            "leave t_max out, or null, to follow the run's length"
+        )
+    elif train.n_steps is not None:
+        config.notes.append(
+            f"warning: train.sched.t_max {t_max} ({origin.name}) differs from the run's {train.n_steps} steps; it is kept"
+        )
+
+
+SCHEDULE_KEYS = {
+    "CosineAnnealingLR": {"t_max", "eta_min"},
+    "MultiStepLR": {"milestones", "gamma"},
+    "StepLR": {"step_size", "gamma"},
+}
+
+
+def _check_together(config: LoadedConfig) -> None:
+    """Values that are each possible, but not with each other."""
+    sched, train = config.train.sched, config.train
+    if sched.type == "MultiStepLR" and not sched.milestones:
+        raise ConfigError("train.sched.milestones: must be given for train.sched.type MultiStepLR")
+    if sched.type == "StepLR" and sched.step_size is None:
+        raise ConfigError("train.sched.step_size: must be given for train.sched.type StepLR")
+    if any(a >= b for a, b in zip(sched.milestones, sched.milestones[1:], strict=False)) or min(sched.milestones, default=1) < 1:
+        raise ConfigError(
+            f"train.sched.milestones: must rise, from 1 on; got {sched.milestones}{_of(config.origins.get('train.sched.milestones'))}"
+        )
+    if sched.warmup_steps and sched.warmup_epochs:
+        raise ConfigError("train.sched.warmup_steps and train.sched.warmup_epochs say the same thing; give one of them")
+    if len(config.augment.scale) != 2 or not 0 < config.augment.scale[0] <= config.augment.scale[1] <= 1:
+        raise ConfigError(f"augment.scale: two numbers, 0 < low <= high <= 1; got {config.augment.scale}")
+    for kind, names in SCHEDULE_KEYS.items():
+        for name in names - SCHEDULE_KEYS.get(sched.type, set()):
+            origin = config.origins.get(f"train.sched.{name}")
+            if origin and getattr(sched, name) not in (None, [], _default(sched, name)):
+                config.notes.append(
+                    f"warning: train.sched.{name} ({origin.name}) has no effect with {sched.type}; it is for {kind}"
+                )
+    optim, lr = config.origin("train.optim.type"), config.origin("train.optim.lr")
+    if optim.rank > lr.rank and train.optim.type.lower() != "sgd":
+        config.notes.append(
+            f"warning: train.optim.lr {train.optim.lr:g} ({lr.name}) was not chosen for {train.optim.type} ({optim.name}); "
+            "--train.optim.lr sets it"
+        )
+
+
+def _default(section: Any, name: str) -> Any:
+    spec = next(spec for spec in fields(section) if spec.name == name)
+    return spec.default if spec.default is not MISSING else spec.default_factory()

@@ -1,0 +1,89 @@
+"""Where a run was trained: the devices, and what is written down of them."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from engine.errors import ConfigError
+from engine.schema import Config
+
+PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "safetensors", "omegaconf")
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The devices that the launcher gave, in the config's precision or else the launcher's."""
+    if config.train.num_threads is not None:
+        torch.set_num_threads(config.train.num_threads)
+    precision = config.train.precision or _launcher_precision()
+    has_device = torch.accelerator.is_available()
+    if precision == "fp16" and not has_device:
+        raise ConfigError("train.precision fp16 needs a GPU, and there is none; bf16 and fp32 run on a CPU")
+    AcceleratorState._reset_state()  # a second training in one process may ask for another precision
+    # Without cpu=True, ranks on a machine with no GPU would each train on their own.
+    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not has_device)
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        raise ConfigError(
+            f"the launcher announces {expected} processes, and {accelerator.num_processes} found each other; start them with torchrun"
+        )
+    if config.train.batch_size % accelerator.num_processes:
+        raise ConfigError(f"train.batch_size {config.train.batch_size} doesn't divide by the {accelerator.num_processes} ranks")
+    return accelerator
+
+
+def _launcher_precision() -> str:
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return "fp32" if launched == "no" else launched
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    return {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+
+
+def describe(accelerator: Accelerator) -> dict[str, Any]:
+    return {
+        "command": [sys.executable, *sys.argv],
+        "device": device_name(accelerator.device),
+        "world_size": accelerator.num_processes,
+        "precision": precision_of(accelerator),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {os.cpu_count()} cores" if device.type == "cpu" else device.type
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the code, with a + behind it if files were changed since."""
+    root = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")

@@ -1,0 +1,154 @@
+"""What happens beside the updates: lines, metrics, pictures and checkpoints."""
+
+import logging
+import math
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from engine.builder import Run
+from engine.checkpoint import Checkpoint, Checkpoints
+from engine.errors import RunError
+from engine.run_folder import RunFolder
+from engine.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Rank 0 writes; every rank calls, since sums over ranks are taken here."""
+
+    def __init__(self, run: Run, folder: RunFolder, checkpoints: Checkpoints) -> None:
+        self.run, self.folder, self.checkpoints = run, folder, checkpoints
+        self.accelerator: Accelerator = run.accelerator
+        self.tracker = Tracker(folder, run.state.step, run.state.metrics_bytes) if self.accelerator.is_main_process else None
+        self.images = self.seconds = 0.0  # trained in this session, and the time that this took
+        self._begin_window()
+        self._last_tick = perf_counter()
+
+    def _begin_window(self) -> None:
+        self._window_begin, self._window_step = perf_counter(), self.run.state.step
+
+    def progress_bar(self, first: int, last: int) -> tqdm:
+        visible = self.accelerator.is_main_process and sys.stderr.isatty()
+        return tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, leave=False, disable=not visible)
+
+    def show_batch(self, batch: Any) -> None:
+        """The first images as the model sees them."""
+        if self.tracker is not None:
+            from torchvision.utils import make_grid
+
+            images = self.run.train_loader.normalise.undo(batch[0][:64]).cpu()
+            self.tracker.images("train/images", make_grid(images, nrow=8, padding=1), step=0)
+        self._begin_window()
+
+    def training_metrics(self) -> dict[str, float]:
+        """What was summed up since the last line, over all ranks; the sums begin anew."""
+        state = self.run.state
+        grad_norm = state.window.pop("grad_norm")
+        names = sorted(state.window)
+        sums = torch.stack([state.window[name].to(self.accelerator.device) for name in names])
+        sums = dict(zip(names, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+        state.window.clear()
+        weight = sums.pop("weight")
+
+        images = (state.step - self._window_step) * self.run.batch_size
+        seconds = perf_counter() - self._window_begin
+        self.images, self.seconds = self.images + images, self.seconds + seconds
+        metrics = {f"train/{name}": value / weight for name, value in sums.items()}
+        metrics["train/lr"] = self.run.state.optimizer.param_groups[0]["lr"]
+        metrics["train/grad_norm"] = float(grad_norm)
+        metrics["train/images_per_sec"] = round(images / seconds, 1)
+        return metrics
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """One line everywhere; a loss that is no number ends the run."""
+        state = self.run.state
+        self._tick()
+        if self.tracker is not None:
+            times = {"epoch": round(state.step / self.run.steps_per_epoch, 4), "elapsed": round(state.elapsed, 3)}
+            state.metrics_bytes = self.tracker.record(state.step, times | metrics)
+            log.info("%s", self._line(metrics))
+        for name, value in metrics.items():
+            if name.endswith("/loss") and not math.isfinite(value):
+                raise self._diverged(f"{name} is {value}")
+        self._begin_window()
+
+    def save(self) -> None:
+        """Commit a checkpoint of this step. One that would hold a NaN is not written."""
+        state = self.run.state
+        if not all(bool(torch.isfinite(t).all()) for t in state.model.state_dict().values() if t.is_floating_point()):
+            raise self._diverged("a weight is no finite number")
+        self._tick()
+        windows = self._windows_of_all_ranks()
+        if self.accelerator.is_main_process:
+            self.tracker.flush()
+            try:
+                self.checkpoints.save(state.step, state.model.state_dict(), state.state_dict(windows), state.best_step)
+            except OSError as error:
+                log.warning("step %d could not be saved (%s); training goes on", state.step, error)
+        self._begin_window_after_pause()
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def _begin_window_after_pause(self) -> None:
+        """The time of a save is no training time."""
+        self._window_begin += perf_counter() - self._last_tick
+
+    def _tick(self) -> None:
+        now = perf_counter()
+        self.run.state.elapsed += now - self._last_tick
+        self._last_tick = now
+
+    def _windows_of_all_ranks(self) -> dict[str, Tensor]:
+        window = self.run.state.window
+        names = sorted(name for name in window if name != "grad_norm")
+        if not names:
+            return {}
+        own = torch.stack([window[name].to(self.accelerator.device) for name in names]).unsqueeze(0)
+        every = self.accelerator.gather(own).cpu()
+        return {name: every[:, i].clone() for i, name in enumerate(names)}
+
+    def _diverged(self, why: str) -> RunError:
+        last = self.folder.path / "ckpt" / "latest"
+        good = f"the last good checkpoint is {last.resolve()}" if last.exists() else "there is no checkpoint yet"
+        return RunError(
+            f"the training diverged at step {self.run.state.step}: {why}; {good}. A lower train.optim.lr or a warm-up may help"
+        )
+
+    def _line(self, metrics: dict[str, float]) -> str:
+        state, run = self.run.state, self.run
+        n_epochs = run.n_steps / run.steps_per_epoch
+        words = [f"epoch {state.step / run.steps_per_epoch:.4g}/{n_epochs:.4g}", f"step {state.step}/{run.n_steps}"]
+        for part in dict.fromkeys(name.partition("/")[0] for name in metrics):
+            own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{part}/")}
+            words.append(" ".join([part, *(_say(name, value) for name, value in own.items() if name in SHOWN)]))
+        if "train/images_per_sec" in metrics:
+            words.append(f"{metrics['train/images_per_sec']:.0f} images/s")
+        if state.best_step == state.step and any(name.startswith("valid/") for name in metrics):
+            words.append("best")
+        return " | ".join(words)
+
+
+SHOWN = ("loss", "acc@1", "acc@5", "lr", "grad_norm")
+
+
+def _say(name: str, value: float) -> str:
+    return f"{name} {100 * value:.2f} %" if name.startswith("acc") else f"{name} {value:.4g}"
+
+
+def restore(run: Run, checkpoint: Checkpoint, path: Path) -> None:
+    """Put a verified checkpoint into the run."""
+    try:
+        run.state.model.load_state_dict(checkpoint.weights)
+        run.state.load_state_dict(checkpoint.train_state, run.accelerator.process_index, run.accelerator.num_processes)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RunError(f"{path} doesn't fit the config: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,60 @@
+"""All that a run must remember. The learning rate, the position in the data and all randomness follow from `step`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+COUNTERS = ("step", "best_step", "best_metrics", "last_metrics", "elapsed", "metrics_bytes")
+
+
+@dataclass
+class TrainState:
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler | None = None
+    step: int = 0  # updates done
+    best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation whose monitored metric is the highest
+    last_metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    elapsed: float = 0.0  # seconds since the run began, without the time between its sessions
+    metrics_bytes: int = 0  # length of metrics.jsonl
+    window: dict[str, Tensor] = field(default_factory=dict)  # sums since the last log line, on this rank
+
+    def add_to_window(self, sums: dict[str, Tensor | float]) -> None:
+        """Sums stay on the device, in double precision where the device has it."""
+        for name, value in sums.items():
+            if isinstance(value, Tensor):
+                value = value.detach()
+                value = value.double() if value.device.type != "mps" else value.float()
+            self.window[name] = self.window[name] + value if name in self.window else torch.as_tensor(value, dtype=torch.float64)
+
+    def note_evaluation(self, metrics: dict[str, float], monitor: str) -> bool:
+        """Remember an evaluation; true if it is the best so far."""
+        self.last_metrics = metrics
+        is_best = not self.best_metrics or metrics[monitor] > self.best_metrics[monitor]
+        if is_best:
+            self.best_step, self.best_metrics = self.step, metrics
+        return is_best
+
+    def counters(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COUNTERS}
+
+    def state_dict(self, windows: dict[str, Tensor]) -> dict[str, Any]:
+        """Everything but the weights; `windows` holds the sums of every rank."""
+        scaler = self.scaler.state_dict() if self.scaler is not None else None
+        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "windows": windows, **self.counters()}
+
+    def load_state_dict(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scaler is not None and saved["scaler"] is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+        for name in COUNTERS:
+            setattr(self, name, saved[name])
+        for name, sums in saved["windows"].items():
+            if len(sums) == world_size:
+                self.window[name] = sums[rank].clone()
+            else:  # another number of ranks: the first takes all that was summed up
+                self.window[name] = sums.sum() if rank == 0 else torch.zeros((), dtype=sums.dtype)

@@ -1,0 +1,111 @@
+"""YAML as its version 1.2 has it, and no more of it than a config needs.
+
+PyYAML reads version 1.1, where `1e-4` is a string, `010` is 8, `on` is true and `12:30` is 750. Here scalars follow the core
+schema of 1.2; a key given twice, a tag that would build a Python object, and anchors that multiply are errors.
+"""
+
+import re
+from typing import Any
+
+import yaml
+
+MAX_NODES = 100_000  # with every alias written out; a config has hundreds
+MAX_DEPTH = 50
+
+SCALARS = (  # tag, pattern, first characters
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("merge", r"<<", "<"),
+)
+
+
+class Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a plain word", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        base = {"0o": 8, "0x": 16}.get(node.value[:2], 10)
+        return int(node.value, base)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes every string that version 1.1 or 1.2 would read as something else."""
+
+    yaml_implicit_resolvers = {first: list(found) for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        return super().increase_indent(flow, indentless=False)
+
+
+for _tag, _pattern, _first in SCALARS:
+    for _kind in (Loader, Dumper):
+        first = ["" if c == "\0" else c for c in _first]
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), first)
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_int)
+Dumper.add_representer(tuple, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
+Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
+
+
+def parse(text: str) -> Any:
+    """The value of a YAML document; ValueError, in one line, for what is not one."""
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {}, depth=0)
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(_one_line(error)) from error
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    finally:
+        loader.dispose()
+
+
+def dump(value: Any) -> str:
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _measure(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
+    """The number of nodes that `node` stands for, aliases written out."""
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deep")
+    if id(node) in known:
+        if known[id(node)] is None:
+            raise ValueError("an anchor contains itself")
+        return known[id(node)]
+    known[id(node)] = None
+    if isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    else:
+        children = node.value if isinstance(node, yaml.SequenceNode) else []
+    size = 1 + sum(_measure(child, known, depth + 1) for child in children)
+    if size > MAX_NODES:
+        raise ValueError("its anchors multiply to more than a config can hold")
+    known[id(node)] = size
+    return size
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else problem
