@@ -1,12 +1,11 @@
 #!/usr/bin/env python
 """Train an image backbone as a YAML says."""
 
-import os
 import sys
 from collections.abc import Sequence
 
-from engine import ConfigError, RunError, load_config, train
-from engine.command_line import Parser
+from engine import check, load_config, train
+from engine.command_line import Parser, run_tool
 from engine.config import to_yaml
 from engine.run_folder import find_resumption
 
@@ -40,23 +39,15 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        args, overrides = parser().parse_with_overrides(argv)
-        resumption = find_resumption(args.resume, args.exp_dir)
-        config = load_config(resumption.run_dir / "config.yaml" if resumption else args.config, overrides)
-        if args.print_config:
-            from engine.builder import check
-
-            check(config)
-            print(to_yaml(config), end="")
-            return 0
-        return train(config, exp_dir=args.exp_dir, resume=args.resume, dry_run=args.dry_run).exit_code
-    except (ConfigError, RunError) as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0" or isinstance(error, RunError):
-            print(f"error{f' on rank {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
-        return error.exit_code
+    args, overrides = parser().parse_with_overrides(argv)
+    resumption = find_resumption(args.resume, args.exp_dir)
+    config = load_config(resumption.run_dir / "config.yaml" if resumption else args.config, overrides)
+    if args.print_config:
+        check(config)
+        print(to_yaml(config), end="")
+        return 0
+    return train(config, exp_dir=args.exp_dir, resume=args.resume, dry_run=args.dry_run).exit_code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main))

@@ -10,13 +10,24 @@ from engine.config import load_config
 from engine.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
+    from engine.config import LoadedConfig
     from engine.session import Result
 
-__all__ = ["ConfigError", "RunError", "load_config", "train"]
+__all__ = ["ConfigError", "RunError", "check", "load_config", "train"]
 
 
-def train(config: "Any", **options: Any) -> "Result":
+# Both import torch only when they are called: reading a config, and --help, do without it.
+
+
+def check(config: "LoadedConfig") -> None:
+    """Raise ConfigError for what can be known to be wrong before data is looked for; see engine.builder.check."""
+    from engine.builder import check
+
+    check(config)
+
+
+def train(config: "LoadedConfig", **options: Any) -> "Result":
     """Train as `config` says; see engine.session.train for the options."""
-    from engine.session import train as train_now  # here, so that reading a config doesn't import torch
+    from engine.session import train
 
-    return train_now(config, **options)
+    return train(config, **options)

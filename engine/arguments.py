@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from engine.config import LoadedConfig, mismatch
+from engine.config import LoadedConfig, keys, mismatch
 from engine.errors import ConfigError
 
 
@@ -19,6 +19,7 @@ def check_arguments(
         said = f" ({origin.name})" if origin else ""
         if parameter is None or name in set_by_engine:
             takes = [known for known in signature.parameters if known not in set_by_engine]
+            takes += [key.removeprefix(f"{section}.") for key in keys() if key.startswith(f"{section}.")]
             hint = nearest(name, takes, f"{section}.") or (f"; it takes {', '.join(takes)}" if takes else "")
             raise ConfigError(f"{section}.{name}: no such argument{said}{hint}")
         if parameter.annotation is not inspect.Parameter.empty and not isinstance(parameter.annotation, str):

@@ -168,7 +168,7 @@ def new_model(config: LoadedConfig, n_classes: int, in_channels: int, img_size: 
 
 
 def make_task(config: LoadedConfig, data: Data) -> Task:
-    return Classification(data.classes)
+    return Classification(data.classes, config.train.aux_weight)
 
 
 def load_data(config: LoadedConfig, accelerator: Accelerator) -> Data:

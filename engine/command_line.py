@@ -1,13 +1,14 @@
 """Command-line options: a few of the program's own, and every key of the config."""
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from engine import yaml12
-from engine.errors import ConfigError
+from engine.errors import ConfigError, RunError
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +40,17 @@ class Parser(argparse.ArgumentParser):
                 override_tokens.append(argv.pop(0))
         overrides = parse_overrides(override_tokens, own)
         return self.parse_args(own_tokens), overrides
+
+
+def run_tool(main: Callable[[], int]) -> int:
+    """Run a program's main; a mistake of its user becomes one line on stderr and an exit code, a bug keeps its traceback."""
+    rank = os.environ.get("RANK", "0")
+    try:
+        return main()
+    except (ConfigError, RunError) as error:
+        if rank == "0" or isinstance(error, RunError):  # every rank finds the same mistake in a config
+            print(f"error{f' on rank {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 def parse_overrides(tokens: Sequence[str], own: Sequence[str] | set[str] = ()) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -15,12 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine import yaml12
 from engine.errors import ConfigError
-from engine.schema import Config
+from engine.schema import REQUIRED, Config
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "lenet_digits.yaml"
 MAX_BYTES = 1_000_000
 COMMAND_LINE = 1_000_000  # its rank, above that of any file
-GIVEN_LATER = "???"  # marks a key that has no default
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,9 @@ def _build(section: type, values: dict[str, Any], prefix: str, origins: dict[str
             built[spec.name] = _build(hint, values[spec.name], f"{path}.", origins)
         else:
             value = values[spec.name]
-            if value == GIVEN_LATER:
+            if value == REQUIRED:
                 raise ConfigError(f"{path}: must be given")
-            problem = mismatch(value, hint) or _out_of_range(value, spec.metadata)
+            problem = mismatch(value, hint) or _out_of_range(value, spec.metadata["bounds"])
             if problem:
                 raise ConfigError(f"{path}: {problem}{_of(origins.get(path))}")
             built[spec.name] = _as_float(value, hint)
@@ -227,9 +227,7 @@ def mismatch(value: Any, hint: Any) -> str | None:
     """What is wrong with `value` as a `hint`; None if nothing is. Numbers are not strings and true is not 1."""
     if _fits(value, hint):
         return None
-    return f"expected {_describe(hint)}, got {yaml12.dump(value).removesuffix('...').strip() if _plain_value(value) else value!r}".replace(
-        "\n", " "
-    )
+    return f"expected {_describe(hint)}, got {_as_written(value)}"
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -278,21 +276,17 @@ def _describe(hint: Any) -> str:
 def _out_of_range(value: Any, bounds: Mapping[str, float]) -> str | None:
     if value is None:
         return None
-    said = {"above": "above", "from": "at least", "below": "below", "to": "at most"}
-    holds = {
-        "above": lambda v, b: v > b,
-        "from": lambda v, b: v >= b,
-        "below": lambda v, b: v < b,
-        "to": lambda v, b: v <= b,
-    }
+    tests = {"above": ("above", gt), "least": ("at least", ge), "below": ("below", lt), "most": ("at most", le)}
     for kind, bound in bounds.items():
-        if not holds[kind](value, bound):
-            return f"must be {said[kind]} {bound}, got {value}"
+        words, holds = tests[kind]
+        if not holds(value, bound):
+            return f"must be {words} {bound}, got {value}"
     return None
 
 
-def _plain_value(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str, list, dict))
+def _as_written(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else repr(value)
 
 
 def _plain(value: Any, section: type) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class Journal:
         words = [f"epoch {state.step / run.steps_per_epoch:.4g}/{n_epochs:.4g}", f"step {state.step}/{run.n_steps}"]
         for part in dict.fromkeys(name.partition("/")[0] for name in metrics):
             own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{part}/")}
-            words.append(" ".join([part, *(_say(name, value) for name, value in own.items() if name in SHOWN)]))
+            words.append(" ".join([part, *(_say(name, own[name]) for name in SHOWN if name in own)]))
         if "train/images_per_sec" in metrics:
             words.append(f"{metrics['train/images_per_sec']:.0f} images/s")
         if state.best_step == state.step and any(name.startswith("valid/") for name in metrics):

@@ -4,27 +4,25 @@ What fvcore calls a flop is one multiply-add. It doesn't count fused attention b
 """
 
 import logging
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-# Operations that move, pool or activate: by custom they count nothing, as the additions of a residual connection.
-FREE = {
-    f"aten::{name}"
-    for name in ["add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "neg", "abs", "pow", "sqrt", "exp", "sigmoid", "sigmoid_", "tanh", "silu", "silu_", "gelu", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "relu6", "clamp", "clamp_", "clamp_min", "mean", "sum", "cumsum", "max", "amax", "max_pool2d", "avg_pool2d", "softmax", "log_softmax", "dropout", "dropout_", "feature_dropout", "drop_path", "clone", "repeat", "expand", "expand_as", "pad", "constant_pad_nd", "reflection_pad2d", "roll", "fill_", "zero_", "topk", "sort", "gather", "index", "index_select", "index_put_", "where", "eq", "ne", "lt", "gt", "le", "ge", "any", "all", "logical_and", "logical_not", "bitwise_not", "floor_divide", "remainder", "arange", "linspace", "zeros", "ones", "empty", "full", "new_zeros", "new_ones", "zeros_like", "ones_like", "meshgrid", "stack", "sin", "cos", "rsqrt", "square", "unflatten", "im2col", "unfold", "fmod", "minimum", "maximum"]
-}
+with warnings.catch_warnings():  # fvcore uses torch.jit.script, which is on its way out
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
 
 
 @dataclass(frozen=True)
 class Count:
     params: int
     macs: int
-    stages: dict[str, tuple[int, int]]  # module -> parameters, MACs; the model's children, and theirs where a child is a sequence
-    unsupported: dict[str, int]  # operation -> how often; neither counted nor known to be free
+    stages: dict[str, tuple[int, int]]  # each child of the model -> its parameters, its MACs
+    not_counted: dict[str, int]  # operation -> how often; additions, activations, poolings: no multiply-adds by custom
 
 
 def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
@@ -36,7 +34,7 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
     level = fvcore_log.level
     fvcore_log.setLevel(logging.ERROR)
     try:
-        macs, by_module, unsupported = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
+        macs, by_module, not_counted = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
     finally:
         fvcore_log.setLevel(level)
         model.train(was_training)
@@ -49,7 +47,7 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
         params=sum(p.numel() for p in model.parameters()),
         macs=int(macs),
         stages=stages,
-        unsupported={name: n for name, n in unsupported.items() if name not in FREE},
+        not_counted={name.removeprefix("aten::"): n for name, n in sorted(not_counted.items())},
     )
 
 

@@ -1,117 +1,116 @@
 """Every key of a config: its type, its default, its meaning.
 
-The comment behind a key is its documentation. A section with a field `args` is open: keys that the section doesn't name are arguments of
-the thing that it builds (a model, an optimizer, a data set) and are checked against its signature.
+A section with a field `args` is open: keys that it doesn't name are arguments of the thing that it builds (a model, an optimizer, a data
+set), and are checked against its signature.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Positive = {"above": 0}
-NotNegative = {"from": 0}
-OneOrMore = {"from": 1}
+REQUIRED = "???"  # stands where there is no default
+
+
+def key(default: Any, meaning: str, **bounds: float) -> Any:
+    """A key with its meaning and its bounds: above and below exclude the bound, least and most include it."""
+    metadata = {"meaning": meaning, "bounds": bounds}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def further(meaning: str) -> Any:
+    return field(default_factory=dict, metadata={"meaning": meaning, "bounds": {}})
 
 
 @dataclass
 class DataConfig:
-    name: str = "???"  # the data set: digits, MNIST, FashionMNIST, CIFAR-10, CIFAR-100, imagefolder, ImageNet; case and dashes do not matter
-    dataroot: str | None = None  # the folder that holds its files; null: ~/data/<name>
-    img_size: int | None = field(default=None, metadata=OneOrMore)  # what the model sees; null: the data set's own size
-    n_classes: int | None = field(default=None, metadata=OneOrMore)  # null: what the data says; a contradiction is an error
-    verify: bool = True  # check the files' published checksums; false reads any set in the same format
-    download: bool = True  # fetch what is missing, where the set is published for download
-    valid_ratio: float | None = field(
-        default=None, metadata={"above": 0, "below": 1}
-    )  # this part of the training split is kept for validation; null: validate on the test split
-    args: dict[str, Any] = field(default_factory=dict)  # further options of the data set
+    name: str = key(REQUIRED, "the data set, such as CIFAR-10; case and dashes do not matter")
+    dataroot: str | None = key(None, "the folder of its files; null: ~/data/<name>")
+    img_size: int | None = key(None, "height and width of what the model sees; null: the data set's own", least=1)
+    n_classes: int | None = key(None, "null: what the data says; a contradiction is an error", least=1)
+    verify: bool = key(True, "check the files' published checksums; false reads any set in the same format")
+    download: bool = key(True, "fetch what is missing, where the set is published for download")
+    valid_ratio: float | None = key(
+        None, "this part of the training split is kept for validation; null: validate on the test split", above=0, below=1
+    )
+    args: dict[str, Any] = further("options of the data set")
 
 
 @dataclass
 class AugmentConfig:
-    enabled: bool = True  # false: training images are prepared like evaluation images
-    crop_padding: int | None = field(
-        default=None, metadata=NotNegative
-    )  # random crop of the image padded by so many pixels (in-memory sets); null: the data set's own
-    padding_mode: Literal["constant", "reflect"] = "constant"  # what the padding is filled with: black, or the mirrored image
-    hflip: bool | None = None  # mirror half of the images; null: the data set's own
-    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # area of the random resized crop (image folders)
-    crop_pct: float = field(
-        default=0.875, metadata={"above": 0, "to": 1}
-    )  # part of the resized image that evaluation sees (image folders)
+    enabled: bool = key(True, "false: training images are prepared like evaluation images")
+    crop_padding: int | None = key(
+        None, "in-memory sets: random crop of the image padded by so many pixels; null: the data set's own", least=0
+    )
+    padding_mode: Literal["constant", "reflect"] = key("constant", "what the padding holds: black, or the mirrored image")
+    hflip: bool | None = key(None, "mirror half of the images; null: the data set's own")
+    scale: list[float] = key([0.08, 1.0], "image folders: area of the random resized crop, as parts of the image")
+    crop_pct: float = key(0.875, "image folders: the part of the resized image that evaluation sees", above=0, most=1)
 
 
 @dataclass
 class DataloaderConfig:
-    num_workers: int = field(
-        default=4, metadata=NotNegative
-    )  # processes that decode images on each device; sets held in memory need none
-    pin_memory: bool = True  # page-locked batches, copied faster to a GPU
-    prefetch_factor: int = field(default=2, metadata=OneOrMore)  # batches that each worker prepares ahead
+    num_workers: int = key(4, "processes that decode images, for each device; sets held in memory need none", least=0)
+    pin_memory: bool = key(True, "page-locked batches, copied faster to a GPU")
+    prefetch_factor: int = key(2, "batches that each worker prepares ahead", least=1)
 
 
 @dataclass
 class ModelConfig:
-    name: str = "???"  # a name that tools/count_macs.py --list prints, or timm/<any timm model>
-    pretrained: str | bool = False  # a file of weights; true: the published ones
-    args: dict[str, Any] = field(default_factory=dict)  # arguments of the model's constructor, such as first_block
+    name: str = key(REQUIRED, "a name that `tools/count_macs.py --list` prints, or timm/<any timm model>")
+    pretrained: str | bool = key(False, "a file of weights to start from; true: the published ones")
+    args: dict[str, Any] = further("arguments of the model's constructor, such as first_block")
 
 
 @dataclass
 class OptimConfig:
-    type: str = "SGD"  # a class of torch.optim, or any optimizer of timm
-    lr: float = field(default=0.1, metadata=Positive)
-    weight_decay: float = field(default=0.0005, metadata=NotNegative)
-    momentum: float = field(default=0.9, metadata=NotNegative)  # for optimizers that have it
-    args: dict[str, Any] = field(default_factory=dict)  # further arguments of the optimizer's constructor
+    type: str = key("SGD", "a class of torch.optim, or any optimizer of timm")
+    lr: float = key(0.1, "learning rate", above=0)
+    weight_decay: float = key(0.0005, "pull of the weights towards zero", least=0)
+    momentum: float = key(0.9, "for optimizers that have it", least=0)
+    args: dict[str, Any] = further("arguments of the optimizer's constructor, such as betas")
 
 
 @dataclass
 class SchedConfig:
-    type: Literal["CosineAnnealingLR", "MultiStepLR", "StepLR", "constant"] = "CosineAnnealingLR"
-    t_max: int | None = field(
-        default=None, metadata=OneOrMore
-    )  # updates until the cosine reaches eta_min; null: the run's length
-    eta_min: float = field(default=0.0, metadata=NotNegative)  # the cosine's last learning rate
-    milestones: list[int] = field(default_factory=list)  # MultiStepLR: the updates after which lr is multiplied by gamma
-    step_size: int | None = field(default=None, metadata=OneOrMore)  # StepLR: every so many updates lr is multiplied by gamma
-    gamma: float = field(default=0.1, metadata=Positive)
-    warmup_steps: int = field(
-        default=0, metadata=NotNegative
-    )  # updates in which lr rises linearly from warmup_lr, before the schedule
-    warmup_epochs: float = field(default=0.0, metadata=NotNegative)  # the same in epochs
-    warmup_lr: float = field(default=0.0, metadata=NotNegative)
+    type: Literal["CosineAnnealingLR", "MultiStepLR", "StepLR", "constant"] = key("CosineAnnealingLR", "how lr changes")
+    t_max: int | None = key(None, "CosineAnnealingLR: updates until eta_min is reached; null: the run's length", least=1)
+    eta_min: float = key(0.0, "CosineAnnealingLR: the last learning rate", least=0)
+    milestones: list[int] = key([], "MultiStepLR: the updates after which lr is multiplied by gamma")
+    step_size: int | None = key(None, "StepLR: every so many updates lr is multiplied by gamma", least=1)
+    gamma: float = key(0.1, "MultiStepLR and StepLR: the factor", above=0)
+    warmup_steps: int = key(0, "updates in which lr first rises linearly from warmup_lr", least=0)
+    warmup_epochs: float = key(0.0, "the same in epochs", least=0)
+    warmup_lr: float = key(0.0, "where the warm-up begins", least=0)
 
 
 @dataclass
 class TrainConfig:
-    n_steps: int | None = field(default=None, metadata=OneOrMore)  # the run's length in updates
-    n_epochs: int | None = field(default=None, metadata=OneOrMore)  # the same in epochs
-    batch_size: int = field(default=128, metadata=OneOrMore)  # images per update, over all devices together
-    micro_batch_size: int = field(default=0, metadata=NotNegative)  # images per forward and device; 0: all at once
-    print_freq: int | None = field(default=None, metadata=OneOrMore)  # updates between two log lines; null: once per epoch
-    save_freq: int | None = field(default=None, metadata=OneOrMore)  # updates between two checkpoints; null: once per epoch
-    eval_freq: int | None = field(default=None, metadata=OneOrMore)  # updates between two evaluations; null: once per epoch
-    keep_last: int = field(default=3, metadata={"from": 2})  # checkpoints that are kept, beside the best
-    precision: Literal["fp32", "fp16", "bf16"] | None = None  # null: what the launcher says (fp32 without it)
-    compile: bool = False  # torch.compile the model
-    num_threads: int | None = field(
-        default=None, metadata=OneOrMore
-    )  # of torch on the CPU, for each process; null: torch's own choice
+    n_steps: int | None = key(None, "the run's length in updates", least=1)
+    n_epochs: int | None = key(None, "the same in epochs", least=1)
+    batch_size: int = key(128, "images per update, over all devices together", least=1)
+    micro_batch_size: int = key(0, "images per forward and device; 0: all at once", least=0)
+    print_freq: int | None = key(None, "updates between two log lines; null: once per epoch", least=1)
+    save_freq: int | None = key(None, "updates between two checkpoints; null: once per epoch", least=1)
+    eval_freq: int | None = key(None, "updates between two evaluations; null: once per epoch", least=1)
+    keep_last: int = key(3, "checkpoints that are kept, beside the best", least=2)
+    precision: Literal["fp32", "fp16", "bf16"] | None = key(None, "null: what the launcher says, fp32 without it")
+    compile: bool = key(False, "torch.compile the model")
+    num_threads: int | None = key(None, "of torch on the CPU, for each process; null: torch's own choice", least=1)
+    aux_weight: float = key(0.3, "weight of the loss of each auxiliary head, where a model has them", least=0)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sched: SchedConfig = field(default_factory=SchedConfig)
 
 
 @dataclass
 class EvalConfig:
-    batch_size: int | None = field(
-        default=None, metadata=OneOrMore
-    )  # images per forward and device; null: as many as a device sees in training
+    batch_size: int | None = key(None, "images per forward and device; null: as many as a device sees in training", least=1)
 
 
 @dataclass
 class Config:
-    seed: int = field(default=1234, metadata=NotNegative)  # of the initial weights, the order, the augmentation and dropout
-    task: Literal["classification"] = "classification"
+    seed: int = key(1234, "of the initial weights, the order, the augmentation and dropout", least=0)
+    task: Literal["classification"] = key("classification", "what is learnt")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)

@@ -1,0 +1,59 @@
+"""Drive the real program: in this process where that says the same, else as a person would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.command_line import run_tool
+from main import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_main(*argv: object) -> int:
+    """main.py in this process; gives its exit code."""
+    return run_tool(lambda: main([str(word) for word in argv]))
+
+
+def run_command(*argv: object, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
+    """A command in a process of its own, with the interpreter that runs the tests."""
+    words = [sys.executable if word == "python" else str(word) for word in argv]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        words, cwd=ROOT, env={**os.environ, "PATH": path, **env}, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def run_on_two_ranks(*argv: object, timeout: float = 300) -> subprocess.CompletedProcess:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main.py", *argv]
+    return run_command("python", *command, timeout=timeout, OMP_NUM_THREADS="1")
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what no two runs have in common."""
+    return [{k: v for k, v in line.items() if k not in ("elapsed", "train/images_per_sec")} for line in lines]
+
+
+def results(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "results.json").read_text())
+
+
+def weights(run_dir: Path, which: str = "latest") -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run_dir / "ckpt" / which / "model.safetensors")
+
+
+def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different, f"{len(different)} of {len(a)} tensors differ, {different[0]} first"

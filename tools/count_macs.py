@@ -1,0 +1,169 @@
+#!/usr/bin/env python
+"""Parameters and multiply-accumulates per image, by fvcore, of every config or of one model."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from engine.command_line import Parser, run_tool
+from engine.config import LoadedConfig, load_config
+from engine.errors import ConfigError
+
+EXAMPLES = """
+examples:
+  python tools/count_macs.py                                        every config of configs/
+  python tools/count_macs.py -c configs/resnet18_cifar10.yaml --verbose
+  python tools/count_macs.py --model timm/convnext_tiny --img_size 224 --n_classes 1000 --json
+  python tools/count_macs.py --model resnet18 --img_size 32 --n_classes 10 --model.first_block cifar10
+"""
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PUBLISHED = re.compile(r"^# published: (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Row:
+    config: str
+    model: str
+    img_size: int
+    n_classes: int
+    params: int
+    macs: int
+    published: str
+    stages: dict[str, tuple[int, int]]
+    not_counted: dict[str, int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="count_macs.py", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("-c", "--config", action="append", help="a config; several are possible (default: all of configs/)")
+    parser.add_argument("--model", help="a model by its name, without a config")
+    parser.add_argument("--img_size", type=int, help="height and width of the image, for --model (default: 224)")
+    parser.add_argument("--n_classes", type=int, help="for --model (default: 1000)")
+    parser.add_argument("--in_channels", type=int, help="for --model (default: 3)")
+    parser.add_argument("--list", action="store_true", help="print the names of this project's models, and exit")
+    parser.add_argument("--verbose", action="store_true", help="a table per stage, and the operations that count nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args, overrides = parser.parse_with_overrides(argv)
+    if args.list:
+        from models import list_models
+
+        print("\n".join(list_models()))
+        return 0
+    if args.model is None and (args.img_size or args.n_classes or args.in_channels):
+        raise ConfigError(
+            "--img_size, --n_classes and --in_channels belong to --model; with a config they are --data.img_size and so on"
+        )
+    if args.model is not None:
+        if args.config:
+            raise ConfigError("--model and --config: give one of the two")
+        rows = [_of_model(args.model, args.n_classes or 1000, args.in_channels or 3, args.img_size or 224, overrides)]
+    else:
+        rows = _of_configs(args.config or sorted(str(path) for path in CONFIGS.glob("*.yaml")), overrides)
+    if args.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return 0
+    print(table(rows))
+    if args.verbose:
+        for row in rows:
+            print(f"\n{_stages(row)}")
+    return 0
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, so that a document can hold it."""
+    head = ("config", "model", "image", "parameters", "MACs", "published accuracy")
+    body = [
+        (row.config, row.model, f"{row.img_size}x{row.img_size}", _millions(row.params), _giga(row.macs), row.published)
+        for row in rows
+    ]
+    return _markdown([head, *body], right=(2, 3, 4))
+
+
+def _stages(row: Row) -> str:
+    body = [(name, _millions(params), _giga(macs)) for name, (params, macs) in row.stages.items()]
+    not_counted = ", ".join(f"{name} {n}" for name, n in row.not_counted.items()) or "none"
+    rows = [("stage", "parameters", "MACs"), *body, ("all", _millions(row.params), _giga(row.macs))]
+    return f"{row.config or row.model}\n{_markdown(rows, right=(1, 2))}\noperations without a count: {not_counted}"
+
+
+def _of_configs(paths: Sequence[str], overrides: dict) -> list[Row]:
+    from tqdm import tqdm
+
+    configs = [(path, load_config(path, overrides)) for path in paths]
+    progress = tqdm(configs, unit="config", leave=False, disable=len(configs) < 3 or not sys.stderr.isatty())
+    return [_of_config(path, config) for path, config in progress]
+
+
+def _of_config(path: str, config: LoadedConfig) -> Row:
+    from datasets import find_dataset
+    from engine.builder import check
+
+    check(config)
+    spec = find_dataset(config.data.name)
+    n_classes = config.data.n_classes or spec.n_classes
+    if n_classes is None:
+        raise ConfigError(f"data.n_classes: must be given, since only the files of {spec.name} would say it ({path})")
+    published = PUBLISHED.search(Path(path).read_text())
+    return _row(
+        Path(path).stem,
+        config,
+        n_classes,
+        spec.channels,
+        config.data.img_size or spec.img_size,
+        published[1] if published else "",
+    )
+
+
+def _of_model(name: str, n_classes: int, in_channels: int, img_size: int, overrides: dict) -> Row:
+    from engine.builder import check
+
+    config = load_config(None, {**overrides, "model.name": name})
+    check(config)
+    return _row("", config, n_classes, in_channels, img_size, "")
+
+
+def _row(config_name: str, config: LoadedConfig, n_classes: int, in_channels: int, img_size: int, published: str) -> Row:
+    from engine.builder import new_model
+    from engine.macs import count
+
+    counted = count(new_model(config, n_classes, in_channels, img_size), in_channels, img_size)
+    return Row(
+        config_name,
+        config.model.name,
+        img_size,
+        n_classes,
+        counted.params,
+        counted.macs,
+        published,
+        counted.stages,
+        counted.not_counted,
+    )
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.1f} k"
+
+
+def _giga(n: int) -> str:
+    return f"{n / 1e9:.2f} G" if n >= 1e8 else f"{n / 1e6:.2f} M"
+
+
+def _markdown(rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    rule = ["-" * (width - 1) + ":" if i in right else "-" * width for i, width in enumerate(widths)]
+    lines = [rows[0], rule, *rows[1:]]
+    cells = [
+        [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
