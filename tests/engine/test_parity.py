@@ -1,0 +1,58 @@
+"""The engine trains exactly as a plain loop does. This is why its numbers may be trusted."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+
+from engine import load_config, train
+from engine.builder import build
+from tests.running import ROOT, assert_same_weights, weights
+
+
+def plain_training(model, batches, make_optimizer, lr_of_step):
+    """What a person would write."""
+    optimizer = make_optimizer(model.parameters())
+    model.train()
+    for step, (images, targets) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_of_step(step)
+        loss = F.cross_entropy(model(images), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+def cosine(lr, eta_min, n_steps):
+    return lambda step: eta_min + (lr - eta_min) * (1 + math.cos(math.pi * step / n_steps)) / 2
+
+
+CASES = {
+    "SGD with momentum on ResNet-18": (
+        "resnet18_cifar10.yaml",
+        {"train.n_steps": 200, "train.batch_size": 4, "train.print_freq": 50, "train.optim.lr": 0.01, "data.verify": False},
+        lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=0.0005),
+        cosine(0.01, 0.001, 200),
+    ),
+    "Adam on LeNet": (
+        "lenet_digits.yaml",
+        {"train.n_steps": 200, "train.batch_size": 16, "train.print_freq": 50, "train.optim.type": "Adam", "train.optim.lr": 0.001},
+        lambda parameters: torch.optim.Adam(parameters, lr=0.001, weight_decay=0.0005),
+        cosine(0.001, 0, 200),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_200_steps_give_the_same_weights_as_a_plain_loop_bit_for_bit(case, tmp_path, data_root):
+    name, overrides, make_optimizer, lr_of_step = CASES[case]
+    config = load_config(ROOT / "configs" / name, overrides | {"data.dataroot": str(data_root / "CIFAR-10")})
+    assert train(config, exp_dir=tmp_path / "run").status == "completed"
+
+    run = build(config, Accelerator(cpu=True))  # the same initial weights and batches, and nothing else of the engine
+    batches = run.train_loader.batches(0, 200)
+    trained = plain_training(run.model, batches, make_optimizer, lr_of_step)
+    assert_same_weights(weights(tmp_path / "run"), trained)

@@ -1,0 +1,390 @@
+"""Runs of the real program on real configs, shrunk by overrides."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from engine import ConfigError, load_config, train
+from engine.run_folder import RunFolder
+from tests.running import (
+    ROOT,
+    assert_same_weights,
+    metrics,
+    results,
+    run_main,
+    untimed,
+    weights,
+)
+
+SHORT = ("--train.n_steps", 60, "--train.batch_size", 64, "--train.print_freq", 10, "--train.eval_freq", 20, "--train.save_freq", 20)
+WITH_RANDOMNESS = (*SHORT, "--model.pdrop", 0.3, "--train.optim.lr", 0.05)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """An uninterrupted run, which others are compared with."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    assert run_main("-e", path, *WITH_RANDOMNESS) == 0
+    return path
+
+
+def test_the_run_folder_holds_everything(whole_run):
+    names = {str(path.relative_to(whole_run)) for path in whole_run.rglob("*") if path.is_file()}
+    expected = {"config.yaml", "environment.json", "output.log", "metrics.jsonl", "results.json", "figures/curves.png", "figures/predictions.png"}
+    assert expected <= names
+    assert {f"ckpt/step-000060/{name}" for name in ("model.safetensors", "train_state.pt", "manifest.json")} <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert not [name for name in names if "/." in name or name.startswith(".")]
+    assert (whole_run / "ckpt" / "latest").readlink().name == "step-000060"
+    assert (whole_run / "ckpt" / "best").readlink().name == f"step-{results(whole_run)['best']['step']:06d}"
+
+
+def test_results_say_what_was_reached(whole_run):
+    said, lines = results(whole_run), metrics(whole_run)
+    evaluated = {line["step"]: line for line in lines if "valid/acc@1" in line}
+    assert said["status"] == "completed"
+    assert said["best"]["valid/acc@1"] == max(line["valid/acc@1"] for line in evaluated.values())
+    assert said["last"]["valid/acc@1"] == evaluated[60]["valid/acc@1"]
+    assert said["params"] == 61706
+    assert said["macs"] == pytest.approx(416520, rel=0.01)  # 28*28*6*25 + 10*10*16*150 + 400*120 + 120*84 + 84*10
+
+
+def test_every_event_is_logged_once_with_the_tags_of_the_contract(whole_run):
+    lines = metrics(whole_run)
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    for line in lines:
+        assert {"train/loss", "train/acc@1", "train/lr", "train/images_per_sec", "train/grad_norm"} <= line.keys()
+        assert ("valid/acc@1" in line) == (line["step"] % 20 == 0)
+        assert 0 <= line["train/acc@1"] <= 1
+    assert lines[-1]["valid/count"] == 360
+
+
+def test_tensorboard_has_scalars_images_and_hyperparameters(whole_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(whole_run / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "valid/acc@1", "train/lr", "hparam/acc@1"} <= set(tags["scalars"])
+    assert tags["images"] == ["train/images"]
+    assert [event.step for event in events.Scalars("train/loss")] == [10, 20, 30, 40, 50, 60]
+
+
+def test_the_environment_says_where_it_was_trained(whole_run):
+    environment = json.loads((whole_run / "environment.json").read_text())
+    assert environment["world_size"] == 1
+    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_the_config_of_a_run_runs_again_as_it_stands(whole_run, tmp_path):
+    assert run_main("-c", whole_run / "config.yaml", "-e", tmp_path / "again") == 0
+    assert_same_weights(weights(whole_run), weights(tmp_path / "again"))
+    assert untimed(metrics(whole_run)) == untimed(metrics(tmp_path / "again"))
+
+
+def test_another_seed_gives_other_weights(whole_run, tmp_path):
+    assert run_main("-c", whole_run / "config.yaml", "-e", tmp_path / "other", "--seed", 5) == 0
+    assert not torch.equal(weights(whole_run)["fc3.weight"], weights(tmp_path / "other")["fc3.weight"])
+
+
+def interrupt(run_dir, *argv, after_step, signum):
+    """Start the program, and send it a signal once it has logged `after_step`."""
+    process = subprocess.Popen(
+        [sys.executable, "main.py", "-e", run_dir, *map(str, argv)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for line in process.stdout:
+        if f"step {after_step}/" in line:
+            process.send_signal(signum)
+            break
+    process.stdout.read()
+    return process.wait(timeout=120)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_a_resumed_run_ends_bit_for_bit_as_if_nothing_had_been(whole_run, tmp_path, signum, code):
+    run = tmp_path / "run"
+    # many lines, so that the signal lands somewhere inside
+    argv = [*WITH_RANDOMNESS]
+    assert interrupt(run, *argv, "--train.num_threads", 1, after_step=30, signum=signum) == code
+    stopped = results(run)
+    assert stopped["status"] == "interrupted"
+    assert 30 <= stopped["step"] < 60
+    assert (run / "ckpt" / "latest").readlink().name == f"step-{stopped['step']:06d}"
+    assert run_main("-e", run, "-r", "latest", "--train.num_threads", 1) == 0
+    assert_same_weights(weights(whole_run), weights(run))
+    assert untimed(metrics(whole_run)) == untimed(metrics(run))
+    assert results(run)["status"] == "completed"
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(whole_run, tmp_path):
+    run = tmp_path / "run"
+    assert run_main("-e", run, *WITH_RANDOMNESS) == 0
+    for step in ("step-000060", "step-000040"):  # as if it had been killed before these were committed
+        for file in (run / "ckpt" / step).iterdir():
+            file.unlink()
+        (run / "ckpt" / step).rmdir()
+    assert run_main("-e", run, "-r", "latest") == 0
+    assert untimed(metrics(run)) == untimed(metrics(whole_run))
+    assert_same_weights(weights(whole_run), weights(run))
+
+
+def test_a_complete_run_finishes_what_is_missing(whole_run, tmp_path):
+    run = tmp_path / "run"
+    assert run_main("-e", run, *SHORT) == 0
+    (run / "results.json").unlink()
+    (run / "figures" / "curves.png").unlink()
+    before = weights(run)
+    assert run_main("-e", run, "-r", "latest") == 0
+    assert results(run)["status"] == "completed"
+    assert (run / "figures" / "curves.png").is_file()
+    assert_same_weights(before, weights(run))
+
+
+class TestResume:
+    def test_auto_starts_a_run_and_then_goes_on_with_it(self, tmp_path, capsys):
+        argv = ("-e", tmp_path / "run", "-r", "auto", *SHORT)
+        assert run_main(*argv) == 0
+        assert "training: lenet" in capsys.readouterr().out
+        assert run_main(*argv) == 0
+        assert "resuming at step 60" in capsys.readouterr().out
+
+    def test_a_path_of_a_run_or_of_a_checkpoint_is_enough(self, tmp_path, capsys):
+        assert run_main("-e", tmp_path / "run", *SHORT) == 0
+        assert run_main("-r", tmp_path / "run", "--train.n_steps", 70) == 0
+        assert "resuming at step 60" in capsys.readouterr().out
+        assert run_main("-r", tmp_path / "run" / "ckpt" / "step-000040") == 0
+        assert "resuming at step 40" in capsys.readouterr().out
+
+    def test_best_goes_back_and_sets_aside_what_came_later(self, tmp_path, capsys):
+        run = tmp_path / "run"
+        assert run_main("-e", run, *SHORT) == 0
+        state = torch.load(run / "ckpt" / "step-000040" / "train_state.pt", weights_only=True)
+        (run / "ckpt" / "best").unlink()
+        (run / "ckpt" / "best").symlink_to("step-000040")
+        assert run_main("-e", run, "-r", "best") == 0
+        assert "resuming at step 40" in capsys.readouterr().out
+        assert state["step"] == 40
+        assert (run / "ckpt" / "set-aside" / "step-000060-0" / "manifest.json").is_file()
+        assert [line["step"] for line in metrics(run)] == [10, 20, 30, 40, 50, 60]
+
+    def test_a_change_that_ends_bit_exactness_is_logged(self, tmp_path, capsys):
+        run = tmp_path / "run"
+        assert run_main("-e", run, *SHORT) == 0
+        assert run_main("-e", run, "-r", "latest", "--train.n_steps", 80, "--train.optim.lr", 0.02, "--train.print_freq", 5) == 0
+        said = capsys.readouterr().out
+        assert "train.optim.lr is now 0.02, was 0.01; from here on the run is not bit-exact" in said
+        assert "train.print_freq is now 5, was 10\n" in said
+
+    @pytest.mark.parametrize(
+        ("argv", "code", "says"),
+        [
+            (("-r", "latest"), 2, "needs -e"),
+            (("-r", "latest", "-e", "nowhere"), 1, "holds no run"),
+            (("-r", "nowhere"), 1, "no such run"),
+        ],
+    )
+    def test_nothing_to_resume_is_an_error(self, argv, code, says, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert run_main(*argv) == code
+        assert says in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+    def test_checkpoints_of_which_none_is_valid_are_an_error_never_a_silent_start(self, tmp_path, capsys):
+        run = tmp_path / "run"
+        assert run_main("-e", run, *SHORT) == 0
+        for file in run.glob("ckpt/step-*/model.safetensors"):
+            file.write_bytes(file.read_bytes()[:-1] + b"?")
+        for resume in ("latest", "auto"):
+            assert run_main("-e", run, "-r", resume) == 1
+            assert "no valid checkpoint" in capsys.readouterr().err
+
+    def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(self, tmp_path, capsys):
+        run = tmp_path / "run"
+        assert run_main("-e", run, *SHORT) == 0
+        damaged = run / "ckpt" / "step-000060" / "train_state.pt"
+        damaged.write_bytes(b"")
+        assert run_main("-e", run, "-r", "latest") == 0
+        said = capsys.readouterr().out
+        assert str(damaged) in said
+        assert "resuming at step 40" in said
+
+
+def test_micro_batches_give_the_same_training_as_whole_batches(tmp_path):
+    for name, size in (("whole", 0), ("parts", 24)):  # 64 = 24 + 24 + 16
+        assert run_main("-e", tmp_path / name, *SHORT, "--train.micro_batch_size", size, "--train.n_steps", 20) == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-5, rtol=1e-5)
+    for a, b in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-5)
+
+
+def test_epochs_on_the_command_line_are_enough(tmp_path, data_root, capsys):
+    argv = ("-c", "configs/resnet18_cifar10.yaml", "--train.n_epochs", 3, "--train.batch_size", 16, "--data.verify", "false")
+    assert run_main(*argv, "--data.dataroot", data_root / "CIFAR-10", "--model.layers", "[1,1,1,1]", "-e", tmp_path / "run") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split(" | ")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert all("train loss" in line and "valid loss" in line and "acc@1" in line and "images/s" in line for line in lines)
+
+
+def test_a_part_of_the_training_split_can_choose_the_best_and_the_test_split_is_used_once(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert run_main("-e", run, *SHORT, "--data.valid_ratio", 0.1) == 0
+    assert "validation uses 144 of the 1437 training samples" in capsys.readouterr().out
+    lines = metrics(run)
+    assert [line["valid/count"] for line in lines if "valid/count" in line] == [144] * 3
+    assert [line["test/count"] for line in lines if "test/count" in line] == [360]
+    assert results(run)["test"]["test/acc@1"] == lines[-1]["test/acc@1"]
+
+
+def test_bf16_trains(tmp_path):
+    assert run_main("-e", tmp_path / "run", "--train.n_epochs", 12, "--train.precision", "bf16", "--train.optim.type", "Adam", "--train.optim.lr", 0.003) == 0
+    assert results(tmp_path / "run")["best"]["valid/acc@1"] > 0.9
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
+
+
+def test_adam_from_the_command_line_reaches_a_sensible_accuracy(tmp_path):
+    argv = ("--train.optim.type", "Adam", "--train.n_epochs", 15, "-e", tmp_path / "run")
+    assert run_main("-c", "configs/lenet_digits.yaml", *argv) == 0
+    assert results(tmp_path / "run")["best"]["valid/acc@1"] > 0.95
+
+
+def test_the_digits_are_learnt_to_98_percent(tmp_path):
+    assert run_main("-c", "configs/lenet_digits.yaml", "-e", tmp_path / "run") == 0
+    assert results(tmp_path / "run")["last"]["valid/acc@1"] >= 0.98
+
+
+def test_compiled_weights_have_their_plain_names(tmp_path):
+    run = tmp_path / "run"
+    assert run_main("-e", run, *SHORT, "--train.n_steps", 4, "--train.compile", "true") == 0
+    assert sorted(weights(run))[0] == "conv1.bias"
+
+
+def test_any_timm_model_trains(tmp_path, data_root):
+    argv = ("--model.name", "timm/test_resnet", "--data.name", "MNIST", "--data.img_size", 32, "--data.verify", "false")
+    assert run_main("-c", "configs/lenet_digits.yaml", *argv, "--data.dataroot", data_root / "MNIST", "--train.n_epochs", 1, "-e", tmp_path / "run") == 0
+    assert results(tmp_path / "run")["status"] == "completed"
+
+
+def test_a_diverging_run_stops_and_no_checkpoint_holds_a_nan(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert run_main("-e", run, *SHORT, "--train.optim.lr", 1e6, "--train.print_freq", 5, "--train.save_freq", 1) == 1
+    assert "the training diverged" in capsys.readouterr().err
+    assert results(run)["status"] == "failed"
+    assert "diverged" in results(run)["why"]
+    for file in run.glob("ckpt/step-*/model.safetensors"):
+        assert all(bool(value.isfinite().all()) for value in weights(run, file.parent.name).values())
+
+
+def test_a_model_and_a_task_of_ones_own_take_the_place_of_the_configs(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(28 * 28, 10))
+    config = load_config(None, {"train.n_steps": 20, "train.optim.lr": 0.05})
+    result = train(config, exp_dir=tmp_path / "run", model=model)
+    assert result.status == "completed"
+    assert weights(tmp_path / "run").keys() == {"1.weight", "1.bias"}
+
+
+def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert run_main("--dry_run") == 0
+    assert "dry run" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+class TestBadInput:
+    """Exit code 2 or 1, one line that names the thing and the remedy, no traceback, no half-made run folder."""
+
+    @pytest.mark.parametrize(
+        ("argv", "code", "says"),
+        [
+            (("--train.optm.lr", 1), 2, "did you mean train.optim?"),
+            (("--train.n_steps", "many"), 2, "train.n_steps"),
+            (("--confg", "x"), 2, "did you mean --config?"),
+            (("-c", "nowhere.yaml"), 2, "no such config"),
+            (("--model.name", "lenett"), 2, "did you mean lenet"),
+            (("--model.name", "timm/resnet1888"), 2, "unknown model"),
+            (("--model.pdrp", 0.1), 2, "did you mean model.pdrop?"),
+            (("--model.pdrop", "much"), 2, "expected a number"),
+            (("--model.n_classes", 10), 2, "no such argument"),
+            (("--data.name", "digit"), 2, "did you mean digits?"),
+            (("--data.n_classes", 7), 2, "has 10 classes"),
+            (("--data.im_size", 28), 2, "did you mean data.img_size?"),
+            (("--data.img_size", 16), 2, "28x28"),
+            (("--train.optim.type", "Adm"), 2, "did you mean Adam?"),
+            (("--train.optim.betaz", "[0.9,0.99]"), 2, "did you mean train.optim.betas?"),
+            (("--train.optim.type", "LBFGS"), 2, "no optimizer"),
+            (("--train.batch_size", 5000), 2, "1437 training samples"),
+            (("--train.precision", "fp16"), 2, "fp16 needs a GPU"),
+            (("--model.pretrained", "nowhere.pth"), 1, "no such file"),
+            (("--data.name", "imagefolder", "--model.name", "resnet18", "--data.dataroot", "nowhere"), 1, "no such folder"),
+            (("--data.name", "CIFAR-10", "--model.name", "resnet18", "--data.dataroot", "nowhere"), 1, "nowhere/cifar-10-batches-py"),
+            (("--data.name", "MNIST", "--data.dataroot", "nowhere", "--data.download", "false"), 1, "nowhere/MNIST/raw"),
+        ],
+    )
+    def test_is_one_line_with_a_remedy_and_leaves_no_folder(self, argv, code, says, tmp_path, monkeypatch, capsys):
+        if code == 2 or argv[0] != "--data.name":
+            argv = (*argv, "--data.download", "false")
+        else:
+            monkeypatch.setattr("datasets.downloads.TIMEOUT", 0.5)
+        monkeypatch.chdir(tmp_path)
+        assert run_main(*argv, "-e", "made/here") == code
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert says in error
+        assert not list(tmp_path.iterdir())
+
+    def test_a_folder_that_holds_a_run_is_refused(self, whole_run, capsys):
+        before = (whole_run / "output.log").read_text()
+        assert run_main("-e", whole_run) == 2
+        assert "holds a run" in capsys.readouterr().err
+        assert (whole_run / "output.log").read_text() == before
+
+    def test_a_path_that_cannot_be_a_folder_is_named(self, tmp_path, capsys):
+        (tmp_path / "file").write_text("")
+        assert run_main("-e", tmp_path / "file" / "run") == 1
+        assert run_main("-e", tmp_path / "file") == 1
+        assert "can't be made" in capsys.readouterr().err
+
+    def test_a_folder_in_use_is_refused(self, tmp_path):
+        first = RunFolder.start(tmp_path / "run")
+        script = f"from engine.run_folder import RunFolder; RunFolder.start({str(tmp_path / 'run')!r})"
+        second = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert "is in use by another process" in second.stderr
+        first.close()
+
+    def test_a_bug_keeps_its_traceback(self, tmp_path):
+        class Broken(torch.nn.Linear):
+            def forward(self, x):
+                raise ZeroDivisionError("a bug")
+
+        with pytest.raises(ZeroDivisionError):
+            train(load_config(None, {"train.n_steps": 2}), exp_dir=tmp_path / "run", model=Broken(2, 2))
+        assert "Traceback" in (tmp_path / "run" / "output.log").read_text()
+        assert results(tmp_path / "run")["status"] == "failed"
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [RunFolder.start(None) for _ in range(20)]
+    assert len({folder.path for folder in folders}) == 20
+    assert all(folder.path.parent.name == "runs" and folder.path.name.startswith("exp-") for folder in folders)
+
+
+def test_contradictory_ranks_are_refused():
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        load_config(None, {"train.batch_size": 0})
+
+
+def test_time_is_not_lost_over_a_resume(tmp_path):
+    run = tmp_path / "run"
+    assert run_main("-e", run, *SHORT) == 0
+    first = results(run)["wall_time"]
+    time.sleep(0.2)
+    assert run_main("-e", run, "-r", "latest", "--train.n_steps", 80) == 0
+    assert results(run)["wall_time"] > first
