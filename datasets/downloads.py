@@ -29,7 +29,7 @@ def md5_of(path: Path) -> str:
 
 
 def fetch(files: Sequence[tuple[str, str, str]], source: Source, *, wanted: Path, what: str, into: Path | None = None) -> None:
-    """Download (url, name, md5) into the data folder and unpack what is an archive; one line says what to put where if that fails."""
+    """Download (url, name, md5) into the data folder, and unpack archives. If that fails, one line says what to put where."""
     into = into or source.root
     advice = f"put the files into {wanted}, or name their folder with data.dataroot"
     if not source.download:

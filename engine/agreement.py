@@ -1,14 +1,38 @@
-"""Leave a run together: a signal that reaches one rank is known to all a few steps later, and all stop after the same step."""
+"""What all ranks must know alike: what failed on the first of them, and that a signal asks to leave."""
 
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from engine.errors import ConfigError, RunError
+
+T = TypeVar("T")
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Do something on rank 0, and have its result, or its failure, on all."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = action()
+        except (ConfigError, RunError) as error:
+            outcome[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        outcome[1].is_of_all_ranks = True
+        raise outcome[1]
+    return outcome[0]
 
 
 class Agreement:

@@ -16,6 +16,7 @@ from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
 from datasets.loaders import EvalLoader, Preparation, TrainLoader, Workers, eval_loader, train_loader
 from datasets.order import Order
 from datasets.splits import Images, hold_out
+from engine.agreement import on_main
 from engine.arguments import check_arguments
 from engine.config import LoadedConfig
 from engine.errors import ConfigError, RunError
@@ -175,11 +176,16 @@ def load_data(config: LoadedConfig, accelerator: Accelerator) -> Data:
     spec = find_dataset(config.data.name)
     root = Path(config.data.dataroot or f"~/data/{spec.name}").expanduser()
     source = Source(root, config.data.verify, config.data.download, config.seed)
-    with accelerator.main_process_first():  # which downloads what the others then read
+
+    def read() -> Loaded:
         try:
-            loaded = spec.load(source, **config.data.args)
+            return spec.load(source, **config.data.args)
         except OSError as error:
             raise RunError(str(error)) from error
+
+    by_main: list[Loaded] = []
+    on_main(accelerator, lambda: by_main.append(read()))  # it downloads what the others then read
+    loaded = by_main[0] if by_main else read()
     _check_n_classes(config, len(loaded.classes))
     img_size = config.data.img_size or spec.img_size
     splits = _assign(config, loaded)

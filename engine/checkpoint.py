@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there.
 
-A checkpoint is written into a temporary folder, flushed, given a manifest with the sha256 of every file and of the manifest itself,
-and renamed. `latest` and `best` are links to committed folders. Loading checks every digest before anything is read from the bytes,
-and reads tensors and plain values only.
+A checkpoint is written into a temporary folder, flushed, given a manifest with the sha256 of every file and of the manifest
+itself, and renamed. `latest` and `best` are links to committed folders. Loading checks every digest before anything is read from
+the bytes, and reads tensors and plain values only.
 """
 
 import hashlib

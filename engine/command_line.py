@@ -48,7 +48,7 @@ def run_tool(main: Callable[[], int]) -> int:
     try:
         return main()
     except (ConfigError, RunError) as error:
-        if rank == "0" or isinstance(error, RunError):  # every rank finds the same mistake in a config
+        if rank == "0" or not error.is_of_all_ranks:
             print(f"error{f' on rank {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
         return error.exit_code
 

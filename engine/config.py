@@ -75,6 +75,14 @@ def to_yaml(config: Config) -> str:
     return yaml12.dump(to_dict(config))
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.optim.lr": 0.1} from {"train": {"optim": {"lr": 0.1}}}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
+
+
 def keys() -> list[str]:
     """Every key of the schema, dotted."""
     return [key for key, _ in _schema_fields(Config)]
@@ -84,8 +92,7 @@ def resolve(layers: Sequence[Layer]) -> LoadedConfig:
     origins: dict[str, Origin] = {}
     for layer in layers:
         _expect_known_keys(layer)
-        for key in _leaves(layer.values):
-            origins[key] = layer.origin
+        origins |= dict.fromkeys(flatten(layer.values), layer.origin)
     try:
         merged = OmegaConf.merge(to_dict(Config()), *(layer.values for layer in layers))
         values = OmegaConf.to_container(merged, resolve=True)
@@ -147,14 +154,6 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 # --- the schema ---
@@ -373,9 +372,8 @@ def _check_together(config: LoadedConfig) -> None:
     if sched.type == "StepLR" and sched.step_size is None:
         raise ConfigError("train.sched.step_size: must be given for train.sched.type StepLR")
     if any(a >= b for a, b in zip(sched.milestones, sched.milestones[1:], strict=False)) or min(sched.milestones, default=1) < 1:
-        raise ConfigError(
-            f"train.sched.milestones: must rise, from 1 on; got {sched.milestones}{_of(config.origins.get('train.sched.milestones'))}"
-        )
+        origin = _of(config.origins.get("train.sched.milestones"))
+        raise ConfigError(f"train.sched.milestones: must rise, from 1 on; got {sched.milestones}{origin}")
     if sched.warmup_steps and sched.warmup_epochs:
         raise ConfigError("train.sched.warmup_steps and train.sched.warmup_epochs say the same thing; give one of them")
     if len(config.augment.scale) != 2 or not 0 < config.augment.scale[0] <= config.augment.scale[1] <= 1:

@@ -32,7 +32,7 @@ def make_accelerator(config: Config) -> Accelerator:
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise ConfigError(
-            f"the launcher announces {expected} processes, and {accelerator.num_processes} found each other; start them with torchrun"
+            f"the launcher announces {expected} processes, {accelerator.num_processes} found each other; start them with torchrun"
         )
     if config.train.batch_size % accelerator.num_processes:
         raise ConfigError(f"train.batch_size {config.train.batch_size} doesn't divide by the {accelerator.num_processes} ranks")

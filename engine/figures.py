@@ -42,7 +42,7 @@ def draw_classes(images: Tensor, targets: Tensor, probabilities: Tensor, classes
             axis.set_axis_off()
         for axis, image, target, scores in zip(figure.axes, images, targets.tolist(), probabilities, strict=False):
             predicted = int(scores.argmax())
-            axis.imshow(image.permute(1, 2, 0).squeeze(-1).cpu(), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
             said = f"{classes[predicted]} {100 * float(scores[predicted]):.0f} %"
             right = predicted == target
             axis.set_title(said if right else f"{said}\ntrue: {classes[target]}", color="black" if right else WRONG)

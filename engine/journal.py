@@ -3,7 +3,6 @@
 import logging
 import math
 import sys
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -95,6 +94,12 @@ class Journal:
                 log.warning("step %d could not be saved (%s); training goes on", state.step, error)
         self._begin_window_after_pause()
 
+    def write_hyperparameters(self, config: dict[str, Any]) -> None:
+        """For TensorBoard's table of runs: the config beside the best metric."""
+        state, monitor = self.run.state, self.run.task.monitor
+        if state.best_metrics:
+            self.tracker.hyperparameters(config, {f"hparam/{monitor}": state.best_metrics[f"valid/{monitor}"]}, state.step)
+
     def close(self) -> None:
         if self.tracker is not None:
             self.tracker.close()
@@ -145,10 +150,10 @@ def _say(name: str, value: float) -> str:
     return f"{name} {100 * value:.2f} %" if name.startswith("acc") else f"{name} {value:.4g}"
 
 
-def restore(run: Run, checkpoint: Checkpoint, path: Path) -> None:
+def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Put a verified checkpoint into the run."""
     try:
         run.state.model.load_state_dict(checkpoint.weights)
         run.state.load_state_dict(checkpoint.train_state, run.accelerator.process_index, run.accelerator.num_processes)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise RunError(f"{path} doesn't fit the config: {str(error).splitlines()[0]}") from error
+        raise RunError(f"{checkpoint.path} doesn't fit the config: {str(error).splitlines()[0]}") from error

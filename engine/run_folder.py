@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
-    """The committed checkpoints of a run, oldest first. A committed one has its manifest; whether it is whole is for its loader."""
+    """The committed checkpoints of a run, oldest first: those with a manifest. Whether they are whole is for their loader."""
     folders = [folder for folder in (run_dir / "ckpt").glob("step-*") if STEP_FOLDER.fullmatch(folder.name)]
     return sorted((f for f in folders if (f / MANIFEST).is_file()), key=lambda f: int(f.name.removeprefix("step-")))
 
@@ -110,9 +110,8 @@ class RunFolder:
             self._lock = None
             (self.path / ".lock").unlink(missing_ok=True)
 
-    def discard_if_empty(self) -> None:
+    def discard(self) -> None:
         """Leave nothing behind of a run that never began."""
-        self.close()
         for folder in reversed(self._made):
             try:
                 folder.rmdir()

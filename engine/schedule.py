@@ -9,7 +9,7 @@ Schedule = Callable[[int, float], float]  # (update, base learning rate) -> lear
 
 
 def make_schedule(sched: SchedConfig, n_steps: int, steps_per_epoch: int) -> Schedule:
-    """Warm-up, if any, comes before the schedule: the cosine then falls over what is left of t_max; milestones count from the start."""
+    """Where there is a warm-up, the cosine falls over what is left of t_max; milestones count from the run's first update."""
     warmup = sched.warmup_steps or round(sched.warmup_epochs * steps_per_epoch)
     t_max = sched.t_max or n_steps
 

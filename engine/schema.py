@@ -1,7 +1,7 @@
 """Every key of a config: its type, its default, its meaning.
 
-A section with a field `args` is open: keys that it doesn't name are arguments of the thing that it builds (a model, an optimizer, a data
-set), and are checked against its signature.
+A section with a field `args` is open: keys that it doesn't name are arguments of the thing that it builds (a model, an optimizer,
+a data set), and are checked against its signature.
 """
 
 from dataclasses import dataclass, field

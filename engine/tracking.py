@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.config import flatten
 from engine.run_folder import RunFolder
 
 log = logging.getLogger("engine")
@@ -94,7 +95,9 @@ class Tracker:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        flat = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in _flatten(config)}
+        flat = {
+            key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flatten(config).items()
+        }
         for summary in hparams(flat, metrics):
             self.tensorboard.file_writer.add_summary(summary)
         for name, value in metrics.items():
@@ -119,13 +122,6 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
     except (ImportError, OSError) as error:
         log.warning("no TensorBoard (%s); metrics.jsonl has everything", error)
         return None
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat = []
-    for key, value in values.items():
-        flat += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return flat
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,9 @@ def write_cifar100(root: Path, n_train: int = 60, n_test: int = 20, seed: int = 
     return root
 
 
-def write_mnist(root: Path, name: str = "MNIST", n_train: int = 60, n_test: int = 20, *, packed: bool = False, seed: int = 0) -> Path:
+def write_mnist(
+    root: Path, name: str = "MNIST", n_train: int = 60, n_test: int = 20, *, packed: bool = False, seed: int = 0
+) -> Path:
     folder = root / name / "raw"
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)

@@ -91,7 +91,9 @@ def test_a_value_may_refer_to_another(write):
 
 
 def test_the_resolved_config_reads_back_the_same(write):
-    config = load_config(write(AS_IN_THE_CONTRACT), {"train.optim.betas": [0.9, 0.95], "data.dataroot": "1e-4", "train.optim.lr": 1e-05})
+    config = load_config(
+        write(AS_IN_THE_CONTRACT), {"train.optim.betas": [0.9, 0.95], "data.dataroot": "1e-4", "train.optim.lr": 1e-05}
+    )
     assert to_dict(load_config(write(to_yaml(config), "again.yaml"))) == to_dict(config)
 
 

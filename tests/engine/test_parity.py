@@ -39,8 +39,14 @@ CASES = {
     ),
     "Adam on LeNet": (
         "lenet_digits.yaml",
-        {"train.n_steps": 200, "train.batch_size": 16, "train.print_freq": 50, "train.optim.type": "Adam", "train.optim.lr": 0.001},
-        lambda parameters: torch.optim.Adam(parameters, lr=0.001, weight_decay=0.0005),
+        {
+            "train.n_steps": 200,
+            "train.batch_size": 16,
+            "train.print_freq": 50,
+            "train.optim.type": "Adam",
+            "train.optim.lr": 0.001,
+        },
+        lambda parameters: torch.optim.Adam(parameters, lr=0.001),
         cosine(0.001, 0, 200),
     ),
 }

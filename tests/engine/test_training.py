@@ -21,7 +21,18 @@ from tests.running import (
     weights,
 )
 
-SHORT = ("--train.n_steps", 60, "--train.batch_size", 64, "--train.print_freq", 10, "--train.eval_freq", 20, "--train.save_freq", 20)
+SHORT = (
+    "--train.n_steps",
+    60,
+    "--train.batch_size",
+    64,
+    "--train.print_freq",
+    10,
+    "--train.eval_freq",
+    20,
+    "--train.save_freq",
+    20,
+)
 WITH_RANDOMNESS = (*SHORT, "--model.pdrop", 0.3, "--train.optim.lr", 0.05)
 
 
@@ -35,7 +46,15 @@ def whole_run(tmp_path_factory):
 
 def test_the_run_folder_holds_everything(whole_run):
     names = {str(path.relative_to(whole_run)) for path in whole_run.rglob("*") if path.is_file()}
-    expected = {"config.yaml", "environment.json", "output.log", "metrics.jsonl", "results.json", "figures/curves.png", "figures/predictions.png"}
+    expected = {
+        "config.yaml",
+        "environment.json",
+        "output.log",
+        "metrics.jsonl",
+        "results.json",
+        "figures/curves.png",
+        "figures/predictions.png",
+    }
     assert expected <= names
     assert {f"ckpt/step-000060/{name}" for name in ("model.safetensors", "train_state.pt", "manifest.json")} <= names
     assert any(name.startswith("tensorboard/events") for name in names)
@@ -94,7 +113,11 @@ def test_another_seed_gives_other_weights(whole_run, tmp_path):
 def interrupt(run_dir, *argv, after_step, signum):
     """Start the program, and send it a signal once it has logged `after_step`."""
     process = subprocess.Popen(
-        [sys.executable, "main.py", "-e", run_dir, *map(str, argv)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "main.py", "-e", run_dir, *map(str, argv)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     for line in process.stdout:
         if f"step {after_step}/" in line:
@@ -107,9 +130,7 @@ def interrupt(run_dir, *argv, after_step, signum):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_a_resumed_run_ends_bit_for_bit_as_if_nothing_had_been(whole_run, tmp_path, signum, code):
     run = tmp_path / "run"
-    # many lines, so that the signal lands somewhere inside
-    argv = [*WITH_RANDOMNESS]
-    assert interrupt(run, *argv, "--train.num_threads", 1, after_step=30, signum=signum) == code
+    assert interrupt(run, *WITH_RANDOMNESS, "--train.num_threads", 1, after_step=30, signum=signum) == code
     stopped = results(run)
     assert stopped["status"] == "interrupted"
     assert 30 <= stopped["step"] < 60
@@ -242,13 +263,27 @@ def test_a_part_of_the_training_split_can_choose_the_best_and_the_test_split_is_
 
 
 def test_bf16_trains(tmp_path):
-    assert run_main("-e", tmp_path / "run", "--train.n_epochs", 12, "--train.precision", "bf16", "--train.optim.type", "Adam", "--train.optim.lr", 0.003) == 0
+    assert (
+        run_main(
+            "-e",
+            tmp_path / "run",
+            "--train.n_epochs",
+            12,
+            "--train.precision",
+            "bf16",
+            "--train.optim.type",
+            "Adam",
+            "--train.optim.lr",
+            0.003,
+        )
+        == 0
+    )
     assert results(tmp_path / "run")["best"]["valid/acc@1"] > 0.9
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
 
 
 def test_adam_from_the_command_line_reaches_a_sensible_accuracy(tmp_path):
-    argv = ("--train.optim.type", "Adam", "--train.n_epochs", 15, "-e", tmp_path / "run")
+    argv = ("--train.optim.type", "Adam", "--train.n_epochs", 20, "-e", tmp_path / "run")
     assert run_main("-c", "configs/lenet_digits.yaml", *argv) == 0
     assert results(tmp_path / "run")["best"]["valid/acc@1"] > 0.95
 
@@ -266,7 +301,20 @@ def test_compiled_weights_have_their_plain_names(tmp_path):
 
 def test_any_timm_model_trains(tmp_path, data_root):
     argv = ("--model.name", "timm/test_resnet", "--data.name", "MNIST", "--data.img_size", 32, "--data.verify", "false")
-    assert run_main("-c", "configs/lenet_digits.yaml", *argv, "--data.dataroot", data_root / "MNIST", "--train.n_epochs", 1, "-e", tmp_path / "run") == 0
+    assert (
+        run_main(
+            "-c",
+            "configs/lenet_digits.yaml",
+            *argv,
+            "--data.dataroot",
+            data_root / "MNIST",
+            "--train.n_epochs",
+            1,
+            "-e",
+            tmp_path / "run",
+        )
+        == 0
+    )
     assert results(tmp_path / "run")["status"] == "completed"
 
 
@@ -322,7 +370,11 @@ class TestBadInput:
             (("--train.precision", "fp16"), 2, "fp16 needs a GPU"),
             (("--model.pretrained", "nowhere.pth"), 1, "no such file"),
             (("--data.name", "imagefolder", "--model.name", "resnet18", "--data.dataroot", "nowhere"), 1, "no such folder"),
-            (("--data.name", "CIFAR-10", "--model.name", "resnet18", "--data.dataroot", "nowhere"), 1, "nowhere/cifar-10-batches-py"),
+            (
+                ("--data.name", "CIFAR-10", "--model.name", "resnet18", "--data.dataroot", "nowhere"),
+                1,
+                "nowhere/cifar-10-batches-py",
+            ),
             (("--data.name", "MNIST", "--data.dataroot", "nowhere", "--data.download", "false"), 1, "nowhere/MNIST/raw"),
         ],
     )

@@ -1,0 +1,152 @@
+"""What a run says of itself when it begins and when it ends."""
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.builder import Run
+from engine.config import LoadedConfig, flatten, load_config, to_dict, to_yaml
+from engine.journal import Journal
+from engine.run_folder import RunFolder
+from engine.tracking import read_metrics
+
+log = logging.getLogger(__name__)
+
+# Keys whose change leaves the weights as they would have been.
+HARMLESS = ("train.print_freq", "train.save_freq", "train.eval_freq", "train.keep_last", "dataloader.", "eval.")
+HARMLESS += ("data.dataroot", "data.verify", "data.download")
+
+
+@dataclass
+class Result:
+    """How a run ended."""
+
+    run_dir: Path
+    status: str = "completed"  # completed, interrupted or failed
+    why: str | None = None
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
+    exit_code: int = 0
+
+
+def write_beginning(folder: RunFolder, config: LoadedConfig, environment: dict[str, Any]) -> None:
+    """config.yaml and environment.json; the environments of earlier sessions stay in it."""
+    written = folder.path / "environment.json"
+    earlier = [] if folder.is_new or not written.is_file() else json.loads(written.read_text())
+    sessions = [*earlier.pop("earlier_sessions"), earlier] if earlier else []
+    folder.write_json("environment.json", {**environment, "earlier_sessions": sessions})
+    folder.write("config.yaml", to_yaml(config))
+    (folder.path / "results.json").unlink(missing_ok=True)
+
+
+def opening(config: LoadedConfig, run: Run, folder: RunFolder, *, resumed: bool) -> str:
+    device, data = run.accelerator.device.type, run.data
+    where = f"{run.accelerator.num_processes} x {device}" if run.accelerator.num_processes > 1 else device
+    return (
+        f"{f'resuming at step {run.state.step}' if resumed else 'training'}: "
+        f"{config.model.name} ({_n_params(run) / 1e6:.3g} M parameters) on {data.spec.name} "
+        f"({len(data.splits['train']):,} images, {len(data.classes)} classes, {data.img_size}x{data.img_size}), "
+        f"{run.n_steps:,} steps = {run.n_steps / run.steps_per_epoch:.4g} epochs of batch {run.batch_size}, "
+        f"{config.train.precision} on {where}; run folder {folder.path}"
+    )
+
+
+def say_what_changed(run_dir: Path, config: LoadedConfig, environment: Mapping[str, Any]) -> None:
+    """A resumed run that differs from the one that was begun says where, and whether its weights are affected."""
+    began_as, now = flatten(to_dict(load_config(run_dir / "config.yaml"))), flatten(to_dict(config))
+    inexact = "; from here on the run is not bit-exact with one that was never changed"
+    for key in sorted(began_as.keys() | now.keys()):
+        if began_as.get(key) != now.get(key):
+            log.info("%s is now %s, was %s%s", key, now.get(key), began_as.get(key), "" if key.startswith(HARMLESS) else inexact)
+    written = run_dir / "environment.json"
+    before = json.loads(written.read_text()) if written.is_file() else environment
+    for name, said in (("world_size", "ranks"), ("threads", "threads"), ("device", "device")):
+        if before.get(name) != environment[name]:
+            log.info(
+                "%s: now %s, was %s: the same batches, but sums in another order%s",
+                said,
+                environment[name],
+                before.get(name),
+                inexact,
+            )
+
+
+def write_results(folder: RunFolder, run: Run, journal: Journal, result: Result) -> None:
+    state = run.state
+    folder.write_json(
+        "results.json",
+        {
+            "status": result.status,
+            "why": result.why,
+            "step": state.step,
+            "n_steps": run.n_steps,
+            "best": {"step": state.best_step, **state.best_metrics},
+            "last": state.last_metrics,
+            "test": result.test,
+            "wall_time": round(state.elapsed, 3),
+            "images_per_sec": round(journal.images / journal.seconds, 1) if journal.seconds else None,
+            "params": _n_params(run),
+            "macs": _count_macs(run) if result.status == "completed" else None,
+        },
+    )
+
+
+def closing(run: Run, result: Result) -> str:
+    """The table at the end."""
+    monitor, state, path = run.task.monitor, run.state, result.run_dir
+    rows = []
+    if state.best_metrics:
+        rows += [
+            (f"best valid {monitor}", f"{100 * state.best_metrics[f'valid/{monitor}']:.2f} % at step {state.best_step}"),
+            (f"last valid {monitor}", f"{100 * state.last_metrics[f'valid/{monitor}']:.2f} %"),
+        ]
+    if result.test:
+        rows.append((f"test {monitor} of the best", f"{100 * result.test[f'test/{monitor}']:.2f} %"))
+    rows += [
+        ("time", f"{state.elapsed:.1f} s"),
+        ("run folder", str(path)),
+        ("curves", str(path / "figures" / "curves.png")),
+        ("TensorBoard", f"tensorboard --logdir {path / 'tensorboard'}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(["done", *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+@torch.no_grad()
+def draw(run: Run, config: LoadedConfig, folder: RunFolder) -> None:
+    """figures/curves.png and figures/predictions.png."""
+    from engine.figures import draw_curves, save_figure
+
+    figures = folder.path / "figures"
+    save_figure(draw_curves(read_metrics(folder.path), f"{config.model.name} on {run.data.spec.name}"), figures / "curves.png")
+    batch = tuple(part[:32] for part in next(iter(run.data.loader("valid").batches())))
+    run.model.eval()
+    predictions = run.task.predict(run.model, batch)
+    save_figure(run.task.draw(run.train_loader.normalise.undo(batch[0]), batch, predictions), figures / "predictions.png")
+
+
+def _n_params(run: Run) -> int:
+    return sum(parameter.numel() for parameter in run.model.parameters())
+
+
+def _count_macs(run: Run) -> int | None:
+    """On a copy without what Accelerate has put around its forward; a model of somebody's own may not be traceable."""
+    from engine.macs import count
+
+    model = run.accelerator.unwrap_model(copy.deepcopy(run.model), keep_fp32_wrapper=False).float()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
+            return count(model, run.data.spec.channels, run.data.img_size).macs
+    except Exception as error:  # whatever that model raises when it is traced
+        log.warning("the multiply-accumulates of %s could not be counted: %s", type(model).__name__, str(error).splitlines()[0])
+        return None

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as v2
+
+from datasets.augment import AUGMENT, CropAndFlip, Normalise
+from datasets.counters import below, draws
+
+N = 500
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randint(0, 256, (N, 3, 16, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("padding_mode", ["constant", "reflect"])
+def test_pixels_equal_torchvisions_crop_and_flip_for_the_same_parameters(images, padding_mode):
+    seed, epoch, samples = 3, 5, torch.randperm(N)[:200]
+    ours = CropAndFlip(images, padding=4, padding_mode=padding_mode, hflip=True, seed=seed)(epoch, samples)
+    vertical, horizontal, mirrored = draws(seed ^ AUGMENT, epoch, samples, 3)
+    for i, sample in enumerate(samples):
+        padded = v2.pad(images[sample], [4, 4, 4, 4], padding_mode=padding_mode)
+        crop = v2.crop(padded, int(below(vertical[i], 9)), int(below(horizontal[i], 9)), 16, 12)
+        assert torch.equal(ours[i], v2.horizontal_flip(crop) if below(mirrored[i], 2) else crop)
+
+
+def test_every_offset_and_both_sides_occur_with_the_right_frequency():
+    position = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(9000, 1, 1, 1)
+    cut = CropAndFlip(position, padding=1, padding_mode="constant", hflip=True, seed=1)(0, torch.arange(9000))
+    centre = cut[:, 0, 3:5, 3:5].flatten(1)  # four pixels that say which crop this is, and which way round
+    kinds, counts = centre.unique(dim=0, return_counts=True)
+    assert len(kinds) == 3 * 3 * 2
+    assert ((counts - 500.0) ** 2 / 500).sum() < 50  # chi squared, 17 degrees of freedom
+
+
+def test_the_augmentation_of_a_sample_depends_on_seed_and_epoch_not_on_its_batch(images):
+    cut = CropAndFlip(images, padding=4, padding_mode="constant", hflip=True, seed=3)
+    together = cut(2, torch.tensor([7, 8, 9]))
+    assert torch.equal(together[1:2], cut(2, torch.tensor([8])))
+    assert not torch.equal(together, cut(3, torch.tensor([7, 8, 9])))
+
+
+def test_without_padding_and_flip_nothing_changes(images):
+    cut = CropAndFlip(images, padding=0, padding_mode="constant", hflip=False, seed=3)
+    assert torch.equal(cut(1, torch.arange(N)), images)
+
+
+def test_normalisation_equals_torchvisions(images):
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    square = images[:, :, :12, :12].contiguous()
+    ours = Normalise(mean, std, 12, "cpu")(square)
+    theirs = v2.normalize(v2.to_dtype(square, torch.float32, scale=True), mean, std)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_another_size_is_reached_with_antialias(images):
+    ours = Normalise((0.0,) * 3, (1.0,) * 3, 7, "cpu")(images)
+    theirs = v2.resize(images.float(), [7, 7], antialias=True) / 255
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_undo_gives_the_image_back(images):
+    square = images[:, :, :12, :12]
+    normalise = Normalise((0.5,) * 3, (0.25,) * 3, 12, "cpu")
+    torch.testing.assert_close(normalise.undo(normalise(square)) * 255, square.float(), atol=1e-3, rtol=0)

@@ -1,0 +1,149 @@
+"""The data sets, read from files in their real format."""
+
+import os
+import pickle
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import Source, find_dataset, list_datasets
+from datasets.downloads import unpack_tar
+from datasets.splits import hold_out
+from tests import on_disk
+
+
+def load(name, root, **options):
+    return find_dataset(name).load(Source(root, verify=False, download=False), **options)
+
+
+def test_case_and_dashes_of_a_name_do_not_matter():
+    assert find_dataset("cifar10") is find_dataset("CIFAR-10") is find_dataset("Cifar_10")
+    with pytest.raises(ValueError, match="did you mean CIFAR-100"):
+        find_dataset("CIFAR-1000")
+    assert {"digits", "MNIST", "FashionMNIST", "CIFAR-10", "CIFAR-100", "imagefolder", "ImageNet"} <= set(list_datasets())
+
+
+def test_digits_hold_out_a_fifth_by_the_seed_with_every_class_in_proportion():
+    first, again, other = (find_dataset("digits").load(Source(None, seed=seed)) for seed in (1, 1, 2))
+    assert (len(first.train), len(first.test)) == (1437, 360)
+    assert torch.equal(first.test.images, again.test.images)
+    assert not torch.equal(first.test.images, other.test.images)
+    assert first.test.labels.bincount().min() >= 34
+
+
+def test_the_statistics_of_digits_are_those_of_the_data():
+    train, spec = find_dataset("digits").load(Source(None, seed=1234)).train, find_dataset("digits")
+    assert train.images.float().div(255).mean().item() == pytest.approx(spec.mean[0], abs=0.005)
+    assert train.images.float().div(255).std().item() == pytest.approx(spec.std[0], abs=0.005)
+
+
+def test_cifar_gives_the_pixels_and_labels_of_its_files(data_root):
+    from torchvision.datasets import CIFAR10
+
+    loaded = load("CIFAR-10", data_root / "CIFAR-10")
+    with (data_root / "CIFAR-10" / "cifar-10-batches-py" / "test_batch").open("rb") as file:
+        entry = pickle.load(file, encoding="latin1")
+    assert torch.equal(loaded.test.labels, torch.tensor(entry["labels"]))
+    assert np.array_equal(loaded.test.images[3].numpy(), entry["data"][3].reshape(3, 32, 32))
+    assert len(loaded.train) == 60
+    assert CIFAR10.base_folder == "cifar-10-batches-py"
+    assert len(load("CIFAR-100", data_root / "CIFAR-100").classes) == 100
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_mnist_is_read_packed_and_unpacked_as_torchvision_reads_it(tmp_path, packed):
+    from torchvision.datasets import MNIST
+
+    root = on_disk.write_mnist(tmp_path, packed=packed)
+    loaded = load("MNIST", root)
+    theirs = MNIST(root, train=False)
+    assert torch.equal(loaded.test.images[:, 0], theirs.data)
+    assert torch.equal(loaded.test.labels, theirs.targets)
+
+
+def test_checksums_are_asked_for_unless_told_otherwise(data_root):
+    for name in ("CIFAR-10", "MNIST"):
+        with pytest.raises(OSError, match="not the published file"):
+            find_dataset(name).load(Source(data_root / name, verify=True, download=False))
+
+
+def test_an_image_folder_gives_its_classes_and_paths(data_root):
+    loaded = load("imagefolder", data_root / "imagefolder")
+    assert loaded.classes == ("class_0", "class_1", "class_2")
+    assert (len(loaded.train), len(loaded.test)) == (24, 9)
+    assert loaded.train.paths[9].endswith(b"class_1/0001.jpg")
+    assert loaded.train.labels[9] == 1
+
+
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [
+        (lambda root: shutil.rmtree(root / "val"), "val: no such folder"),
+        (lambda root: shutil.rmtree(root / "train"), "train: no such folder"),
+        (lambda root: (root / "train" / "empty").mkdir(), "empty holds no image"),
+        (lambda root: shutil.move(root / "val" / "class_0", root / "val" / "other"), "other is a class that"),
+    ],
+)
+def test_an_image_folder_that_is_none_is_named(tmp_path, breaks, says):
+    root = on_disk.write_image_folder(tmp_path / "set")
+    breaks(root)
+    with pytest.raises(OSError, match=says):
+        load("imagefolder", root)
+
+
+def test_a_cifar_file_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    root = on_disk.write_cifar10(tmp_path / "set")
+    (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(OSError, match="data_batch_2 is refused"):
+        load("CIFAR-10", root)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 100])
+def test_a_truncated_file_is_named(tmp_path, keep):
+    cifar, mnist = on_disk.write_cifar10(tmp_path / "cifar"), on_disk.write_mnist(tmp_path / "mnist")
+    for path in (cifar / "cifar-10-batches-py" / "test_batch", mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"):
+        path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(OSError, match="test_batch"):
+        load("CIFAR-10", cifar)
+    with pytest.raises(OSError, match="t10k-images"):
+        load("MNIST", mnist)
+
+
+def test_labels_out_of_range_are_named(tmp_path):
+    root = on_disk.write_mnist(tmp_path)
+    path = root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x0b")
+    with pytest.raises(OSError, match="the label 11"):
+        load("MNIST", root)
+
+
+def test_an_archive_that_climbs_out_of_its_folder_is_refused_and_writes_nothing(tmp_path):
+    (tmp_path / "evil.txt").write_text("evil")
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "evil.txt", arcname="good.txt")
+        tar.add(tmp_path / "evil.txt", arcname="../../climbed.txt")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(OSError, match="can't be unpacked"):
+        unpack_tar(tmp_path / "set.tar.gz", tmp_path / "a" / "b")
+    assert not list((tmp_path / "a" / "b").iterdir())
+    assert not (tmp_path / "climbed.txt").exists()
+
+
+def test_a_hold_out_is_fixed_by_its_seed_and_leaves_every_sample_on_one_side(data_root):
+    whole = load("CIFAR-10", data_root / "CIFAR-10").train
+    kept, held_out = hold_out(whole, 0.2, seed=1)
+    assert (len(kept), len(held_out)) == (48, 12)
+    again = hold_out(whole, 0.2, seed=1)[1]
+    assert torch.equal(held_out.images, again.images)
+    rows = torch.cat([kept.images, held_out.images]).flatten(1).unique(dim=0)
+    assert len(rows) == 60
+    with pytest.raises(ValueError, match="leaves one side empty"):
+        hold_out(whole, 0.001, seed=1)

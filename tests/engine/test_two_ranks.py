@@ -1,0 +1,126 @@
+"""Two processes on the CPU; every test asserts that there were two."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.running import ROOT, assert_same_weights, metrics, results, run_main, run_on_two_ranks, untimed, weights
+
+ARGV = (
+    "--train.n_steps",
+    60,
+    "--train.batch_size",
+    64,
+    "--train.print_freq",
+    10,
+    "--train.eval_freq",
+    20,
+    "--train.save_freq",
+    20,
+)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "two"
+    finished = run_on_two_ranks("-e", run, *ARGV)
+    assert finished.returncode == 0, finished.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def on_one_rank(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "one"
+    assert run_main("-e", run, *ARGV) == 0
+    return run
+
+
+def test_there_are_two(on_two_ranks):
+    assert json.loads((on_two_ranks / "environment.json").read_text())["world_size"] == 2
+    assert "2 x cpu" in (on_two_ranks / "output.log").read_text()
+
+
+def test_every_sample_is_evaluated_once(on_two_ranks, on_one_rank):
+    assert [line["valid/count"] for line in metrics(on_two_ranks) if "valid/count" in line] == [360] * 3
+    assert [line["valid/count"] for line in metrics(on_one_rank) if "valid/count" in line] == [360] * 3
+
+
+def test_the_same_global_batch_gives_the_same_loss_as_on_one_rank(on_two_ranks, on_one_rank):
+    for two, one in zip(metrics(on_two_ranks), metrics(on_one_rank), strict=True):
+        for name in ("train/loss", "valid/loss", "train/grad_norm"):
+            if name in one:
+                assert two[name] == pytest.approx(one[name], abs=1e-4)
+
+
+def test_accumulation_on_two_ranks_weighs_a_smaller_tail_by_its_samples(on_one_rank, tmp_path):
+    finished = run_on_two_ranks("-e", tmp_path / "run", *ARGV, "--train.micro_batch_size", 12)  # 32 = 12 + 12 + 8
+    assert finished.returncode == 0, finished.stderr
+    for two, one in zip(metrics(tmp_path / "run"), metrics(on_one_rank), strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], abs=1e-4)
+
+
+def test_a_sigterm_makes_both_save_the_same_step_and_the_resumed_run_is_bit_exact(on_two_ranks, tmp_path):
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "main.py",
+        "-e",
+        run,
+        *ARGV,
+    ]
+    launcher = subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**_env()}
+    )
+    for line in launcher.stdout:
+        if "step 20/" in line:
+            launcher.send_signal(signal.SIGTERM)
+            break
+    launcher.communicate(timeout=120)
+    stopped = results(run)
+    assert stopped["status"] == "interrupted"
+    assert 20 <= stopped["step"] < 60
+    finished = run_on_two_ranks("-e", run, "-r", "latest")
+    assert finished.returncode == 0, finished.stderr
+    assert_same_weights(weights(on_two_ranks), weights(run))
+    assert untimed(metrics(on_two_ranks)) == untimed(metrics(run))
+
+
+def test_a_run_of_two_ranks_goes_on_with_one_and_says_that_it_is_not_bit_exact(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert run_on_two_ranks("-e", run, *ARGV).returncode == 0
+    assert run_main("-r", run / "ckpt" / "step-000040") == 0
+    assert "ranks: now 1, was 2" in capsys.readouterr().out
+    assert metrics(run)[-1]["step"] == 60
+
+
+def test_a_batch_that_does_not_divide_by_the_ranks_is_one_line(tmp_path):
+    finished = run_on_two_ranks("-e", tmp_path / "run", *ARGV, "--train.batch_size", 63)
+    assert finished.returncode == 1  # torchrun's, for any failure
+    assert finished.stderr.count("error: train.batch_size 63 doesn't divide by the 2 ranks") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_is_one_line_and_ends_both(tmp_path):
+    begin = time.monotonic()
+    argv = ("--data.name", "MNIST", "--data.dataroot", tmp_path / "nowhere", "--data.download", "false", "-e", tmp_path / "run")
+    finished = run_on_two_ranks(*argv, *ARGV)
+    assert finished.returncode == 1
+    assert finished.stderr.count("error: MNIST is not in") == 1
+    assert "[rank" not in finished.stderr  # whose traceback it would be
+    assert not (tmp_path / "run").exists()
+    assert time.monotonic() - begin < 120
+
+
+def _env():
+    import os
+
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,28 @@
+"""Every config of configs/ builds, trains two steps and evaluates, on small data in the real format."""
+
+import pytest
+
+from engine import load_config
+from tests.running import ROOT, run_main
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_dry_run_of_every_config(name, data_root, capsys):
+    path = ROOT / "configs" / f"{name}.yaml"
+    config = load_config(path)
+    argv = ["--data.dataroot", data_root / config.data.name, "--data.verify", "false", "--dataloader.num_workers", 0]
+    argv += ["--train.batch_size", 2, "--train.micro_batch_size", 0, "--eval.batch_size", 2]
+    assert run_main("-c", path, *argv, "--dry_run") == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_opens_with_what_it_is_what_was_published_and_its_command(name):
+    head = [line for line in (ROOT / "configs" / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any("http" in line for line in head), "no link to the paper"
+    assert sum(line.startswith("# published: ") for line in head) == 1
+    assert any(f"main.py -c configs/{name}.yaml" in line for line in head)
+    model, _, dataset = name.partition("_")
+    assert model
+    assert dataset

@@ -1,0 +1,59 @@
+import json
+import subprocess
+import sys
+
+from tests.running import ROOT, metrics, results, run_command, run_main
+
+SHORT = ("--train.n_steps", 20, "--train.batch_size", 64, "--train.eval_freq", 10)
+
+
+def test_accelerate_launch_trains(tmp_path):
+    finished = run_command("accelerate-launch", "main.py", "-c", "configs/lenet_digits.yaml", "-e", tmp_path / "run", *SHORT)
+    assert finished.returncode == 0, finished.stderr
+    assert results(tmp_path / "run")["status"] == "completed"
+    assert "best valid acc@1" in finished.stdout
+
+
+def test_the_launchers_precision_is_followed(tmp_path):
+    argv = ("-c", "configs/lenet_digits.yaml", "-e", tmp_path / "run", *SHORT)
+    finished = run_command("accelerate-launch", "--mixed_precision", "bf16", "main.py", *argv)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["precision"] == "bf16"
+    evaluated = run_command("python", "tools/evaluate.py", tmp_path / "run", "--json")
+    best = results(tmp_path / "run")["best"]
+    assert json.loads(evaluated.stdout)["loss"] == best["valid/loss"]
+
+
+def test_help_and_config_do_not_import_torch():
+    script = "import sys, main; main.parser().format_help(); main.load_config(None); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def test_help_shows_the_command_line():
+    finished = run_command("python", "main.py", "--help")
+    assert finished.returncode == 0
+    for word in ("--config", "--exp_dir", "--resume", "--print_config", "--dry_run", "--train.optim.type Adam"):
+        assert word in finished.stdout
+
+
+def test_print_config_prints_a_config_that_runs(tmp_path, capsys):
+    assert run_main("--print_config", "--train.optim.lr", "1e-3", *SHORT) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert run_main("-c", tmp_path / "printed.yaml", "-e", tmp_path / "run") == 0
+    assert metrics(tmp_path / "run")[-1]["step"] == 20
+
+
+def test_print_config_checks_names_and_arguments(capsys):
+    assert run_main("--print_config", "--model.pdrp", "0.1") == 2
+    assert "did you mean model.pdrop?" in capsys.readouterr().err
+
+
+def test_without_a_config_lenet_learns_digits(capsys):
+    assert run_main("--print_config") == 0
+    printed = capsys.readouterr().out
+    assert "name: digits" in printed
+    assert "name: lenet" in printed
+
+
+def test_main_reads_in_a_minute():
+    assert len((ROOT / "main.py").read_text().splitlines()) < 80

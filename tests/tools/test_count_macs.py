@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from engine.command_line import run_tool
+from tests.running import ROOT, run_command
+from tools.count_macs import main
+
+
+def count(capsys, *argv):
+    assert run_tool(lambda: main([str(word) for word in (*argv, "--json")])) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_resnet18_on_cifar_has_0_56_g(capsys):
+    (row,) = count(capsys, "-c", ROOT / "configs" / "resnet18_cifar10.yaml")
+    assert row["macs"] == pytest.approx(0.56e9, rel=0.01)
+    assert row["params"] == 11_173_962
+
+
+def test_lenet_is_counted_as_by_hand(capsys):
+    (row,) = count(capsys, "--model", "lenet", "--img_size", 28, "--n_classes", 10, "--in_channels", 1)
+    assert row["macs"] == 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
+    assert row["params"] == 6 * 26 + 16 * 151 + 401 * 120 + 121 * 84 + 85 * 10
+
+
+def test_attention_is_counted(capsys):
+    argv = ("--model", "timm/vit_tiny_patch16_224", "--img_size", 224, "--n_classes", 1000)
+    (row,) = count(capsys, *argv)
+    tokens, width, depth = 197, 192, 12
+    attention = 2 * tokens * tokens * width
+    linear = tokens * width * width * (3 + 1 + 4 + 4)
+    by_hand = depth * (attention + linear) + 196 * 768 * width + width * 1000
+    assert row["macs"] == pytest.approx(by_hand, rel=0.01)  # fvcore adds the norms
+
+
+def test_a_stage_table_adds_up(capsys):
+    (row,) = count(capsys, "--model", "resnet18", "--model.first_block", "cifar10", "--img_size", 32, "--n_classes", 10)
+    assert sum(macs for _, macs in row["stages"].values()) == row["macs"]
+    assert sum(params for params, _ in row["stages"].values()) == row["params"]
+    assert row["not_counted"] == {"add": 8}
+
+
+def test_the_program_prints_a_table_and_stages_from_any_folder():
+    finished = run_command("python", "tools/count_macs.py", "-c", "configs/lenet_digits.yaml", "--verbose")
+    assert finished.returncode == 0, finished.stderr
+    assert "| lenet_digits | lenet |" in finished.stdout
+    assert "| conv2" in finished.stdout
+    assert finished.stderr == ""
+    as_module = run_command("python", "-m", "tools.count_macs", "-c", "configs/lenet_digits.yaml", "--verbose")
+    assert as_module.stdout == finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--model", "resnet19"], "did you mean"),
+        (["-c", "nowhere.yaml"], "no such config"),
+        (["--img_size", "32"], "belong to --model"),
+        (["--model", "lenet", "-c", "configs/lenet_digits.yaml"], "give one of the two"),
+    ],
+)
+def test_a_mistake_is_one_line(argv, says, capsys):
+    assert run_tool(lambda: main(argv)) == 2
+    assert says in capsys.readouterr().err
