@@ -165,7 +165,7 @@ def new_model(config: LoadedConfig, n_classes: int, in_channels: int, img_size: 
     except OSError as error:
         raise RunError(f"model.pretrained: {error}") from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"model: {config.model.name} refuses its arguments: {error}") from error
+        raise ConfigError(f"model {config.model.name}: {error}") from error
 
 
 def make_task(config: LoadedConfig, data: Data) -> Task:

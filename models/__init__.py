@@ -15,6 +15,11 @@ A family file holds a table `MODELS`, name -> constructor, and is found by being
     HEAD                                names of the modules that only forward_head (or an auxiliary head) uses
     CLASSIFIERS                         names of the layers whose outputs are the classes
     FIRST_CONV                          name of the layer that reads the image
+
+and, where published weights need it:
+
+    convert_pretrained(weights)         gives weights of the reference implementation the names that the model has
+    TIMM_NAMES                          the model's name here -> its name in timm, for the published weights
 """
 
 from models.factory import create_model, list_models, model_signature

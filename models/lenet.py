@@ -13,7 +13,6 @@ average pooling, all 16 maps of C3 connected to all 6 of S2, and a linear classi
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class LeNet5(nn.Module):
@@ -35,8 +34,8 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, n_classes)
         self.dropout = nn.Dropout(pdrop)
-        self.activation = F.tanh if classic else F.relu
-        self.pool = F.avg_pool2d if classic else F.max_pool2d
+        self.activation = nn.Tanh() if classic else nn.ReLU()
+        self.pool = nn.AvgPool2d(2) if classic else nn.MaxPool2d(2)
         self.num_features = 84
         self.feature_info = [
             {"num_chs": 6, "reduction": 2, "module": "conv1"},
@@ -44,8 +43,8 @@ class LeNet5(nn.Module):
         ]
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        c1 = self.pool(self.activation(self.conv1(x)), 2)
-        c2 = self.pool(self.activation(self.conv2(c1)), 2)
+        c1 = self.pool(self.activation(self.conv1(x)))
+        c2 = self.pool(self.activation(self.conv2(c1)))
         return [c1, c2]
 
     def forward_features(self, x: Tensor) -> Tensor:

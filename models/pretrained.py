@@ -1,124 +1,172 @@
 """Read published weights into a model that may have other classes, other channels or another image size.
 
-Nothing is unpickled: safetensors, or torch.load with weights_only=True, which refuses a file that would run code.
+Files are those of torchvision, timm or this project. Only tensors and plain values are unpickled: a file that would run code is
+refused. The backbone must fit to the last tensor; of the head, what doesn't fit is left out, by name.
 """
 
+import argparse
 import logging
 import pickle
+import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights are the ones that a training script reports
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DDP and averaging, torch.compile, Lightning
+PLACES = ("", "model.safetensors", "ckpt/best/model.safetensors")  # in a file, a checkpoint folder, a run folder
 
 
 def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> None:
     """Fill `model` with the weights of `source`: a file, or true for the published ones."""
     if source is True:
-        weights, said = _published(name), f"the published weights of {name}"
+        weights, said = _published(model, name), f"the published weights of {name}"
     else:
         weights, said = read_weights(Path(source)), str(source)
-    if hasattr(model, "convert_pretrained"):
-        weights = model.convert_pretrained(weights)
-    weights, left_out = _adapt(model, weights)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    missing = [key for key in missing if key not in left_out]
-    if missing or unexpected:
-        raise ValueError(
-            f"{said} doesn't fit {name}: "
-            + "; ".join(
-                f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-                for what, keys in (("missing", missing), ("unexpected", unexpected))
-                if keys
-            )
-        )
-    log.info("weights from %s%s", said, f"; left out: {', '.join(left_out)}" if left_out else "")
+    try:
+        left_out, initial, adapted = _fill(model, weights)
+    except ValueError as error:
+        raise ValueError(f"{name} can't take {said}: {error}") from error
+    notes = {"left out": left_out, "not there, so as initialised": initial, "adapted": adapted}
+    log.log(
+        logging.WARNING if left_out or initial else logging.INFO,
+        "; ".join([f"weights from {said}", *(f"{what}: {', '.join(keys)}" for what, keys in notes.items() if keys)]),
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or .pth file, or in a checkpoint folder, without wrappers and prefixes."""
+    """The state dict in a .safetensors or .pth file, a checkpoint or a run folder, without wrappers and prefixes."""
     path = path.expanduser()
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of weights")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is refused: it holds more than tensors and plain values, and loading it could run code"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} can't be read as weights: {error}") from error
+    file = next((path / place for place in PLACES if (path / place).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"{path}: {'no model.safetensors in this folder' if path.is_dir() else 'no such file'}")
+    content = _read(file)
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict (looked under {', '.join(WRAPPERS)} and at the top)")
-    for prefix in PREFIXES:
-        if content and all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    if isinstance(content, dict):
+        content.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
+    if not isinstance(content, dict) or not content or not all(map(_is_named_tensor, content.items())):
+        raise ValueError(f"{file} holds no state dict (looked under {', '.join(WRAPPERS)} and at the top)")
+    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in content)), None):
+        content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
 
 
-def _adapt(model: nn.Module, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Fit the first convolution to other channels and leave out a classifier of other classes."""
-    own = model.state_dict()
-    classifiers, first_conv = _classifiers(model), _first_conv(model)
-    adapted, left_out = {}, []
-    for key, value in weights.items():
-        layer = key.rpartition(".")[0]
-        if key not in own or own[key].shape == value.shape:
-            adapted[key] = value
-        elif layer in classifiers:
-            left_out.append(key)
-        elif layer == first_conv and value.ndim == 4:
-            adapted[key] = _to_channels(value, own[key].shape[1])
-        else:
-            raise ValueError(f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the model")
-    return adapted, left_out
-
-
-def _to_channels(weight: Tensor, channels: int) -> Tensor:
-    """One channel gets the sum over the colours; more get the colours in turn, scaled so that activations keep their size."""
-    if channels == 1:
-        return weight.sum(dim=1, keepdim=True)
-    turns = torch.arange(channels) % weight.shape[1]
-    return weight[:, turns] * (weight.shape[1] / channels)
-
-
-def _classifiers(model: nn.Module) -> tuple[str, ...]:
-    if hasattr(model, "CLASSIFIERS"):
-        return model.CLASSIFIERS
-    names = model.pretrained_cfg["classifier"]
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _first_conv(model: nn.Module) -> str:
-    return model.FIRST_CONV if hasattr(model, "FIRST_CONV") else model.pretrained_cfg["first_conv"]
-
-
-def _published(name: str) -> dict[str, Tensor]:
-    """The published weights of a model, downloaded by timm or torchvision."""
-    plain = name.removeprefix("timm/")
+def _read(file: Path) -> object:
     try:
-        if name.startswith("timm/"):
-            import timm
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        # the options of a run, which timm's and torchvision's training scripts save beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the readers stumble over
+        forbidden = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if forbidden:
+            said = f"is refused: it holds more than tensors and plain values ({forbidden[1]}), and loading it could run code"
+        else:
+            reason = str(error).partition("\n")[0].partition(". ")[0] or "it ends too early"
+            said = f"can't be read as weights; is it damaged, cut short, or another kind of file? ({reason})"
+        raise ValueError(f"{file} {said}") from error
 
-            return timm.create_model(plain, pretrained=True).state_dict()
-        import torchvision
 
-        return torchvision.models.get_model_weights(plain).DEFAULT.get_state_dict(progress=True, check_hash=True)
-    except ValueError as error:
-        raise ValueError(f"nobody publishes weights for {name}; give model.pretrained a file") from error
+def _is_named_tensor(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
+def _fill(model: nn.Module, given: dict[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Load what fits. The result names what the file has too much, what the model keeps of its own, and what was adapted."""
+    own, head = model.state_dict(), _head(model)
+    weights = _convert(model, given)
+    for key in (f"{layer}.weight" for layer in _first_convs(model)):
+        if key in weights and key in own:
+            weights = {**weights, key: _to_channels(weights[key], own[key].shape)}
+
+    reshaped = [key for key, value in weights.items() if key in own and own[key].shape != value.shape]
+    replaced = {_layer(key) for key in reshaped if _within(key, head)}
+    left_out = [key for key in weights if _within(key, head) and (key not in own or _layer(key) in replaced)]
+    fitting = {key: value for key, value in weights.items() if key not in left_out and key not in reshaped}
+    missing, unexpected = model.load_state_dict(fitting, strict=False)
+
+    problems = [
+        f"{key} is {tuple(weights[key].shape)} in the file and {tuple(own[key].shape)} in the model"
+        for key in reshaped
+        if key not in left_out
+    ]
+    problems += [f"{key} is missing" for key in missing if not _within(key, head) and key not in reshaped]
+    problems += [f"{key} is unknown" for key in unexpected]
+    if problems:
+        raise ValueError("; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else ""))
+    initial = [key for key in missing if _within(key, head) and key not in left_out]
+    adapted = [key for key in fitting if key in given and given[key].shape != fitting[key].shape]
+    return left_out, initial, adapted
+
+
+def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Older or foreign names, another image size: what the family knows of its published files."""
+    if hasattr(model, "convert_pretrained"):
+        return model.convert_pretrained(weights)
+    of_timm = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if of_timm is None:
+        return weights
+    try:
+        return of_timm(weights, model)
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} is missing") from error
+
+
+def _to_channels(weight: Tensor, shape: torch.Size) -> Tensor:
+    """One channel gets the sum over the colours; more get the colours in turn, scaled so that activations keep their size."""
+    if weight.ndim != 4 or weight.shape[1] == shape[1]:
+        return weight
+    if shape[1] == 1:
+        return weight.sum(dim=1, keepdim=True)
+    turns = torch.arange(shape[1]) % weight.shape[1]
+    return weight[:, turns] * (weight.shape[1] / shape[1])
+
+
+def _head(model: nn.Module) -> tuple[str, ...]:
+    return model.HEAD if hasattr(model, "HEAD") else _names(model.pretrained_cfg["classifier"])
+
+
+def _first_convs(model: nn.Module) -> tuple[str, ...]:
+    return _names(model.FIRST_CONV if hasattr(model, "FIRST_CONV") else model.pretrained_cfg["first_conv"])
+
+
+def _names(of_timm: str | Iterable[str] | None) -> tuple[str, ...]:
+    return (of_timm,) if isinstance(of_timm, str) else tuple(of_timm or ())
+
+
+def _layer(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _within(key: str, modules: tuple[str, ...]) -> bool:
+    return any(key.startswith(f"{module}.") for module in modules)
+
+
+def _published(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """The published weights of a model, downloaded by torchvision or, for the models that it hasn't, by timm."""
+    import timm
+    import torchvision
+
+    in_timm = getattr(model, "TIMM_NAMES", {}).get(name, name.removeprefix("timm/"))
+    try:
+        if name in torchvision.models.list_models(torchvision.models):
+            published = torchvision.models.get_model_weights(name).DEFAULT
+            return published.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        if timm.is_model_pretrained(in_timm):
+            return timm.create_model(in_timm, pretrained=True).state_dict()
     except Exception as error:  # whatever the network or a hub's client raises
         raise OSError(
-            f"the published weights of {name} can't be fetched ({error}); download them elsewhere and give model.pretrained the file"
+            f"the published weights of {name} can't be fetched ({error}); "
+            "download them elsewhere and give model.pretrained the file"
         ) from error
+    raise ValueError(f"nobody publishes weights for {name}; give model.pretrained a file")
