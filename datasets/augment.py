@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from datasets.counters import below, draws
 
-AUGMENT = 2  # separates this use of the seed from the order's
+AUGMENT, CUTOUT = 2, 5  # separate these uses of the seed from the others
 
 
 class Normalise:
@@ -15,13 +15,13 @@ class Normalise:
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], img_size: int, device: torch.device | str) -> None:
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.scale, self.shift = 1 / (255 * self.std), -self.mean / self.std  # so that two passes over the batch do
         self.size = (img_size, img_size)
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.to(self.mean.dtype)
-        if x.shape[-2:] != self.size:
-            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
-        return x.div_(255).sub_(self.mean).div_(self.std)
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images.to(self.scale.dtype), self.size, mode="bilinear", antialias=True)
+        return (images * self.scale).add_(self.shift)
 
     def undo(self, x: Tensor) -> Tensor:
         """Back to images that a person can look at, from 0 to 1."""
@@ -35,7 +35,7 @@ class CropAndFlip:
     n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch.
     """
 
-    def __init__(self, images: Tensor, *, padding: int, padding_mode: str, hflip: bool, seed: int) -> None:
+    def __init__(self, images: Tensor, *, padding: int, padding_mode: str, hflip: bool | str, seed: int) -> None:
         self.padding, self.hflip, self.seed = padding, hflip, seed
         if padding:
             # reflection isn't there for uint8; float32 holds every uint8 exactly
@@ -59,6 +59,33 @@ class CropAndFlip:
         offsets = 2 * self.padding + 1
         begin = samples * self.image_bytes + below(vertical, offsets) * self.width + below(horizontal, offsets)
         images = self.windows.index_select(0, begin)
-        if self.hflip:
-            images = torch.where(below(mirrored, 2).bool().view(-1, 1, 1, 1), images.flip(-1), images)
-        return images
+        if self.hflip == "alternating":  # which epochs is drawn once: the side that an image begins with
+            mirrored = draws(self.seed ^ AUGMENT, 0, samples, 3)[2]
+            mirrored = (below(mirrored, 2) + epoch) % 2 == 1
+        elif self.hflip:
+            mirrored = below(mirrored, 2) == 1
+        else:
+            return images
+        return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+class Cutout:
+    """A square of the normalised image becomes zero, the mean colour; its centre may be anywhere, so an edge can cut it off.
+
+    DeVries, Taylor (2017): Improved Regularization of Convolutional Neural Networks with Cutout. https://arxiv.org/abs/1708.04552
+    """
+
+    def __init__(self, side: int, seed: int) -> None:
+        self.side, self.seed = side, seed
+
+    def __call__(self, epoch: int, samples: Tensor, images: Tensor) -> Tensor:
+        vertical, horizontal = draws(self.seed ^ CUTOUT, epoch, samples, 2)
+        rows = self._covered(below(vertical, images.shape[-2]), images.shape[-2])
+        columns = self._covered(below(horizontal, images.shape[-1]), images.shape[-1])
+        return images.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0)
+
+    def _covered(self, centre: Tensor, length: int) -> Tensor:
+        """B x length: which rows (or columns) the square lies on."""
+        begin = (centre - self.side // 2).unsqueeze(1)
+        place = torch.arange(length, device=centre.device)
+        return (place >= begin) & (place < begin + self.side)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datasets.splits import DatasetSpec
 
-NOT_FAMILIES = {"augment", "catalog", "counters", "downloads", "files", "loaders", "order", "splits"}
+NOT_FAMILIES = {"augment", "cache", "catalog", "counters", "downloads", "files", "loaders", "mixing", "order", "splits"}
 
 
 @cache

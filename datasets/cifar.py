@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from datasets.cache import load_cached
 from datasets.downloads import fetch, missing_files
 from datasets.splits import DatasetSpec, Images, Loaded, Source
 
@@ -54,7 +55,19 @@ def load(source: Source, *, fine_labels: bool) -> Loaded:
     wanted = [(folder / name, md5) for name, md5 in files]
     if missing_files(wanted, verify=False):
         fetch([(published.url, published.filename, published.tgz_md5)], source, wanted=folder, what=published.__name__)
-    if broken := missing_files(wanted, verify=source.verify):
+
+    def read() -> Loaded:
+        return _read_all(published, folder, wanted, label_key, name_key, verify=source.verify)
+
+    if missing_files(wanted, verify=False):
+        return read()  # which says what is missing
+    return load_cached(folder / ".cache.safetensors", [path for path, _ in wanted], verify=source.verify, read=read)
+
+
+def _read_all(
+    published: Any, folder: Path, wanted: Sequence[tuple[Path, str]], label_key: str, name_key: str, *, verify: bool
+) -> Loaded:
+    if broken := missing_files(wanted, verify=verify):
         raise OSError(
             f"{broken[0]}: missing or not the published file; remove {folder} to fetch it anew, or set data.verify false"
         )

@@ -1,6 +1,5 @@
 """Fetch published files, and check that they are what was published."""
 
-import gzip
 import hashlib
 import os
 import shutil
@@ -70,15 +69,3 @@ def unpack_tar(archive: Path, folder: Path) -> None:
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, EOFError) as error:
         raise OSError(f"{archive} can't be unpacked: {error}") from error
-
-
-def unpack_gzip(archive: Path, target: Path) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with gzip.open(archive) as packed, part.open("wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
-        part.replace(target)
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise OSError(f"{archive} can't be unpacked, maybe it is truncated ({error})") from error
-    finally:
-        part.unlink(missing_ok=True)

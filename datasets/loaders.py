@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datasets.augment import CropAndFlip, Normalise
+from datasets.augment import CropAndFlip, Cutout, Normalise
 from datasets.files import EvalFiles, TrainFiles
 from datasets.order import Order
 from datasets.splits import Files, Images, Split
@@ -31,7 +31,8 @@ class Preparation:
     augment: bool
     crop_padding: int
     padding_mode: str
-    hflip: bool
+    hflip: bool | str  # "alternating": every other epoch
+    cutout: int
     scale: tuple[float, float]
     crop_pct: float
 
@@ -86,12 +87,16 @@ class InMemoryTraining:
             hflip=prepare.augment and prepare.hflip,
             seed=order.seed,
         )
+        self.cutout = Cutout(prepare.cutout, order.seed) if prepare.augment and prepare.cutout else None
         self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         for step in range(first, last):
-            samples = self.order.samples(step)
-            yield self.normalise(self.cut(self.order.epoch(step), samples)), self.labels[samples]
+            epoch, samples = self.order.epoch(step), self.order.samples(step)
+            images = self.normalise(self.cut(epoch, samples))
+            if self.cutout is not None:
+                images = self.cutout(epoch, samples, images)
+            yield images, self.labels[samples]
 
 
 class InMemoryEvaluation:

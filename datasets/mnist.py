@@ -6,13 +6,18 @@ Han Xiao, Kashif Rasul, Roland Vollgraf (2017): Fashion-MNIST: a Novel Image Dat
 https://arxiv.org/abs/1708.07747
 """
 
+import gzip
+import zlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from datasets.downloads import fetch, missing_files, unpack_gzip
+from datasets.cache import load_cached
+from datasets.downloads import fetch, missing_files
 from datasets.splits import DatasetSpec, Images, Loaded, Source
 
 
@@ -26,17 +31,29 @@ def load(source: Source, *, fashion: bool) -> Loaded:
     if not all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names):
         urls = [(f"{published.mirrors[0]}{name}", name, md5) for name, md5 in published.resources]
         fetch(urls, source, wanted=folder, what=published.__name__, into=folder)
-    if source.verify and (broken := missing_files(archives, verify=True)):
+
+    def read() -> Loaded:
+        return _read_all(published, folder, archives, verify=source.verify)
+
+    files = [_packed_or_not(folder / name) for name in names]
+    return load_cached(folder / ".cache.safetensors", files, verify=source.verify, read=read)
+
+
+def _read_all(published: Any, folder: Path, archives: Sequence[tuple[Path, str]], *, verify: bool) -> Loaded:
+    if verify and (broken := missing_files(archives, verify=True)):
         raise OSError(
             f"{broken[0]}: missing or not the published file (the checksums are those of the .gz files); "
             "set data.verify false to read the set as it is"
         )
-    for name in names:
-        if not (folder / name).is_file():
-            unpack_gzip(folder / f"{name}.gz", folder / name)
-    train = _read(folder / names[0], folder / names[1], len(published.classes))
-    test = _read(folder / names[2], folder / names[3], len(published.classes))
-    return Loaded(train, test, tuple(published.classes))
+    files = [_packed_or_not(folder / path.name.removesuffix(".gz")) for path, _ in archives]
+    n_classes = len(published.classes)
+    return Loaded(_read(*files[:2], n_classes), _read(*files[2:], n_classes), tuple(published.classes))
+
+
+def _packed_or_not(path: Path) -> Path:
+    """The published .gz file where it is there: it is the one with a checksum."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() else path
 
 
 def _read(image_file: Path, label_file: Path, n_classes: int) -> Images:
@@ -50,7 +67,10 @@ def _read(image_file: Path, label_file: Path, n_classes: int) -> Images:
 
 def read_idx(path: Path) -> Tensor:
     """An array in the IDX format: two zeros, 8 for uint8, the number of dimensions, each as four bytes, then the data."""
-    data = path.read_bytes()
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise OSError(f"{path} can't be unpacked, maybe it is truncated ({error})") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise OSError(f"{path} is no IDX file of bytes")
     n_dims = data[3]

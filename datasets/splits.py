@@ -56,6 +56,7 @@ class Source:
     verify: bool = True
     download: bool = True
     seed: int = 0
+    img_size: int | None = None  # that the config asks for; None: the data set's own
 
 
 @dataclass(frozen=True)

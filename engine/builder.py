@@ -14,6 +14,7 @@ from torch import nn
 
 from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
 from datasets.loaders import EvalLoader, Preparation, TrainLoader, Workers, eval_loader, train_loader
+from datasets.mixing import Mixing
 from datasets.order import Order
 from datasets.splits import Images, hold_out
 from engine.agreement import on_main
@@ -57,6 +58,7 @@ class Run:
     update: Update
     schedule: Schedule
     train_loader: TrainLoader
+    mix: Mixing | None
     steps_per_epoch: int
     n_steps: int
     print_freq: int
@@ -66,7 +68,8 @@ class Run:
     max_eval_batches: int | None = None
 
     def train_batches(self, first: int) -> Iterator[Any]:
-        return self.train_loader.batches(first, self.n_steps)
+        for step, batch in enumerate(self.train_loader.batches(first, self.n_steps), start=first):
+            yield self.mix(step, batch) if self.mix is not None else batch
 
     def is_due(self, freq: int, step: int) -> bool:
         return step % freq == 0 or step == self.n_steps
@@ -136,6 +139,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         train_loader=train_loader(
             data.splits["train"], order, preparation(config, data.spec, data.img_size), workers(config), accelerator.device
         ),
+        mix=make_mixing(config, len(data.classes)),
         steps_per_epoch=order.steps_per_epoch,
         n_steps=n_steps,
         print_freq=train.print_freq or order.steps_per_epoch,
@@ -169,19 +173,29 @@ def new_model(config: LoadedConfig, n_classes: int, in_channels: int, img_size: 
 
 
 def make_task(config: LoadedConfig, data: Data) -> Task:
-    return Classification(data.classes, config.train.aux_weight)
+    return Classification(data.classes, config.train.aux_weight, config.train.label_smoothing)
+
+
+def make_mixing(config: LoadedConfig, n_classes: int) -> Mixing | None:
+    augment = config.augment
+    if augment.mixup == augment.cutmix == 0:
+        return None
+    log.info("batches are mixed: train/acc@1 counts an image as right when the class of its larger share is predicted")
+    return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed)
 
 
 def load_data(config: LoadedConfig, accelerator: Accelerator) -> Data:
     spec = find_dataset(config.data.name)
     root = Path(config.data.dataroot or f"~/data/{spec.name}").expanduser()
-    source = Source(root, config.data.verify, config.data.download, config.seed)
+    source = Source(root, config.data.verify, config.data.download, config.seed, config.data.img_size)
 
     def read() -> Loaded:
         try:
             return spec.load(source, **config.data.args)
         except OSError as error:
             raise RunError(str(error)) from error
+        except ValueError as error:
+            raise ConfigError(f"data: {spec.name} refuses its options: {error}") from error
 
     by_main: list[Loaded] = []
     on_main(accelerator, lambda: by_main.append(read()))  # it downloads what the others then read
@@ -226,6 +240,7 @@ def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int) -> Prepa
         crop_padding=spec.crop_padding if augment.crop_padding is None else augment.crop_padding,
         padding_mode=augment.padding_mode,
         hflip=spec.hflip if augment.hflip is None else augment.hflip,
+        cutout=augment.cutout,
         scale=tuple(augment.scale),
         crop_pct=augment.crop_pct,
     )

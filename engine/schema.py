@@ -43,7 +43,14 @@ class AugmentConfig:
         None, "in-memory sets: random crop of the image padded by so many pixels; null: the data set's own", least=0
     )
     padding_mode: Literal["constant", "reflect"] = key("constant", "what the padding holds: black, or the mirrored image")
-    hflip: bool | None = key(None, "mirror half of the images; null: the data set's own")
+    hflip: bool | Literal["alternating"] | None = key(
+        None, "mirror half of the images; alternating (in-memory sets): each one every other epoch; null: the data set's own"
+    )
+    cutout: int = key(0, "in-memory sets: side of a square that is blotted out, in pixels; 0: off", least=0)
+    mixup: float = key(0.0, "alpha of mixup, which blends two images and their labels; 0: off", least=0)
+    cutmix: float = key(0.0, "alpha of CutMix, which pastes a box of another image; 0: off", least=0)
+    mix_prob: float = key(1.0, "of mixing a batch, where mixup or cutmix is on", above=0, most=1)
+    mix_switch_prob: float = key(0.5, "of CutMix instead of mixup, where both are on", least=0, most=1)
     scale: list[float] = key([0.08, 1.0], "image folders: area of the random resized crop, as parts of the image")
     crop_pct: float = key(0.875, "image folders: the part of the resized image that evaluation sees", above=0, most=1)
 
@@ -97,6 +104,7 @@ class TrainConfig:
     precision: Literal["fp32", "fp16", "bf16"] | None = key(None, "null: what the launcher says, fp32 without it")
     compile: bool = key(False, "torch.compile the model")
     num_threads: int | None = key(None, "of torch on the CPU, for each process; null: torch's own choice", least=1)
+    label_smoothing: float = key(0.0, "this part of the label is spread over all classes", least=0, below=1)
     aux_weight: float = key(0.3, "weight of the loss of each auxiliary head, where a model has them", least=0)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sched: SchedConfig = field(default_factory=SchedConfig)

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Batch = tuple[Tensor, Tensor]  # images, class numbers
+Batch = tuple[Tensor, Tensor]  # images; class numbers or, where images were mixed, probabilities
 
 
 class Classification:
     monitor = "acc@1"
 
-    def __init__(self, classes: Sequence[str], aux_weight: float = 0.3) -> None:
+    def __init__(self, classes: Sequence[str], aux_weight: float = 0.3, label_smoothing: float = 0.0) -> None:
         self.classes = tuple(classes)
-        self.aux_weight = aux_weight
+        self.aux_weight, self.label_smoothing = aux_weight, label_smoothing
 
     def weight(self, batch: Batch) -> int:
         return len(batch[1])
@@ -23,13 +23,17 @@ class Classification:
         images, targets = batch
         outputs = model(images)
         logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = F.cross_entropy(logits, targets, reduction="sum")
-        sums = {"acc@1": (logits.argmax(1) == targets).sum()}
+        loss = self._loss(logits, targets)
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        sums = {"acc@1": (logits.argmax(1) == labels).sum()}
         for i, aux_logits in enumerate(auxiliary, start=1):
-            aux_loss = F.cross_entropy(aux_logits, targets, reduction="sum")
+            aux_loss = self._loss(aux_logits, targets)
             sums[f"loss_aux{i}"] = aux_loss
             loss = loss + self.aux_weight * aux_loss
         return loss, {"loss": loss, **sums}
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.label_smoothing)
 
     def metric(self, device: torch.device) -> "Accuracy":
         return Accuracy(device)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as v2
 
-from datasets.augment import AUGMENT, CropAndFlip, Normalise
+from datasets.augment import AUGMENT, CropAndFlip, Cutout, Normalise
 from datasets.counters import below, draws
 
 N = 500
@@ -63,3 +63,26 @@ def test_undo_gives_the_image_back(images):
     square = images[:, :, :12, :12]
     normalise = Normalise((0.5,) * 3, (0.25,) * 3, 12, "cpu")
     torch.testing.assert_close(normalise.undo(normalise(square)) * 255, square.float(), atol=1e-3, rtol=0)
+
+
+def test_alternating_flips_show_both_sides_of_every_image_in_two_epochs(images):
+    cut = CropAndFlip(images, padding=0, padding_mode="constant", hflip="alternating", seed=3)
+    first, second, third = (cut(epoch, torch.arange(N)) for epoch in range(3))
+    assert torch.equal(second, first.flip(-1))
+    assert torch.equal(third, first)
+    n_mirrored = int((first == images.flip(-1)).flatten(1).all(1).sum())
+    assert 200 < n_mirrored < 300
+
+
+def test_cutout_blots_out_one_square_of_each_image_anywhere():
+    ones = torch.ones(4000, 2, 12, 12)
+    blotted = Cutout(5, seed=1)(2, torch.arange(4000), ones.clone())
+    assert torch.equal(blotted[:, 0], blotted[:, 1])
+    rows = (blotted[:, 0] == 0).any(2).sum(1)
+    columns = (blotted[:, 0] == 0).any(1).sum(1)
+    assert torch.equal((blotted[:, 0] == 0).flatten(1).sum(1), rows * columns)  # a rectangle
+    assert rows.min() == 3  # a centre at the edge
+    assert rows.max() == columns.max() == 5
+    frequency = (blotted[:, 0] == 0).float().mean(0)
+    assert frequency[6, 6].item() == pytest.approx(25 / 144, abs=0.03)
+    assert torch.equal(blotted[7:8], Cutout(5, seed=1)(2, torch.tensor([7]), ones[:1].clone()))

@@ -16,6 +16,7 @@ PREPARE = Preparation(
     crop_padding=2,
     padding_mode="constant",
     hflip=True,
+    cutout=0,
     scale=(0.3, 1.0),
     crop_pct=0.875,
 )

@@ -106,6 +106,14 @@ def test_a_cifar_file_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_truncated_archive_is_named(tmp_path):
+    root = on_disk.write_mnist(tmp_path, packed=True)
+    path = root / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(OSError, match=r"train-images-idx3-ubyte.gz can't be unpacked"):
+        load("MNIST", root)
+
+
 @pytest.mark.parametrize("keep", [0, 100])
 def test_a_truncated_file_is_named(tmp_path, keep):
     cifar, mnist = on_disk.write_cifar10(tmp_path / "cifar"), on_disk.write_mnist(tmp_path / "mnist")

@@ -1,0 +1,73 @@
+import os
+
+import pytest
+import torch
+
+from datasets import Source, find_dataset
+from tests import on_disk
+
+
+@pytest.fixture(params=["CIFAR-10", "MNIST"])
+def written(request, tmp_path):
+    """A data set on disk, its loading function, and one of its files."""
+    write = {"CIFAR-10": on_disk.write_cifar10, "MNIST": on_disk.write_mnist}[request.param]
+    root = write(tmp_path / "set")
+    source = Source(root, verify=False, download=False)
+    file = next(path for path in sorted(root.rglob("*")) if path.is_file() and path.stat().st_size > 1000)
+    return root, lambda: find_dataset(request.param).load(source), file
+
+
+def same(a, b):
+    return all(
+        torch.equal(getattr(x, kind), getattr(y, kind))
+        for x, y in ((a.train, b.train), (a.test, b.test))
+        for kind in ("images", "labels")
+    )
+
+
+def cache_of(root):
+    (cache,) = root.rglob(".cache.safetensors")
+    return cache
+
+
+def test_the_second_reading_is_from_the_cache_and_gives_the_same(written, monkeypatch):
+    root, load, _ = written
+    first = load()
+    assert cache_of(root).is_file()
+    for module in ("cifar", "mnist"):
+        monkeypatch.setattr(f"datasets.{module}._read_all", lambda *args, **kwargs: pytest.fail("read again"))
+    second = load()
+    assert same(first, second)
+    assert first.classes == second.classes
+
+
+def test_a_file_that_changed_is_read_again(written):
+    _, load, file = written
+    first = load()
+    content = bytearray(file.read_bytes())
+    content[600] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(1, 1))
+    assert not same(first, load())
+
+
+def test_a_damaged_cache_is_not_used(written):
+    root, load, _ = written
+    first = load()
+    cache = cache_of(root)
+    content = bytearray(cache.read_bytes())
+    for position in (4, len(content) // 2, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        cache.write_bytes(damaged)
+        assert same(first, load())
+    cache.write_bytes(b"")
+    assert same(first, load())
+
+
+def test_an_unverified_cache_does_not_pass_for_a_verified_one(written):
+    root, load, _ = written
+    load()
+    name = "CIFAR-10" if "cifar" in str(cache_of(root)) else "MNIST"
+    with pytest.raises(OSError, match="not the published file"):
+        find_dataset(name).load(Source(root, verify=True, download=False))
