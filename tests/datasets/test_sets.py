@@ -57,9 +57,8 @@ def test_cifar_gives_the_pixels_and_labels_of_its_files(data_root):
 def test_mnist_is_read_packed_and_unpacked_as_torchvision_reads_it(tmp_path, packed):
     from torchvision.datasets import MNIST
 
-    root = on_disk.write_mnist(tmp_path, packed=packed)
-    loaded = load("MNIST", root)
-    theirs = MNIST(root, train=False)
+    loaded = load("MNIST", on_disk.write_mnist(tmp_path / "ours", packed=packed))
+    theirs = MNIST(on_disk.write_mnist(tmp_path / "theirs"), train=False)
     assert torch.equal(loaded.test.images[:, 0], theirs.data)
     assert torch.equal(loaded.test.labels, theirs.targets)
 
