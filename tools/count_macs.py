@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -14,6 +15,9 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.command_line import Parser, run_tool
 from engine.config import LoadedConfig, load_config
 from engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EXAMPLES = """
 examples:
@@ -129,10 +133,9 @@ def _of_model(name: str, n_classes: int, in_channels: int, img_size: int, overri
 
 
 def _row(config_name: str, config: LoadedConfig, n_classes: int, in_channels: int, img_size: int, published: str) -> Row:
-    from engine.builder import new_model
     from engine.macs import count
 
-    counted = count(new_model(config, n_classes, in_channels, img_size), in_channels, img_size)
+    counted = count(_without_weights(config, n_classes, in_channels, img_size), in_channels, img_size)
     return Row(
         config_name,
         config.model.name,
@@ -144,6 +147,23 @@ def _row(config_name: str, config: LoadedConfig, n_classes: int, in_channels: in
         counted.stages,
         counted.not_counted,
     )
+
+
+def _without_weights(config: LoadedConfig, n_classes: int, in_channels: int, img_size: int) -> "nn.Module":
+    """The network with whatever numbers lie in memory: initial weights take longer than counting."""
+    import torch
+
+    from models import create_model
+
+    own = not config.model.name.startswith("timm/")  # timm computes with numbers while it builds
+    try:
+        with torch.device("meta" if own else "cpu"):
+            model = create_model(
+                config.model.name, n_classes=n_classes, in_channels=in_channels, img_size=img_size, **config.model.args
+            )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model {config.model.name}: {error}") from error
+    return model.to_empty(device="cpu") if own else model
 
 
 def _millions(n: int) -> str:
