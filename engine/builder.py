@@ -76,6 +76,11 @@ class Run:
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The metrics of a split, named as they are logged: valid/acc@1."""
+        if (
+            self.accelerator.num_processes > 1
+        ):  # each rank's BatchNorm has seen its own last batch; the first one's is what is saved
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         metrics = evaluate(self.model, self.data.loader(split), self.task, self.accelerator, self.max_eval_batches)
         return {f"{split}/{name}": value for name, value in metrics.items()}
 
@@ -121,7 +126,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     task = task or make_task(config, data)
     model = model if model is not None else build_model(config, data)
     model.to(accelerator.device)
-    optimizer = make_optimizer(config, model.parameters())
+    optimizer, configured = make_optimizer(config, model.parameters())
     training_model, optimizer = accelerator.prepare(model, optimizer)
     if train.compile:
         training_model = torch.compile(training_model)
@@ -133,7 +138,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         data=data,
         task=task,
         model=model,
-        state=TrainState(model, optimizer, accelerator.scaler),
+        state=TrainState(model, optimizer, accelerator.scaler, configured),
         update=Update(training_model, task, accelerator, schedule, train.micro_batch_size, config.seed),
         schedule=schedule,
         train_loader=train_loader(

@@ -52,7 +52,7 @@ class Journal:
         state = self.run.state
         grad_norm = state.window.pop("grad_norm")
         names = sorted(state.window)
-        sums = torch.stack([state.window[name].to(self.accelerator.device) for name in names])
+        sums = self._stack(names)
         sums = dict(zip(names, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
         state.window.clear()
         weight = sums.pop("weight")
@@ -82,7 +82,7 @@ class Journal:
     def save(self) -> None:
         """Commit a checkpoint of this step. One that would hold a NaN is not written."""
         state = self.run.state
-        if not all(bool(torch.isfinite(t).all()) for t in state.model.state_dict().values() if t.is_floating_point()):
+        if not self._weights_are_finite():
             raise self._diverged("a weight is no finite number")
         self._tick()
         windows = self._windows_of_all_ranks()
@@ -104,6 +104,12 @@ class Journal:
         if self.tracker is not None:
             self.tracker.close()
 
+    def _weights_are_finite(self) -> bool:
+        """On every rank alike: buffers such as BatchNorm's may differ between them."""
+        tensors = [t for t in self.run.state.model.state_dict().values() if t.is_floating_point()]
+        n_bad = torch.stack([t.isfinite().logical_not().any() for t in tensors]).sum().float()
+        return self.accelerator.reduce(n_bad, reduction="sum").item() == 0
+
     def _begin_window_after_pause(self) -> None:
         """The time of a save is no training time."""
         self._window_begin += perf_counter() - self._last_tick
@@ -118,9 +124,14 @@ class Journal:
         names = sorted(name for name in window if name != "grad_norm")
         if not names:
             return {}
-        own = torch.stack([window[name].to(self.accelerator.device) for name in names]).unsqueeze(0)
-        every = self.accelerator.gather(own).cpu()
+        every = self.accelerator.gather(self._stack(names).unsqueeze(0)).cpu()
         return {name: every[:, i].clone() for i, name in enumerate(names)}
+
+    def _stack(self, names: list[str]) -> Tensor:
+        """The window's sums as one tensor on the device, for one transfer."""
+        device = self.accelerator.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return torch.stack([self.run.state.window[name].to(device, dtype) for name in names])
 
     def _diverged(self, why: str) -> RunError:
         last = self.folder.path / "ckpt" / "latest"

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 NEED_A_CLOSURE = {"lbfgs"}
 
 
-def make_optimizer(config: LoadedConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def make_optimizer(config: LoadedConfig, parameters: Iterable[nn.Parameter]) -> tuple[Optimizer, tuple[str, ...]]:
+    """The optimizer, and the names of its options that the config decides."""
     optim = config.train.optim
     constructor = find_optimizer(optim.type, config)
     arguments, left_out = optimizer_arguments(config, constructor)
@@ -32,7 +33,7 @@ def make_optimizer(config: LoadedConfig, parameters: Iterable[nn.Parameter]) -> 
         raise ConfigError(f"train.optim: {optim.type} refuses these arguments: {error}") from error
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"] = float(group["lr"])
-    return optimizer
+    return optimizer, (*arguments, "initial_lr")
 
 
 def find_optimizer(name: str, config: LoadedConfig) -> Callable[..., Optimizer]:

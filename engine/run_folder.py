@@ -1,6 +1,7 @@
 """The folder of one run: its files, its lock, and what of it a resumption needs."""
 
 import json
+import math
 import os
 import re
 import time
@@ -108,10 +109,10 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-            (self.path / ".lock").unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Leave nothing behind of a run that never began."""
+        (self.path / ".lock").unlink()
         for folder in reversed(self._made):
             try:
                 folder.rmdir()
@@ -127,7 +128,14 @@ class RunFolder:
         part.replace(target)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        self.write(name, json.dumps(values, indent=2) + "\n")
+        self.write(name, json.dumps(finite(values), indent=2) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON doesn't have."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _make(path: Path, made: list[Path], *, exist_ok: bool = True) -> None:

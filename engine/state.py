@@ -1,5 +1,6 @@
 """All that a run must remember. The learning rate, the position in the data and all randomness follow from `step`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ class TrainState:
     model: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler | None = None
+    configured: tuple[str, ...] = ()  # options of the optimizer that the config gives; a checkpoint doesn't bring back older ones
     step: int = 0  # updates done
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation whose monitored metric is the highest
@@ -34,7 +36,9 @@ class TrainState:
     def note_evaluation(self, metrics: dict[str, float], monitor: str) -> bool:
         """Remember an evaluation; true if it is the best so far."""
         self.last_metrics = metrics
-        is_best = not self.best_metrics or metrics[monitor] > self.best_metrics[monitor]
+        is_best = all(map(math.isfinite, metrics.values())) and (
+            not self.best_metrics or metrics[monitor] > self.best_metrics[monitor]
+        )
         if is_best:
             self.best_step, self.best_metrics = self.step, metrics
         return is_best
@@ -48,7 +52,10 @@ class TrainState:
         return {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "windows": windows, **self.counters()}
 
     def load_state_dict(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
+        options = [{name: group[name] for name in self.configured} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
         if self.scaler is not None and saved["scaler"] is not None:
             self.scaler.load_state_dict(saved["scaler"])
         for name in COUNTERS:

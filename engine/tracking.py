@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from engine.config import flatten
-from engine.run_folder import RunFolder
+from engine.run_folder import RunFolder, finite, remove_tree
 
 log = logging.getLogger("engine")
 
@@ -74,11 +74,13 @@ class Tracker:
             log.warning("%s is shorter than at the checkpoint; earlier lines are lost", self.path)
         self._file.truncate(min(metrics_bytes, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
+        if step == 0 and (folder.path / "tensorboard").exists():  # of a start that never came to its first checkpoint
+            remove_tree(folder.path / "tensorboard")
         self.tensorboard = _open_tensorboard(folder.path / "tensorboard", step)
 
     def record(self, step: int, metrics: dict[str, float]) -> int:
         """Add one line; gives the length of the file."""
-        self._file.write(json.dumps({"step": step, **metrics}).encode() + b"\n")
+        self._file.write(json.dumps(finite({"step": step, **metrics})).encode() + b"\n")
         self._file.flush()
         if self.tensorboard is not None:
             for name, value in metrics.items():

@@ -1,6 +1,7 @@
 """Runs of the real program on real configs, shrunk by overrides."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_the_run_folder_holds_everything(whole_run):
     assert expected <= names
     assert {f"ckpt/step-000060/{name}" for name in ("model.safetensors", "train_state.pt", "manifest.json")} <= names
     assert any(name.startswith("tensorboard/events") for name in names)
-    assert not [name for name in names if "/." in name or name.startswith(".")]
+    assert [name for name in names if "/." in name or name.startswith(".")] == [".lock"]
     assert (whole_run / "ckpt" / "latest").readlink().name == "step-000060"
     assert (whole_run / "ckpt" / "best").readlink().name == f"step-{results(whole_run)['best']['step']:06d}"
 
@@ -199,6 +200,8 @@ class TestResume:
         said = capsys.readouterr().out
         assert "train.optim.lr is now 0.02, was 0.01; from here on the run is not bit-exact" in said
         assert "train.print_freq is now 5, was 10\n" in said
+        rate = next(line["train/lr"] for line in metrics(run) if line["step"] == 65)
+        assert rate == pytest.approx(0.02 * (1 + math.cos(math.pi * 64 / 80)) / 2)
 
     @pytest.mark.parametrize(
         ("argv", "code", "says"),
@@ -324,6 +327,7 @@ def test_a_diverging_run_stops_and_no_checkpoint_holds_a_nan(tmp_path, capsys):
     assert "the training diverged" in capsys.readouterr().err
     assert results(run)["status"] == "failed"
     assert "diverged" in results(run)["why"]
+    json.loads((run / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
     for file in run.glob("ckpt/step-*/model.safetensors"):
         assert all(bool(value.isfinite().all()) for value in weights(run, file.parent.name).values())
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.running import ROOT, assert_same_weights, metrics, results, run_main, run_on_two_ranks, untimed, weights
+from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, run_on_two_ranks, untimed, weights
 
 ARGV = (
     "--train.n_steps",
@@ -100,6 +100,16 @@ def test_a_run_of_two_ranks_goes_on_with_one_and_says_that_it_is_not_bit_exact(t
     assert run_main("-r", run / "ckpt" / "step-000040") == 0
     assert "ranks: now 1, was 2" in capsys.readouterr().out
     assert metrics(run)[-1]["step"] == 60
+
+
+def test_what_two_ranks_report_is_what_one_finds_in_their_checkpoint(tmp_path, data_root):
+    """Each rank's BatchNorm sees other images; the evaluation must use what is saved."""
+    argv = ("-c", "configs/resnet18_cifar10.yaml", "--model.layers", "[1,1,1,1]", "--data.dataroot", data_root / "CIFAR-10")
+    argv += ("--data.verify", "false", "--train.n_steps", 3, "--train.batch_size", 8)
+    finished = run_on_two_ranks("-e", tmp_path / "run", *argv)
+    assert finished.returncode == 0, finished.stderr
+    evaluated = run_command("python", "tools/evaluate.py", tmp_path / "run" / "ckpt" / "latest", "--json")
+    assert json.loads(evaluated.stdout)["loss"] == pytest.approx(results(tmp_path / "run")["last"]["valid/loss"], rel=1e-6)
 
 
 def test_a_batch_that_does_not_divide_by_the_ranks_is_one_line(tmp_path):
