@@ -76,9 +76,7 @@ class Run:
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The metrics of a split, named as they are logged: valid/acc@1."""
-        if (
-            self.accelerator.num_processes > 1
-        ):  # each rank's BatchNorm has seen its own last batch; the first one's is what is saved
+        if self.accelerator.num_processes > 1:  # each rank's BatchNorm saw a last batch of its own; the first one's is saved
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         metrics = evaluate(self.model, self.data.loader(split), self.task, self.accelerator, self.max_eval_batches)
