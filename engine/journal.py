@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class Journal:
     """Rank 0 writes; every rank calls, since sums over ranks are taken here."""
 
-    def __init__(self, run: Run, folder: RunFolder, checkpoints: Checkpoints) -> None:
+    def __init__(self, run: Run, folder: RunFolder, checkpoints: Checkpoints | None) -> None:
         self.run, self.folder, self.checkpoints = run, folder, checkpoints
         self.accelerator: Accelerator = run.accelerator
         self.tracker = Tracker(folder, run.state.step, run.state.metrics_bytes) if self.accelerator.is_main_process else None
@@ -80,7 +80,9 @@ class Journal:
         self._begin_window()
 
     def save(self) -> None:
-        """Commit a checkpoint of this step. One that would hold a NaN is not written."""
+        """Commit a checkpoint of this step. One that would hold a NaN is not written; a dry run writes none."""
+        if self.checkpoints is None:
+            return
         state = self.run.state
         if not self._weights_are_finite():
             raise self._diverged("a weight is no finite number")

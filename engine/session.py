@@ -141,18 +141,18 @@ def _dry_run(config: LoadedConfig, accelerator: Accelerator, model: nn.Module | 
     """Build everything, train two steps, evaluate one batch; leave nothing."""
     _log_notes(config)
     train = config.train
-    train.n_steps, train.n_epochs, train.print_freq, train.eval_freq, train.save_freq = 2, None, 1, 2, 2
+    train.n_steps, train.n_epochs, train.print_freq, train.eval_freq = 2, None, 1, 2
     path = Path(on_main(accelerator, lambda: tempfile.mkdtemp(prefix="dry-run-")))
     result = Result(path)
     try:
         run = build(config, accelerator, model=model, task=task)
         run.max_eval_batches = 1
-        journal = Journal(run, RunFolder(path, is_new=True), Checkpoints(path, train.keep_last))
+        journal = Journal(run, RunFolder(path, is_new=True), checkpoints=None)
         try:
             fit(run, journal)
         finally:
             journal.close()
-        log.info("dry run: everything was built, trained for two steps, evaluated on one batch and saved")
+        log.info("dry run: everything was built, trained for two steps and evaluated on one batch")
     except Interrupted as interruption:
         result.status, result.exit_code = "interrupted", EXIT_CODES[interruption.signum]
     finally:

@@ -1,5 +1,7 @@
 """Every config of configs/ builds, trains two steps and evaluates, on small data in the real format."""
 
+import re
+
 import pytest
 
 from engine import load_config
@@ -8,7 +10,11 @@ from tests.running import ROOT, run_main
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# Large networks, and large images: each takes many seconds here, so they run with the slow tests.
+LARGE = re.compile(r"101_|152_|101_\w+|vit_(base|large)|hrnet_w(32|48)|_b[3-7]_|vgg1[369]_224|_b[12]_cifar100")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if LARGE.search(n) else n for n in CONFIGS])
 def test_a_dry_run_of_every_config(name, data_root, capsys):
     path = ROOT / "configs" / f"{name}.yaml"
     config = load_config(path)
