@@ -20,6 +20,7 @@ and, where published weights need it:
 
     convert_pretrained(weights)         gives weights of the reference implementation the names that the model has
     TIMM_NAMES                          the model's name here -> its name in timm, for the published weights
+    PUBLISHED_WITH                      attributes that the published weights were trained with
 """
 
 from models.factory import create_model, list_models, model_signature

@@ -20,8 +20,8 @@ What differs from the paper, as in torchvision, whose network came from TensorFl
 Dropout is the paper's: 0.4 in front of the classifier (torchvision has 0.2) and 0.7 in the auxiliary heads.
 
 torchvision's published weights expect colours from -1 to 1, as slim's did, and not the mean and deviation of ImageNet:
-`transform_input=True` turns the latter into the former, as torchvision does when it loads them. Their auxiliary heads were never
-trained.
+`transform_input=True` turns the latter into the former; `pretrained=True` sets it, as torchvision does. Their auxiliary heads
+were never trained.
 
 `first_block` is the stem: "imagenet" the paper's, which divides the resolution by 8, for images from 15x15 on; "cifar10" makes
 the 7x7 of stride 2 a 3x3 of stride 1 and leaves out both poolings, so that a 32x32 image gives maps of 32, 16 and 8 where a large
@@ -91,6 +91,7 @@ class GoogLeNet(nn.Module):
     HEAD = ("aux1", "aux2", "fc")
     CLASSIFIERS = ("fc", "aux1.fc2", "aux2.fc2")
     FIRST_CONV = "conv1.conv"
+    PUBLISHED_WITH = {"transform_input": True}
 
     def __init__(
         self,

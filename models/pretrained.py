@@ -27,6 +27,8 @@ def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> N
     """Fill `model` with the weights of `source`: a file, or true for the published ones."""
     if source is True:
         weights, said = _published(model, name), f"the published weights of {name}"
+        for attribute, value in getattr(model, "PUBLISHED_WITH", {}).items():
+            setattr(model, attribute, value)
     else:
         weights, said = read_weights(Path(source)), str(source)
     try:

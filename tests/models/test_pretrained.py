@@ -396,6 +396,13 @@ def test_the_published_weights_are_torchvisions_or_where_it_has_none_timms(publi
     assert published == [source]
 
 
+def test_the_published_weights_of_googlenet_bring_the_range_of_their_colours(monkeypatch):
+    theirs = torchvision.models.googlenet(init_weights=False)
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *args, **kwargs: theirs.state_dict())
+    assert create_model("googlenet", pretrained=True).transform_input
+    assert not create_model("googlenet").transform_input
+
+
 def test_a_model_that_nobody_publishes_is_named_in_one_line(published):
     for name in ("lenet", "timm/seresnet18"):
         with pytest.raises(ValueError, match=f"nobody publishes weights for {name}; give model.pretrained a file"):
