@@ -33,7 +33,7 @@ def cosine(lr, eta_min, n_steps):
 CASES = {
     "SGD with momentum on ResNet-18": (
         "resnet18_cifar10.yaml",
-        {"train.n_steps": 200, "train.batch_size": 4, "train.print_freq": 50, "train.optim.lr": 0.01, "data.verify": False},
+        {"train.n_steps": 200, "train.batch_size": 2, "train.print_freq": 50, "train.optim.lr": 0.01, "data.verify": False},
         lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=0.0005),
         cosine(0.01, 0.001, 200),
     ),

@@ -42,7 +42,7 @@ def test_every_update_has_the_rate_that_torchs_scheduler_gives_it(ours, theirs):
 def test_a_warm_up_rises_linearly_and_the_cosine_then_takes_what_is_left():
     schedule = make_schedule(SchedConfig(warmup_steps=10, warmup_lr=0.01), N, steps_per_epoch=10)
     rates = [schedule(step, 0.1) for step in range(N)]
-    rises = [b - a for a, b in itertools.pairwise(rates)]
+    rises = [b - a for a, b in itertools.pairwise(rates[:11])]
     assert rises == pytest.approx([rises[0]] * 10)
     assert rates[10] == pytest.approx(0.1)
     assert rates[55] == pytest.approx(0.05)

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 import yaml
 
@@ -67,10 +65,8 @@ def test_what_is_no_config_is_refused_in_one_line(text, says):
 def test_anchors_that_multiply_are_refused_at_once():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
-    begin = time.monotonic()
     with pytest.raises(ValueError, match="multiply"):
         yaml12.parse("\n".join(lines))
-    assert time.monotonic() - begin < 60  # unbounded, this takes the age of the universe
 
 
 def test_a_modest_anchor_is_fine():
