@@ -48,12 +48,10 @@ def test_more_images_of_a_split_leave_the_first_ones_as_they_were():
     assert torch.equal(few.test.images, many.test.images[:20])
 
 
-def test_no_image_occurs_twice_in_training_and_test_data_of_two_seeds():
-    splits = [
-        split.images for seed in (1, 2) for split in (load(seed, n_train=300, n_test=200).train, load(seed, n_test=200).test)
-    ]
-    rows = torch.cat(splits).flatten(1)
-    assert len(rows.unique(dim=0)) == len(rows)
+def test_no_image_occurs_twice_in_the_training_and_test_data_of_two_seeds():
+    loaded = [load(seed, n_train=300, n_test=300) for seed in (1, 2)]
+    rows = torch.cat([split.images for both in loaded for split in (both.train, both.test)]).flatten(1)
+    assert len(rows.unique(dim=0)) == 1200
 
 
 def test_a_split_holds_the_images_and_labels_that_generate_gives():
@@ -150,7 +148,6 @@ def test_sizes_and_stretches_cover_their_range(plain):
 
 def test_every_direction_occurs_equally_often(plain):
     arrows = plain.masks[plain.labels[:, 0] == CLASSES.index("arrow"), 0]
-    # an arrow's tail is farther from its centre than its head
     directions = torch.tensor([np.angle(_third_moment(arrow)) for arrow in arrows])
     counts = torch.histc(directions, 8, -math.pi, math.pi)
     expected = len(arrows) / 8

@@ -154,6 +154,16 @@ def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(whole_run
     assert_same_weights(weights(whole_run), weights(run))
 
 
+def test_mixing_and_cutout_survive_a_resume_bit_for_bit(tmp_path):
+    mixed = ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--augment.cutout", 8, "--augment.hflip", "alternating")
+    argv = (*WITH_RANDOMNESS, *mixed, "--train.label_smoothing", 0.1, "--train.keep_last", 3)
+    assert run_main("-e", tmp_path / "whole", *argv) == 0
+    assert run_main("-e", tmp_path / "resumed", *argv) == 0
+    assert run_main("-r", tmp_path / "resumed" / "ckpt" / "step-000020") == 0
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
+    assert untimed(metrics(tmp_path / "whole")) == untimed(metrics(tmp_path / "resumed"))
+
+
 def test_a_complete_run_finishes_what_is_missing(whole_run, tmp_path):
     run = tmp_path / "run"
     assert run_main("-e", run, *SHORT) == 0
@@ -321,13 +331,15 @@ def test_any_timm_model_trains(tmp_path, data_root):
     assert results(tmp_path / "run")["status"] == "completed"
 
 
-def test_a_diverging_run_stops_and_no_checkpoint_holds_a_nan(tmp_path, capsys):
+@pytest.mark.parametrize("save_freq", [1, 30])  # found by the weights, or by the loss
+def test_a_diverging_run_stops_and_no_checkpoint_holds_a_nan(tmp_path, capsys, save_freq):
     run = tmp_path / "run"
-    assert run_main("-e", run, *SHORT, "--train.optim.lr", 1e6, "--train.print_freq", 5, "--train.save_freq", 1) == 1
+    assert run_main("-e", run, *SHORT, "--train.optim.lr", 1e6, "--train.print_freq", 5, "--train.save_freq", save_freq) == 1
     assert "the training diverged" in capsys.readouterr().err
     assert results(run)["status"] == "failed"
     assert "diverged" in results(run)["why"]
-    json.loads((run / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # NaN is no JSON
     for file in run.glob("ckpt/step-*/model.safetensors"):
         assert all(bool(value.isfinite().all()) for value in weights(run, file.parent.name).values())
 
