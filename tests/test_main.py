@@ -1,6 +1,11 @@
+import fcntl
 import json
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 
 from tests.running import ROOT, metrics, results, run_command, run_main
 
@@ -22,6 +27,35 @@ def test_the_launchers_precision_is_followed(tmp_path):
     evaluated = run_command("python", "tools/evaluate.py", tmp_path / "run", "--json")
     best = results(tmp_path / "run")["best"]
     assert json.loads(evaluated.stdout)["loss"] == best["valid/loss"]
+
+
+def test_a_terminal_shows_a_progress_bar_that_the_log_does_not_hold(tmp_path):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a new one has no columns
+    argv = [sys.executable, "main.py", "-e", str(tmp_path / "run"), *map(str, SHORT)]
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # how a pseudo-terminal ends on Linux
+        pass
+    assert process.wait() == 0
+    assert b"/20 [" in shown
+    assert "20/20 [" not in (tmp_path / "run" / "output.log").read_text()
+
+
+def test_a_closed_stdout_does_not_end_the_training(tmp_path):
+    argv = [sys.executable, "main.py", "-e", str(tmp_path / "run"), *map(str, SHORT)]
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    process.stderr.close()
+    assert results(tmp_path / "run")["status"] == "completed"
+    assert "stdout is closed" in (tmp_path / "run" / "output.log").read_text()
+    assert metrics(tmp_path / "run")[-1]["step"] == 20
 
 
 def test_help_and_config_do_not_import_torch():
