@@ -114,9 +114,9 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch(name):
 def test_survives_bf16_and_channels_last(name):
     model, x = build(name).eval(), images(name)
     with torch.no_grad():
-        expected = model(x)
-        last = copy.deepcopy(model).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-        torch.testing.assert_close(last, expected, rtol=1e-3, atol=1e-3)
+        exact, doubles = copy.deepcopy(model).double(), x.double()  # rounding grows with depth, where nothing is trained
+        last = copy.deepcopy(exact).to(memory_format=torch.channels_last)(doubles.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(last, exact(doubles), rtol=1e-4, atol=1e-4)
         assert model.to(torch.bfloat16)(x.to(torch.bfloat16)).isfinite().all()
 
 
