@@ -201,6 +201,24 @@ def test_difficulty_adds_noise():
     assert between_neighbours(1) > 20
 
 
+def test_difficulty_lights_an_image_from_one_side():
+    def between_halves(difficulty):
+        images = generate(11, torch.arange(300), size=32, difficulty=difficulty).images.float()
+        return (images[..., :16].mean((1, 2, 3)) - images[..., 16:].mean((1, 2, 3))).std()
+
+    assert between_halves(1) > 2 * between_halves(0)
+
+
+def test_objects_and_background_have_textures_one_in_six_of_them_plain(monkeypatch):
+    for other in ("_add_noise", "_light", "_paint_clutter"):
+        monkeypatch.setattr(shapes, other, lambda *of_no_effect: None)
+    some = generate(13, torch.arange(600), size=32)
+    for side in (some.masks, ~some.masks):
+        inside = -torch.nn.functional.max_pool2d(-side.float(), 3, 1, 1) == 1  # away from the edge, where colours mix
+        spread = torch.where(inside, some.images, 0).amax((2, 3)) > torch.where(inside, some.images, 255).amin((2, 3))
+        assert 0.75 < spread.any(1).float().mean() < 0.9
+
+
 def test_clutter_lies_behind_the_objects_and_hides_less_than_a_third_of_them(monkeypatch):
     def some(difficulty=0.5):
         return generate(11, torch.arange(400), size=32, difficulty=difficulty)
