@@ -18,10 +18,10 @@ class Normalise:
         self.scale, self.shift = 1 / (255 * self.std), -self.mean / self.std  # so that two passes over the batch do
         self.size = (img_size, img_size)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, out: Tensor | None = None) -> Tensor:
         if images.shape[-2:] != self.size:
             images = F.interpolate(images.to(self.scale.dtype), self.size, mode="bilinear", antialias=True)
-        return (images * self.scale).add_(self.shift)
+        return torch.mul(images, self.scale, out=out).add_(self.shift)
 
     def undo(self, x: Tensor) -> Tensor:
         """Back to images that a person can look at, from 0 to 1."""

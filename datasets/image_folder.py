@@ -1,57 +1,191 @@
 """A folder of images, one folder per class: train/<class>/*.jpg and val/<class>/*.jpg, the layout of ImageNet.
 
 Olga Russakovsky et al. (2015): ImageNet Large Scale Visual Recognition Challenge. IJCV. https://arxiv.org/abs/1409.0575
+
+The list of the files is kept, beside the data or else in the user's cache folder, and used again while no folder has changed.
 """
 
+import hashlib
+import json
+import logging
 import os
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
-from datasets.files import IMAGE_ENDINGS
-from datasets.splits import DatasetSpec, Files, Loaded, Source
+from datasets.cache import load_cached
+from datasets.files import IMAGE_ENDINGS, EvaluationImages
+from datasets.splits import DatasetSpec, Files, Images, Loaded, Source
+
+log = logging.getLogger(__name__)
+
+IMG_SIZE = 224
+JUST_NOW = 2.0  # seconds; a change so young may have a later one in the same tick of the file system's clock
+
+Listing = dict[str, np.ndarray]  # of train and val: names, relative to the set's folder, and labels
 
 
-def load(source: Source) -> Loaded:
-    train_folder, test_folder = source.root / "train", source.root / "val"
-    if not train_folder.is_dir():
-        raise OSError(
-            f"{train_folder}: no such folder; expected {source.root}/train/<class>/*.jpg and {source.root}/val/<class>/*.jpg"
-        )
-    classes = _classes(train_folder)
-    if not classes:
-        raise OSError(f"{train_folder} holds no class folders; expected {train_folder}/<class>/*.jpg")
-    train = _list_files(train_folder, classes)
-    if not test_folder.is_dir():
-        raise OSError(f"{test_folder}: no such folder; evaluation reads {source.root}/val/<class>/*.jpg")
-    if unknown := sorted(set(_classes(test_folder)) - set(classes)):
-        raise OSError(f"{test_folder / unknown[0]} is a class that {train_folder} doesn't have")
-    return Loaded(train, _list_files(test_folder, classes), classes)
+def load(source: Source, *, in_memory: bool = False, exclude: str | None = None) -> Loaded:
+    """`exclude` names a file with a line for each image that is left out; tools/verify_dataset.py writes it."""
+    folders = class_folders(source.root)
+    classes = tuple(folders["train"])
+    listing = _listing(source.root, folders)
+    if exclude is not None:
+        listing = _without(listing, Path(exclude).expanduser(), classes)
+    train, test = (
+        Files(_joined(source.root, listing[f"{part}_names"]), torch.from_numpy(listing[f"{part}_labels"]))
+        for part in ("train", "val")
+    )
+    if not in_memory:
+        return Loaded(train, test, classes)
+    size = source.img_size or IMG_SIZE
+    _expect_to_fit(len(train) + len(test), size)
+    return load_cached(
+        source.root / f".cache-{size}.safetensors",
+        [Path(os.fsdecode(path)) for path in (*train.paths, *test.paths)],
+        verify=False,
+        read=lambda: Loaded(_in_memory(train, size), _in_memory(test, size), classes),
+    )
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
+def class_folders(root: Path) -> dict[str, dict[str, Path]]:
+    """The folders of train and val by the name of their class, checked to fit together."""
+    found = {}
+    for part in ("train", "val"):
+        folder = root / part
+        if not folder.is_dir():
+            raise OSError(f"{folder}: no such folder; expected {root}/train/<class>/*.jpg and {root}/val/<class>/*.jpg")
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        if not names:
+            raise OSError(f"{folder} holds no class folders; expected {folder}/<class>/*.jpg")
+        found[part] = {name: folder / name for name in names}
+    if unknown := sorted(found["val"].keys() - found["train"].keys()):
+        raise OSError(f"{found['val'][unknown[0]]} is a class that {root / 'train'} doesn't have")
+    return found
 
 
-def _list_files(folder: Path, classes: tuple[str, ...]) -> Files:
-    paths: list[bytes] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        of_class = folder / name
-        if not of_class.is_dir():
-            continue
-        found = sorted(entry.path for entry in os.scandir(of_class) if entry.name.lower().endswith(IMAGE_ENDINGS))
-        if not found:
-            raise OSError(f"{of_class} holds no image ({', '.join(IMAGE_ENDINGS)})")
-        paths += map(os.fsencode, found)
-        labels += [label] * len(found)
-    return Files(np.array(paths), torch.tensor(labels, dtype=torch.int64))
+# The list of the files
+
+
+def _listing(root: Path, folders: dict[str, dict[str, Path]]) -> Listing:
+    times = {f"{part}/{name}": path.stat().st_mtime_ns for part in folders for name, path in folders[part].items()}
+    stamp = json.dumps(times)  # a folder's time changes with every file that comes, goes or is renamed
+    caches = [root / ".image-list.npz", _user_cache() / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"]
+    for cache in caches:
+        if (listing := _read_cache(cache, stamp)) is not None:
+            return listing
+    listing = _scan(folders)
+    if max(times.values()) / 1e9 < time.time() - JUST_NOW and not any(_write_cache(cache, stamp, listing) for cache in caches):
+        log.info("neither %s nor %s can be written; the folder is listed each time", *caches)
+    return listing
+
+
+def _scan(folders: dict[str, dict[str, Path]]) -> Listing:
+    listing = {}
+    numbers = {name: number for number, name in enumerate(folders["train"])}
+    for part, of_class in folders.items():
+        names = [_names_in(folder) for folder in of_class.values()]
+        labels = np.array([numbers[name] for name in of_class], dtype=np.int64)
+        listing[f"{part}_names"] = np.concatenate(names)
+        listing[f"{part}_labels"] = np.repeat(labels, [len(in_folder) for in_folder in names])
+    return listing
+
+
+def _names_in(folder: Path) -> np.ndarray:
+    """As part/class/file; one array of bytes, since a million strings would take many times the memory."""
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_ENDINGS))
+    if not found:
+        raise OSError(f"{folder} holds no image ({', '.join(IMAGE_ENDINGS)})")
+    return np.array([os.fsencode(os.path.join(folder.parent.name, folder.name, name)) for name in found])
+
+
+def _joined(root: Path, names: np.ndarray) -> np.ndarray:
+    return np.char.add(os.fsencode(root) + os.fsencode(os.sep), names)
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "image-backbones"
+
+
+def _read_cache(cache: Path, stamp: str) -> Listing | None:
+    try:
+        with np.load(cache, allow_pickle=False) as file:  # a zip, which checks its own checksums
+            return {name: file[name] for name in file.files if name != "stamp"} if str(file["stamp"]) == stamp else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # whatever is wrong with it, the folders are there
+        return None
+
+
+def _write_cache(cache: Path, stamp: str, listing: Listing) -> bool:
+    part = cache.with_name(f"{cache.name}.{os.getpid()}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez(file, stamp=np.array(stamp), **listing)
+        part.replace(cache)
+    except OSError:
+        part.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _without(listing: Listing, exclude: Path, classes: tuple[str, ...]) -> Listing:
+    try:
+        lines = exclude.read_bytes().splitlines()
+    except OSError as error:
+        raise OSError(f"data.exclude: {exclude} can't be read ({error.strerror})") from error
+    excluded = np.array([line for line in lines if line and not line.startswith(b"#")], dtype="S")
+    kept = {}
+    for part in ("train", "val"):
+        keep = ~np.isin(listing[f"{part}_names"], excluded)
+        kept |= {f"{part}_{kind}": listing[f"{part}_{kind}"][keep] for kind in ("names", "labels")}
+        emptied = np.setdiff1d(listing[f"{part}_labels"], kept[f"{part}_labels"])
+        if len(emptied):
+            raise OSError(f"{exclude} leaves no image of {part}/{classes[emptied[0]]}")
+    n_left_out = sum(len(listing[name]) - len(kept[name]) for name in ("train_names", "val_names"))
+    if n_left_out < len(excluded):
+        log.warning("%d of the %d files in %s are not in the set", len(excluded) - n_left_out, len(excluded), exclude)
+    log.info("%d images are left out (data.exclude)", n_left_out)
+    return kept
+
+
+# In memory
+
+
+def _expect_to_fit(n: int, size: int) -> None:
+    needed, there = n * 3 * size * size, psutil.virtual_memory().total
+    if needed > there:
+        raise OSError(f"data.in_memory: {n:,} images of {size}x{size} take {needed / 1e9:.0f} GB; there are {there / 1e9:.0f}")
+
+
+def _in_memory(files: Files, size: int) -> Images:
+    """Scaled and centre-cropped to a common size; the decoders work outside of Python's lock, so threads will do."""
+    prepare = EvaluationImages(size, crop_pct=1.0, interpolation="bilinear")
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+
+    def read(i: int) -> None:
+        images[i] = prepare.read(os.fsdecode(files.paths[i]))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(read, range(len(files))):
+            pass
+    return Images(images, files.labels)
 
 
 _FOLDER = partial(
-    DatasetSpec, load=load, channels=3, img_size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), hflip=True
+    DatasetSpec,
+    load=load,
+    channels=3,
+    img_size=IMG_SIZE,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    hflip=True,
+    in_files=True,
 )
 
 DATASETS = [_FOLDER("imagefolder"), _FOLDER("ImageNet", n_classes=1000)]

@@ -5,16 +5,20 @@ this rank's part of every sample once, in order.
 """
 
 import signal
-from collections.abc import Iterator
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datasets.augment import CropAndFlip, Cutout, Normalise
-from datasets.files import EvalFiles, TrainFiles
+from datasets.files import EvaluationImages, Request, TrainingImages, UnreadableImage
 from datasets.order import Order
 from datasets.splits import Files, Images, Split
 
@@ -33,8 +37,14 @@ class Preparation:
     padding_mode: str
     hflip: bool | str  # "alternating": every other epoch
     cutout: int
-    scale: tuple[float, float]
-    crop_pct: float
+    scale: tuple[float, float] = (0.08, 1.0)  # from here on: of images in files
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+    policy: str | None = None  # randaugment, trivialaugment or augmix
+    magnitude: int = 9  # of randaugment
+    color_jitter: float = 0.0
+    erasing: float = 0.0  # probability
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,11 +55,7 @@ class Workers:
 
     def options(self) -> dict:
         parallel = {"prefetch_factor": self.prefetch_factor, "worker_init_fn": _leave_signals_to_the_parent}
-        return {
-            "num_workers": self.num_workers,
-            "pin_memory": self.pin_memory and torch.cuda.is_available(),
-            **(parallel if self.num_workers else {}),
-        }
+        return {"num_workers": self.num_workers, **(parallel if self.num_workers else {})}
 
 
 class TrainLoader(Protocol):
@@ -114,39 +120,137 @@ class FileTraining:
     """One DataLoader iteration serves the whole run, so that workers never start anew between epochs."""
 
     def __init__(self, split: Files, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> None:
-        self.order, self.workers, self.device = order, workers, device
+        self.split, self.order, self.repeats = split, order, prepare.repeats
         self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
-        self.dataset = TrainFiles(
-            split, prepare.img_size, prepare.scale, prepare.hflip, prepare.augment, prepare.crop_pct, order.seed
-        )
+        self.read = FileBatches(_training_images(prepare, order.seed), self.normalise, workers, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        keys = _StepKeys(self.order, first, last)
-        for images, labels in DataLoader(self.dataset, batch_sampler=keys, **self.workers.options()):
-            yield self.normalise(images.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
+        return self.read(self._requests(first, last))
 
-
-@dataclass
-class _StepKeys:
-    order: Order
-    first: int
-    last: int
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first, self.last):
-            epoch = self.order.epoch(step)
-            yield [(epoch, index) for index in self.order.samples(step).tolist()]
+    def _requests(self, first: int, last: int) -> Iterator[tuple[Request, Tensor]]:
+        for step in range(first, last):
+            samples = self.order.samples(step).repeat_interleave(self.repeats)
+            copies = torch.arange(len(samples)) % self.repeats
+            counters = (samples * self.repeats + copies).numpy()
+            yield Request(self.split.paths[samples.numpy()], self.order.epoch(step), counters), self.split.labels[samples]
 
 
 class FileEvaluation:
     def __init__(self, split: Files, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> None:
-        self.batch_size, self.workers, self.device = batch_size, workers, device
-        self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
-        self.dataset = EvalFiles(split, prepare.img_size, prepare.crop_pct)
+        self.split, self.batch_size = split, batch_size
+        normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
+        self.read = FileBatches(_evaluation_images(prepare), normalise, workers, device)
 
     def batches(self) -> Iterator[Batch]:
-        for images, labels in DataLoader(self.dataset, batch_size=self.batch_size, **self.workers.options()):
-            yield self.normalise(images.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
+        return self.read(self._requests())
+
+    def _requests(self) -> Iterator[tuple[Request, Tensor]]:
+        for first in range(0, len(self.split), self.batch_size):
+            part = slice(first, first + self.batch_size)
+            yield Request(self.split.paths[part]), self.split.labels[part]
+
+
+def _evaluation_images(prepare: Preparation) -> EvaluationImages:
+    return EvaluationImages(prepare.img_size, prepare.crop_pct, prepare.interpolation)
+
+
+def _training_images(prepare: Preparation, seed: int) -> EvaluationImages | TrainingImages:
+    if not prepare.augment:
+        return _evaluation_images(prepare)
+    return TrainingImages(
+        prepare.img_size,
+        scale=prepare.scale,
+        hflip=bool(prepare.hflip),
+        interpolation=prepare.interpolation,
+        policy=prepare.policy,
+        magnitude=prepare.magnitude,
+        color_jitter=prepare.color_jitter,
+        erasing=prepare.erasing,
+        mean=prepare.mean,
+        seed=seed,
+    )
+
+
+class FileBatches:
+    """Batches read by workers into shared memory, and normalised on the device that trains.
+
+    The memory is cut into slots that are used in turn, since fresh pages cost more time than what is done with them. There is one
+    slot more than batches can be under way: the one that is being normalised.
+    """
+
+    def __init__(
+        self, read: Callable[[Request, Tensor], None], normalise: Normalise, workers: Workers, device: torch.device
+    ) -> None:
+        self.read, self.normalise, self.workers, self.device = read, normalise, workers, device
+        self.memory = ReusedMemory()
+
+    def __call__(self, requests: Iterator[tuple[Request, Tensor]]) -> Iterator[Batch]:
+        first = next(requests, None)
+        if first is None:
+            return
+        n_slots = self.workers.num_workers * self.workers.prefetch_factor + 1
+        slots = torch.empty(n_slots, len(first[1]), 3, *self.normalise.size, dtype=torch.uint8)
+        if self.workers.num_workers:
+            slots.share_memory_()
+        under_way: deque[Tensor] = deque()
+
+        def keys() -> Iterator[tuple[int, Request]]:
+            for n, (request, labels) in enumerate(chain([first], requests)):
+                under_way.append(labels)
+                yield n % n_slots, request
+
+        for slot in DataLoader(_Slots(self.read, slots), sampler=keys(), batch_size=None, **self.workers.options()):
+            if isinstance(slot, str):
+                raise UnreadableImage(slot)
+            labels = under_way.popleft()
+            yield self._finished(slots[slot, : len(labels)]), labels.to(self.device)
+
+    def _finished(self, images: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return self._normalised_here(images)
+        if self.workers.pin_memory and self.device.type == "cuda":
+            images = images.pin_memory()
+        return self.normalise(images.to(self.device, non_blocking=True))
+
+    def _normalised_here(self, images: Tensor) -> Tensor:
+        """One image at a time, which stays in the cache, and in one thread: the workers have the other cores."""
+        batch = self.memory.take(images.shape)
+        n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        for image, normalised in zip(images, batch, strict=True):
+            self.normalise(image, out=normalised)
+        torch.set_num_threads(n_threads)
+        return batch
+
+
+@dataclass
+class _Slots(Dataset):
+    """What a worker knows: how images are read, and the memory that they go to."""
+
+    read: Callable[[Request, Tensor], None]
+    slots: Tensor
+
+    def __getitem__(self, key: tuple[int, Request]) -> int | str:
+        slot, request = key
+        try:
+            self.read(request, self.slots[slot, : len(request.paths)])
+        except UnreadableImage as error:  # its message only: a worker's exception would come as a traceback
+            return str(error)
+        return slot
+
+
+class ReusedMemory:
+    """Memory for float batches that is lent again when the last tensor in it is gone."""
+
+    def __init__(self) -> None:
+        self.idle: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # by its length
+
+    def take(self, shape: torch.Size) -> Tensor:
+        idle = self.idle[shape.numel()]
+        memory = idle.pop() if idle else np.empty(shape.numel(), np.float32)
+        lent = memory[:]  # an object of its own, which torch keeps as long as any tensor needs the memory
+        weakref.finalize(lent, idle.append, memory)
+        return torch.from_numpy(lent).view(shape)
 
 
 def _leave_signals_to_the_parent(worker_id: int) -> None:

@@ -72,6 +72,7 @@ class DatasetSpec:
     n_classes: int | None = None  # None where only the files say so
     crop_padding: int = 0  # the usual augmentation: random crop of the padded image ...
     hflip: bool = False  # ... and mirroring, where a mirrored image is still of its class
+    in_files: bool = False  # decoded by workers, unless data.in_memory asks for something else
 
 
 def hold_out(split: Split, ratio: float, seed: int) -> tuple[Split, Split]:

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -21,9 +22,10 @@ from engine.agreement import on_main
 from engine.arguments import check_arguments
 from engine.config import LoadedConfig
 from engine.errors import ConfigError, RunError
-from engine.evaluate import evaluate
+from engine.evaluate import evaluate, readable
 from engine.optim import find_optimizer, make_optimizer, optimizer_arguments
 from engine.schedule import Schedule, make_schedule
+from engine.schema import AugmentConfig
 from engine.state import TrainState
 from engine.tasks import Task
 from engine.tasks.classification import Classification
@@ -32,6 +34,7 @@ from models import create_model, model_signature
 
 log = logging.getLogger(__name__)
 
+MOST_WORKERS = 16  # that `auto` starts
 SET_BY_ENGINE = ("n_classes", "in_channels", "img_size", "pretrained", "features_only", "out_indices")
 
 
@@ -68,7 +71,7 @@ class Run:
     max_eval_batches: int | None = None
 
     def train_batches(self, first: int) -> Iterator[Any]:
-        for step, batch in enumerate(self.train_loader.batches(first, self.n_steps), start=first):
+        for step, batch in enumerate(readable(self.train_loader.batches(first, self.n_steps)), start=first):
             yield self.mix(step, batch) if self.mix is not None else batch
 
     def is_due(self, freq: int, step: int) -> bool:
@@ -98,6 +101,8 @@ def check(config: LoadedConfig) -> None:
     check_arguments(config.data.args, _options_of(spec), "data", config)
     if spec.n_classes is not None:
         _check_n_classes(config, spec.n_classes)
+    _check_channels(config, spec)
+    _check_augmentation(config, spec)
     optimizer_arguments(config, find_optimizer(config.train.optim.type, config))
     if config.dataloader.num_workers == 0 and "dataloader.prefetch_factor" in config.origins:
         origin = config.origins["dataloader.prefetch_factor"].name
@@ -106,11 +111,15 @@ def check(config: LoadedConfig) -> None:
 
 
 def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | None = None, task: Task | None = None) -> Run:
-    train = config.train
+    train, repeats = config.train, config.augment.repeats
+    if train.batch_size % (repeats * accelerator.num_processes):
+        raise ConfigError(
+            f"train.batch_size {train.batch_size} doesn't divide by augment.repeats {repeats} x {accelerator.num_processes} ranks"
+        )
     data = load_data(config, accelerator)
     order = Order(
         len(data.splits["train"]),
-        train.batch_size,
+        train.batch_size // repeats,
         config.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -187,22 +196,26 @@ def make_mixing(config: LoadedConfig, n_classes: int) -> Mixing | None:
     return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed)
 
 
+def source_of(config: LoadedConfig) -> Source:
+    root = Path(config.data.dataroot or f"~/data/{find_dataset(config.data.name).name}").expanduser()
+    return Source(root, config.data.verify, config.data.download, config.seed, config.data.img_size)
+
+
+def read_data(config: LoadedConfig) -> Loaded:
+    spec = find_dataset(config.data.name)
+    try:
+        return spec.load(source_of(config), **config.data.args)
+    except OSError as error:
+        raise RunError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(f"data: {spec.name} refuses its options: {error}") from error
+
+
 def load_data(config: LoadedConfig, accelerator: Accelerator) -> Data:
     spec = find_dataset(config.data.name)
-    root = Path(config.data.dataroot or f"~/data/{spec.name}").expanduser()
-    source = Source(root, config.data.verify, config.data.download, config.seed, config.data.img_size)
-
-    def read() -> Loaded:
-        try:
-            return spec.load(source, **config.data.args)
-        except OSError as error:
-            raise RunError(str(error)) from error
-        except ValueError as error:
-            raise ConfigError(f"data: {spec.name} refuses its options: {error}") from error
-
     by_main: list[Loaded] = []
-    on_main(accelerator, lambda: by_main.append(read()))  # it downloads what the others then read
-    loaded = by_main[0] if by_main else read()
+    on_main(accelerator, lambda: by_main.append(read_data(config)))  # it downloads what the others then read
+    loaded = by_main[0] if by_main else read_data(config)
     _check_n_classes(config, len(loaded.classes))
     img_size = config.data.img_size or spec.img_size
     splits = _assign(config, loaded)
@@ -237,8 +250,8 @@ def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int) -> Prepa
     augment = config.augment
     return Preparation(
         img_size=img_size,
-        mean=spec.mean,
-        std=spec.std,
+        mean=tuple(config.data.mean or spec.mean),
+        std=tuple(config.data.std or spec.std),
         augment=augment.enabled,
         crop_padding=spec.crop_padding if augment.crop_padding is None else augment.crop_padding,
         padding_mode=augment.padding_mode,
@@ -246,12 +259,51 @@ def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int) -> Prepa
         cutout=augment.cutout,
         scale=tuple(augment.scale),
         crop_pct=augment.crop_pct,
+        interpolation=augment.interpolation,
+        policy=augment.auto,
+        magnitude=augment.auto_magnitude,
+        color_jitter=augment.color_jitter,
+        erasing=augment.erasing,
+        repeats=augment.repeats,
     )
 
 
 def workers(config: LoadedConfig) -> Workers:
     loading = config.dataloader
-    return Workers(loading.num_workers, loading.pin_memory, loading.prefetch_factor)
+    n = _cores_of_this_rank() if loading.num_workers == "auto" else loading.num_workers
+    return Workers(n, loading.pin_memory, loading.prefetch_factor)
+
+
+def _cores_of_this_rank() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _check_channels(config: LoadedConfig, spec: DatasetSpec) -> None:
+    for name in ("mean", "std"):
+        asked = getattr(config.data, name)
+        if asked is not None and len(asked) != spec.channels:
+            origin = config.origin(f"data.{name}").name
+            raise ConfigError(f"data.{name}: {len(asked)} numbers ({origin}); {spec.name} has {spec.channels} channels")
+
+
+def _check_augmentation(config: LoadedConfig, spec: DatasetSpec) -> None:
+    """What is asked of images in files can't be had of images in memory, and the other way round."""
+    in_files = spec.in_files and not config.data.args.get("in_memory")
+    elsewhere = ("cutout", "crop_padding") if in_files else ("auto", "color_jitter", "erasing", "repeats")
+    asked = [name for name in elsewhere if getattr(config.augment, name) != getattr(AugmentConfig(), name)]
+    if in_files and config.augment.hflip == "alternating":
+        asked.append("hflip")
+    if asked:
+        key = f"augment.{asked[0]}"
+        raise ConfigError(
+            f"{key} {getattr(config.augment, asked[0])} ({config.origin(key).name}) is for images "
+            f"{'in memory' if in_files else 'in files'}, and those of {spec.name} are {'in files' if in_files else 'in memory'}"
+        )
+    for name in () if in_files else ("scale", "crop_pct", "interpolation"):
+        if f"augment.{name}" in config.origins:
+            origin = config.origins[f"augment.{name}"].name
+            config.notes.append(f"warning: augment.{name} ({origin}) has no effect on {spec.name}, which is held in memory")
 
 
 def _options_of(spec: DatasetSpec) -> inspect.Signature:

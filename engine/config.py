@@ -273,7 +273,7 @@ def _describe(hint: Any) -> str:
 
 
 def _out_of_range(value: Any, bounds: Mapping[str, float]) -> str | None:
-    if value is None:
+    if value is None or isinstance(value, str):
         return None
     tests = {"above": ("above", gt), "least": ("at least", ge), "below": ("below", lt), "most": ("at most", le)}
     for kind, bound in bounds.items():
@@ -378,6 +378,15 @@ def _check_together(config: LoadedConfig) -> None:
         raise ConfigError("train.sched.warmup_steps and train.sched.warmup_epochs say the same thing; give one of them")
     if len(config.augment.scale) != 2 or not 0 < config.augment.scale[0] <= config.augment.scale[1] <= 1:
         raise ConfigError(f"augment.scale: two numbers, 0 < low <= high <= 1; got {config.augment.scale}")
+    if min(config.data.std or [1]) <= 0:
+        raise ConfigError(f"data.std: must be above 0, got {config.data.std}")
+    if train.batch_size % config.augment.repeats:
+        raise ConfigError(f"train.batch_size {train.batch_size} doesn't divide by augment.repeats {config.augment.repeats}")
+    if config.augment.auto != "randaugment" and "augment.auto_magnitude" in config.origins:
+        config.notes.append(
+            f"warning: augment.auto_magnitude ({config.origin('augment.auto_magnitude').name}) has no effect with augment.auto "
+            f"{config.augment.auto or 'null'}; it is for randaugment"
+        )
     for kind, names in SCHEDULE_KEYS.items():
         for name in names - SCHEDULE_KEYS.get(sched.type, set()):
             origin = config.origins.get(f"train.sched.{name}")

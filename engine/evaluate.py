@@ -1,13 +1,25 @@
 """Evaluate a model on every sample of a split, each counted exactly once on any number of ranks."""
 
+from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from datasets.files import UnreadableImage
 from datasets.loaders import EvalLoader
+from engine.errors import RunError
 from engine.tasks import Task
+
+
+def readable(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches. A file that can't be read is no bug of ours: it ends the run with one line, that names it."""
+    try:
+        yield from batches
+    except UnreadableImage as error:
+        raise RunError(f"{error}; tools/verify_dataset.py finds all such files and lists them for data.exclude") from error
 
 
 @torch.no_grad()
@@ -18,7 +30,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     metric = task.metric(accelerator.device)
-    for batch in islice(loader.batches(), max_batches):
+    for batch in readable(islice(loader.batches(), max_batches)):
         metric.update(model, batch)
     model.train(was_training)
     return metric.compute(accelerator.reduce(metric.sums(), reduction="sum"))

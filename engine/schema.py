@@ -30,6 +30,8 @@ class DataConfig:
     n_classes: int | None = key(None, "null: what the data says; a contradiction is an error", least=1)
     verify: bool = key(True, "check the files' published checksums; false reads any set in the same format")
     download: bool = key(True, "fetch what is missing, where the set is published for download")
+    mean: list[float] | None = key(None, "of each channel, from 0 to 1, which images are normalised by; null: the data set's own")
+    std: list[float] | None = key(None, "likewise the standard deviation")
     valid_ratio: float | None = key(
         None, "this part of the training split is kept for validation; null: validate on the test split", above=0, below=1
     )
@@ -53,11 +55,23 @@ class AugmentConfig:
     mix_switch_prob: float = key(0.5, "of CutMix instead of mixup, where both are on", least=0, most=1)
     scale: list[float] = key([0.08, 1.0], "image folders: area of the random resized crop, as parts of the image")
     crop_pct: float = key(0.875, "image folders: the part of the resized image that evaluation sees", above=0, most=1)
+    interpolation: Literal["bilinear", "bicubic"] = key("bilinear", "image folders: how images are resized, with antialias")
+    auto: Literal["randaugment", "trivialaugment", "augmix"] | None = key(None, "image folders: random distortions; null: none")
+    auto_magnitude: int = key(9, "strength of randaugment", least=0, most=30)
+    color_jitter: float = key(
+        0.0, "image folders: brightness, contrast and saturation change by up to this part; 0: off", least=0, most=1
+    )
+    erasing: float = key(0.0, "image folders: probability that a rectangle is blotted out (Random Erasing)", least=0, most=1)
+    repeats: int = key(
+        1, "image folders: each batch holds so many differently augmented copies of an image; an epoch is longer by it", least=1
+    )
 
 
 @dataclass
 class DataloaderConfig:
-    num_workers: int = key(4, "processes that decode images, for each device; sets held in memory need none", least=0)
+    num_workers: int | Literal["auto"] = key(
+        "auto", "processes that decode images, for each device; auto: one per core; sets held in memory need none", least=0
+    )
     pin_memory: bool = key(True, "page-locked batches, copied faster to a GPU")
     prefetch_factor: int = key(2, "batches that each worker prepares ahead", least=1)
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -75,28 +73,3 @@ def test_evaluation_sees_every_sample_once(in_memory, n, world_size):
     for rank in range(world_size):
         seen += [labels for _, labels in eval_loader(split, 6, rank, world_size, PREPARE, Workers(), CPU).batches()]
     assert torch.equal(torch.cat(seen), torch.arange(n))
-
-
-def test_evaluation_of_files_is_resize_and_centre_crop(in_files):
-    from torchvision.transforms import v2
-
-    from datasets.files import decode
-
-    images, _ = next(iter(eval_loader(in_files, 4, 0, 1, PREPARE, Workers(), CPU).batches()))
-    transform = v2.Compose(
-        [v2.Resize(27), v2.CenterCrop(24), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
-    )
-    for i in range(4):
-        torch.testing.assert_close(images[i], transform(decode(in_files.paths[i].decode())), atol=1e-5, rtol=0)
-
-
-def test_an_image_that_cannot_be_read_is_named(tmp_path, in_files):
-    import shutil
-
-    root = tmp_path / "set"
-    shutil.copytree(Path(in_files.paths[0].decode()).parents[2], root)
-    broken = root / "train" / "class_1" / "0003.jpg"
-    broken.write_bytes(broken.read_bytes()[:100])
-    split = find_dataset("imagefolder").load(Source(root)).train
-    with pytest.raises(OSError, match=r"class_1/0003\.jpg: this image can't be read"):
-        list(batches(split, 0, 4))

@@ -1,0 +1,163 @@
+"""The list of an image folder's files, which is kept, and the folder held in memory."""
+
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from datasets import Files, Images, Source, find_dataset, image_folder
+from tests import on_disk
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A set that has lain there for a while."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    root = on_disk.write_image_folder(tmp_path / "set")
+    grow_old(root)
+    return root
+
+
+def grow_old(root):
+    for folder in (*root.glob("train/*"), *root.glob("val/*")):
+        age = time.time() - 100
+        os.utime(folder, (age, age))
+
+
+def load(root, **options):
+    return find_dataset("imagefolder").load(Source(root, img_size=32), **options)
+
+
+def names(split):
+    return ["/".join(os.fsdecode(path).split("/")[-2:]) for path in split.paths]
+
+
+def never(*args):
+    pytest.fail("the folders were listed again")
+
+
+def test_the_files_are_listed_once(root, monkeypatch):
+    first = load(root)
+    monkeypatch.setattr(image_folder, "_scan", never)
+    second = load(root)
+    assert np.array_equal(first.train.paths, second.train.paths)
+    assert torch.equal(first.test.labels, second.test.labels)
+    assert second.train.paths[9] == os.fsencode(root / "train" / "class_1" / "0001.jpg")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: shutil.copy(folder / "0001.jpg", folder / "1001.jpg"),
+        lambda folder: (folder / "0001.jpg").unlink(),
+        lambda folder: (folder / "0001.jpg").rename(folder / "2001.jpg"),
+        lambda folder: shutil.copytree(folder, folder.parent / "class_9"),
+        lambda folder: shutil.rmtree(folder),
+    ],
+    ids=["a file more", "a file less", "a file renamed", "a class more", "a class less"],
+)
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_change_of_the_folder_is_noticed(root, change, part):
+    if part == "val":
+        shutil.copytree(root / "train" / "class_2", root / "train" / "class_9")
+    grow_old(root)
+    load(root)
+    change(root / part / "class_1")
+    if not (root / "train" / "class_1").exists():
+        shutil.rmtree(root / "val" / "class_1")
+    loaded = load(root)
+    for split, of_part in ((loaded.train, "train"), (loaded.test, "val")):
+        assert names(split) == sorted(str(path.relative_to(root / of_part)) for path in (root / of_part).glob("*/*.jpg"))
+        assert [loaded.classes[label] for label in split.labels] == [name.split("/")[0] for name in names(split)]
+
+
+def test_a_folder_that_changed_just_now_is_listed_again(root):
+    os.utime(root / "train" / "class_1")
+    load(root)
+    assert not list(root.glob(".*"))
+
+
+def test_a_set_that_was_moved_keeps_its_list(root, monkeypatch):
+    load(root)
+    moved = root.rename(root.with_name("moved"))
+    monkeypatch.setattr(image_folder, "_scan", never)
+    assert load(moved).train.paths[0] == os.fsencode(moved / "train" / "class_0" / "0000.jpg")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-50], lambda data: data[:200] + b"\xff" * 40 + data[240:], lambda data: b""]
+)
+def test_a_damaged_list_is_not_believed(root, damage):
+    first, cache = load(root), root / ".image-list.npz"
+    cache.write_bytes(damage(cache.read_bytes()))
+    assert np.array_equal(load(root).train.paths, first.train.paths)
+
+
+def test_the_list_is_kept_with_the_user_where_the_data_takes_none(root, monkeypatch, tmp_path):
+    (root / ".image-list.npz").mkdir()  # root may write anywhere, but not over a folder
+    first = load(root)
+    assert list((tmp_path / "home").rglob("*.npz"))
+    monkeypatch.setattr(image_folder, "_scan", never)
+    assert np.array_equal(load(root).train.paths, first.train.paths)
+
+
+def test_excluded_images_are_left_out_and_nothing_else(root, tmp_path, caplog):
+    everything = load(root)
+    (tmp_path / "bad.txt").write_text("# why\ntrain/class_1/0003.jpg\nval/class_0/0000.jpg\nval/class_0/7777.jpg\n")
+    loaded = load(root, exclude=str(tmp_path / "bad.txt"))
+    assert set(names(everything.train)) - set(names(loaded.train)) == {"class_1/0003.jpg"}
+    assert set(names(everything.test)) - set(names(loaded.test)) == {"class_0/0000.jpg"}
+    assert (loaded.train.labels.bincount().tolist(), loaded.test.labels.bincount().tolist()) == ([8, 7, 8], [2, 3, 3])
+    assert "1 of the 3 files" in caplog.text
+
+
+def test_an_exclusion_that_empties_a_class_or_does_not_exist_is_named(root, tmp_path):
+    (tmp_path / "bad.txt").write_text("\n".join(f"val/class_2/{i:04d}.jpg" for i in range(3)))
+    with pytest.raises(OSError, match=r"bad\.txt leaves no image of val/class_2"):
+        load(root, exclude=str(tmp_path / "bad.txt"))
+    with pytest.raises(OSError, match=r"data\.exclude: .*other\.txt can't be read \(No such file"):
+        load(root, exclude=str(tmp_path / "other.txt"))
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_an_empty_class_folder_is_named(root, part):
+    for path in (root / part / "class_1").iterdir():
+        path.unlink()
+    with pytest.raises(OSError, match=rf"{part}/class_1 holds no image"):
+        load(root)
+
+
+def test_a_folder_in_memory_is_scaled_and_cropped_as_torchvision_does_it(root):
+    in_files, loaded = load(root), load(root, in_memory=True)
+    assert isinstance(in_files.train, Files)
+    assert isinstance(loaded.train, Images)
+    prepare = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(32), transforms.PILToTensor()])
+    for split, of_files in ((loaded.train, in_files.train), (loaded.test, in_files.test)):
+        assert torch.equal(split.labels, of_files.labels)
+        for image, path in zip(split.images, of_files.paths, strict=True):
+            assert torch.equal(image, prepare(Image.open(os.fsdecode(path)).convert("RGB")))
+
+
+def test_a_folder_in_memory_is_decoded_once_for_each_size(root, monkeypatch):
+    first = load(root, in_memory=True)
+    monkeypatch.setattr(image_folder, "_in_memory", never)
+    assert torch.equal(load(root, in_memory=True).train.images, first.train.images)
+    with pytest.raises(pytest.fail.Exception):
+        find_dataset("imagefolder").load(Source(root, img_size=24), in_memory=True)
+
+
+def test_a_broken_image_is_named_when_the_folder_is_read_into_memory(root):
+    (root / "train" / "class_1" / "0003.jpg").write_bytes(b"")
+    with pytest.raises(OSError, match=r"class_1/0003\.jpg: this image can't be read"):
+        load(root, in_memory=True)
+
+
+def test_a_folder_that_does_not_fit_into_memory_is_refused_before_it_is_read(root, monkeypatch):
+    monkeypatch.setattr(image_folder, "_in_memory", never)
+    with pytest.raises(OSError, match=r"data\.in_memory: 33 images of 1000000x1000000 take 99000 GB; there are \d+"):
+        find_dataset("imagefolder").load(Source(root, img_size=1_000_000), in_memory=True)

@@ -1,0 +1,77 @@
+import json
+from importlib.util import find_spec
+
+import pytest
+
+from engine.command_line import run_tool
+from tests.running import run_command
+from tools.benchmark import Comparison, Size, main, measure, run, write_jpegs
+
+TINY = Size(rounds=3, seconds=0.0, warm_up=2, n_images=0, n_files=0)
+
+
+@pytest.fixture(scope="module")
+def quick():
+    finished = run_command("python", "tools/benchmark.py", "data", "--quick", "--num_workers", 1, "--num_threads", 1, "--json")
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout)
+
+
+def test_every_input_pipeline_is_measured_beside_its_rivals(quick):
+    found = {(row["comparison"].split(",")[-1].strip(), row["pipeline"]) for row in quick["rows"]}
+    torchvision, timm = "torchvision's transforms on PIL", "timm's create_loader"
+    assert found >= {("training", f"{torchvision}, {n} workers") for n in (0, 2)}
+    assert found >= {(kind, name) for kind in ("training", "evaluation") for name in ("this project", timm, torchvision)}
+    assert quick["left_out"] == []
+    assert (quick["threads"], quick["workers"]) == (1, 1)
+
+
+def test_ratios_are_those_of_the_rates(quick):
+    for row in quick["rows"]:
+        ours = next(r for r in quick["rows"] if r["comparison"] == row["comparison"])
+        assert ours["pipeline"] == "this project"
+        assert row["faster_by"] == pytest.approx(ours["images_per_sec"] / row["images_per_sec"])
+        assert 0 < row["lowest"] <= row["images_per_sec"] <= row["highest"]
+
+
+def test_pipelines_take_turns_and_a_warm_up_is_not_counted():
+    started = []
+
+    def pipeline(name):
+        def batches():
+            started.append(name)
+            while True:
+                yield [0] * 8, None
+
+        return batches
+
+    rows = measure(Comparison("one", {"ours": pipeline("ours"), "theirs": pipeline("theirs")}), TINY)
+    assert started == ["ours", "theirs"] * 3
+    assert [row.pipeline for row in rows] == ["ours", "theirs"]
+    taken = iter([([0] * 1000, None), ([0] * 1000, None), ([0] * 8, None)])
+    assert run(taken, TINY)[0] == 8
+
+
+def test_a_rival_that_is_not_installed_is_left_out_and_named(monkeypatch, capsys):
+    monkeypatch.setattr("tools.benchmark.find_spec", lambda name: None if name == "timm" else find_spec(name))
+    monkeypatch.setattr("tools.benchmark.run", lambda batches, size: (1, 1.0, 1.0))
+    assert run_tool(lambda: main(["data", "--quick"])) == 0
+    said = capsys.readouterr().out
+    assert "left out: timm, which is not installed" in said
+    assert "create_loader" not in said
+
+
+def test_the_generated_jpegs_have_the_size_that_is_claimed(tmp_path):
+    from PIL import Image
+
+    write_jpegs(tmp_path, 80)
+    files = sorted(tmp_path.glob("*/*.jpg"))
+    assert len(files) == 80
+    assert all(Image.open(path).size == (500, 375) for path in files)
+    assert 55_000 < sum(path.stat().st_size for path in files) / 80 < 65_000
+
+
+def test_something_must_be_asked_for(capsys):
+    assert run_tool(lambda: main([])) == 2
+    assert run_tool(lambda: main(["date"])) == 2
+    assert capsys.readouterr().err.count("error: ") == 2

@@ -1,0 +1,80 @@
+import pytest
+
+from engine.command_line import run_tool
+from tests import on_disk
+from tests.running import run_command, run_main
+from tools.verify_dataset import main
+
+SMALL = ("--data.img_size", 32, "--train.batch_size", 4, "--train.n_steps", 8, "--dataloader.num_workers", 0)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return on_disk.write_image_folder(tmp_path / "set")
+
+
+@pytest.fixture
+def config(tmp_path, root):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"data: {{name: imagefolder, dataroot: {root}}}\nmodel: {{name: resnet18}}\ntrain: {{n_steps: 2}}\n")
+    return path
+
+
+def verify(capsys, *argv):
+    code = run_tool(lambda: main([str(word) for word in argv]))
+    return code, capsys.readouterr()
+
+
+def test_a_sound_folder_gives_0_and_writes_no_list(config, tmp_path, capsys):
+    code, said = verify(capsys, "-c", config, "-o", tmp_path / "bad.txt")
+    assert code == 0
+    assert "0 of 33 images can't be read" in said.out
+    assert "33" in said.err, "no progress bar"
+    assert not (tmp_path / "bad.txt").exists()
+
+
+def test_what_is_wrong_is_listed_for_an_exclusion_with_which_training_works(config, root, tmp_path, capsys):
+    truncated = root / "train" / "class_1" / "0003.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    (root / "train" / "class_2" / "0000.jpg").write_bytes(b"")
+    (root / "val" / "class_0" / "0002.jpg").write_text("no image")
+    (root / "val" / "class_0" / "notes.txt").write_text("not meant as one")
+    bad = tmp_path / "bad.txt"
+    code, said = verify(capsys, "-c", config, "-o", bad)
+    assert code == 1
+    for name, why in (
+        ("train/class_1/0003.jpg", "truncated"),
+        ("train/class_2/0000.jpg", "empty"),
+        ("val/class_0/0002.jpg", "no image"),
+    ):
+        assert any(name in line and why in line.lower() for line in said.out.splitlines()), said.out
+    assert "notes.txt: not used" in said.out
+    assert "3 of 33 images can't be read" in said.out
+    assert [line for line in bad.read_text().splitlines() if not line.startswith("#")] == [
+        "train/class_1/0003.jpg",
+        "train/class_2/0000.jpg",
+        "val/class_0/0002.jpg",
+    ]
+    assert verify(capsys, "-c", config, "--data.exclude", bad)[0] == 0
+    assert run_main("-c", config, "-e", tmp_path / "run", *SMALL, "--data.exclude", bad) == 0
+    assert "3 images are left out" in capsys.readouterr().out
+
+
+def test_a_set_in_memory_is_read_once(capsys, data_root):
+    options = ("--data.name", "MNIST", "--data.dataroot", data_root / "MNIST", "--data.verify", "false", "--data.img_size", 28)
+    code, said = verify(capsys, "-c", "configs/lenet_digits.yaml", *options)
+    assert code == 0
+    assert "all of its 80 images can be read" in said.out
+
+
+def test_a_mistake_is_one_line(config, capsys):
+    assert verify(capsys, "-c", "nowhere.yaml")[0] == 2
+    code, said = verify(capsys, "-c", config, "--data.dataroot", "/nowhere")
+    assert code == 1
+    assert said.err.startswith("error: /nowhere/train: no such folder")
+
+
+def test_the_program_runs_as_a_file(config, tmp_path):
+    finished = run_command("python", "tools/verify_dataset.py", "-c", config, "-o", tmp_path / "bad.txt")
+    assert finished.returncode == 0, finished.stderr
+    assert "0 of 33 images" in finished.stdout
