@@ -203,14 +203,17 @@ class FileBatches:
             if isinstance(slot, str):
                 raise UnreadableImage(slot)
             labels = under_way.popleft()
-            yield self._finished(slots[slot, : len(labels)]), labels.to(self.device)
+            images = slots[slot, : len(labels)]
+            if self.device.type == "cpu":
+                yield self._normalised_here(images), labels
+            else:
+                yield self.normalise(self._sent(images)), self._sent(labels)
 
-    def _finished(self, images: Tensor) -> Tensor:
-        if self.device.type == "cpu":
-            return self._normalised_here(images)
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """Waits until the slot can be used again, which with page-locked memory is at once: that is a copy of its own."""
         if self.workers.pin_memory and self.device.type == "cuda":
-            images = images.pin_memory()
-        return self.normalise(images.to(self.device, non_blocking=True))
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def _normalised_here(self, images: Tensor) -> Tensor:
         """One image at a time, which stays in the cache, and in one thread: the workers have the other cores."""
