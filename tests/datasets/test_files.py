@@ -232,6 +232,12 @@ def test_distortions_change_images_by_epoch_and_leave_torchs_generator_alone(spl
     assert not torch.equal(first, read(images, paths, epoch=1))
 
 
+def test_each_sample_is_distorted_in_its_own_way(split, monkeypatch):
+    monkeypatch.setattr(files, "random_box", lambda height, width, *args: files.Box(0, 0, height, width))
+    distorted = read(training_images(img_size=24, policy="trivialaugment"), [split.paths[0].decode()] * 16)
+    assert len(distorted.unique(dim=0)) > 10
+
+
 def test_randaugment_distorts_more_at_a_higher_magnitude(split):
     paths = [path.decode() for path in split.paths] * 4
     plain = read(training_images(img_size=24), paths).float()
