@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from datasets.counters import below, draws
 
-AUGMENT, CUTOUT = 2, 5  # separate these uses of the seed from the others
+AUGMENT, CUTOUT, JITTER = 2, 5, 7  # separate these uses of the seed from the others
+GREY = (0.2989, 0.587, 0.114)  # parts of red, green and blue in the brightness that an eye sees (ITU-R BT.601)
 
 
 class Normalise:
@@ -21,7 +22,8 @@ class Normalise:
     def __call__(self, images: Tensor, out: Tensor | None = None) -> Tensor:
         if images.shape[-2:] != self.size:
             images = F.interpolate(images.to(self.scale.dtype), self.size, mode="bilinear", antialias=True)
-        return torch.mul(images, self.scale, out=out).add_(self.shift)
+        out = torch.empty(images.shape, dtype=self.scale.dtype, device=images.device) if out is None else out
+        return out.copy_(images).mul_(self.scale).add_(self.shift)  # in half the time of a multiplication of two types
 
     def undo(self, x: Tensor) -> Tensor:
         """Back to images that a person can look at, from 0 to 1."""
@@ -54,19 +56,57 @@ class CropAndFlip:
             (n * self.image_bytes - window + 1, channels, height, width), (1, self.height * self.width, self.width, 1)
         )
 
+        self._epoch, self._begin, self._mirrored = -1, torch.empty(0), torch.empty(0)
+
     def __call__(self, epoch: int, samples: Tensor) -> Tensor:
+        if epoch != self._epoch:
+            self._epoch, (self._begin, self._mirrored) = epoch, self._drawn_for(epoch)
+        images = self.windows.index_select(0, self._begin.index_select(0, samples))
+        return _mirror_where(self._mirrored.index_select(0, samples), images) if self.hflip else images
+
+    def _drawn_for(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Where the window of each sample begins, and whether it is mirrored. All samples at once: a batch is too few to pay."""
+        samples = torch.arange(len(self.images), device=self.images.device)
         vertical, horizontal, mirrored = draws(self.seed ^ AUGMENT, epoch, samples, 3)
         offsets = 2 * self.padding + 1
         begin = samples * self.image_bytes + below(vertical, offsets) * self.width + below(horizontal, offsets)
-        images = self.windows.index_select(0, begin)
         if self.hflip == "alternating":  # which epochs is drawn once: the side that an image begins with
             mirrored = draws(self.seed ^ AUGMENT, 0, samples, 3)[2]
-            mirrored = (below(mirrored, 2) + epoch) % 2 == 1
-        elif self.hflip:
-            mirrored = below(mirrored, 2) == 1
-        else:
-            return images
-        return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+            return begin, (below(mirrored, 2) + epoch) % 2 == 1
+        return begin, below(mirrored, 2) == 1
+
+
+def _mirror_where(mirrored: Tensor, images: Tensor) -> Tensor:
+    """torch.where takes as long for an element of eight bytes as for one of a single byte, so it gets the longer ones."""
+    word = torch.int64 if images[0].numel() % 8 == 0 else images.dtype
+    as_they_are, flipped = (x.flatten(1).view(word) for x in (images, images.flip(-1)))
+    return torch.where(mirrored.unsqueeze(1), flipped, as_they_are).view(images.dtype).view(images.shape)
+
+
+class ColorJitter:
+    """Brightness, contrast and saturation, in this order, each changed by a factor from 1 - strength to 1 + strength.
+
+    Takes uint8 images and gives floats from 0 to 255: rounding in between would only lose colours.
+    """
+
+    def __init__(self, strength: float, seed: int) -> None:
+        self.strength, self.seed = strength, seed
+
+    def __call__(self, epoch: int, samples: Tensor, images: Tensor) -> Tensor:
+        bits = draws(self.seed ^ JITTER, epoch, samples, 3).float() / 2**31
+        brightness, contrast, saturation = (1 + self.strength * (2 * bits - 1)).view(3, -1, 1, 1, 1)
+        images = (images * brightness).clamp_(0, 255)
+        images = _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), contrast)
+        return images if images.shape[1] == 1 else _blend(images, _grey(images), saturation)
+
+
+def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
+    """Away from `towards` where the factor is above 1."""
+    return torch.lerp(towards.expand_as(images), images, factor).clamp_(0, 255)
+
+
+def _grey(images: Tensor) -> Tensor:
+    return images if images.shape[1] == 1 else torch.einsum("bchw,c->bhw", images, images.new_tensor(GREY)).unsqueeze(1)
 
 
 class Cutout:

@@ -4,11 +4,16 @@ A training loader gives the batches of updates `first` to `last`; what came befo
 this rank's part of every sample once, in order.
 """
 
+import atexit
+import multiprocessing
 import signal
+import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
@@ -17,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.augment import CropAndFlip, Cutout, Normalise
+from datasets.augment import ColorJitter, CropAndFlip, Cutout, Normalise
 from datasets.files import EvaluationImages, Request, TrainingImages, UnreadableImage
 from datasets.order import Order
 from datasets.splits import Files, Images, Split
@@ -37,12 +42,12 @@ class Preparation:
     padding_mode: str
     hflip: bool | str  # "alternating": every other epoch
     cutout: int
+    color_jitter: float = 0.0
     scale: tuple[float, float] = (0.08, 1.0)  # from here on: of images in files
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
     policy: str | None = None  # randaugment, trivialaugment or augmix
     magnitude: int = 9  # of randaugment
-    color_jitter: float = 0.0
     erasing: float = 0.0  # probability
     repeats: int = 1
 
@@ -52,9 +57,14 @@ class Workers:
     num_workers: int = 0
     pin_memory: bool = False
     prefetch_factor: int = 2
+    timeout: float = 0.0  # seconds after which a batch that doesn't come is a RuntimeError; 0: never
 
     def options(self) -> dict:
-        parallel = {"prefetch_factor": self.prefetch_factor, "worker_init_fn": _leave_signals_to_the_parent}
+        parallel = {
+            "prefetch_factor": self.prefetch_factor,
+            "timeout": self.timeout,
+            "worker_init_fn": _leave_signals_to_the_parent,
+        }
         return {"num_workers": self.num_workers, **(parallel if self.num_workers else {})}
 
 
@@ -93,13 +103,17 @@ class InMemoryTraining:
             hflip=prepare.augment and prepare.hflip,
             seed=order.seed,
         )
+        self.jitter = ColorJitter(prepare.color_jitter, order.seed) if prepare.augment and prepare.color_jitter else None
         self.cutout = Cutout(prepare.cutout, order.seed) if prepare.augment and prepare.cutout else None
         self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         for step in range(first, last):
             epoch, samples = self.order.epoch(step), self.order.samples(step)
-            images = self.normalise(self.cut(epoch, samples))
+            images = self.cut(epoch, samples)
+            if self.jitter is not None:
+                images = self.jitter(epoch, samples, images)
+            images = self.normalise(images)
             if self.cutout is not None:
                 images = self.cutout(epoch, samples, images)
             yield images, self.labels[samples]
@@ -199,15 +213,17 @@ class FileBatches:
                 under_way.append(labels)
                 yield n % n_slots, request
 
-        for slot in DataLoader(_Slots(self.read, slots), sampler=keys(), batch_size=None, **self.workers.options()):
-            if isinstance(slot, str):
-                raise UnreadableImage(slot)
-            labels = under_way.popleft()
-            images = slots[slot, : len(labels)]
-            if self.device.type == "cpu":
-                yield self._normalised_here(images), labels
-            else:
-                yield self.normalise(self._sent(images)), self._sent(labels)
+        loader = DataLoader(_Slots(self.read, slots), sampler=keys(), batch_size=None, **self.workers.options())
+        with _workers_ended(loader) as filled:
+            for slot in filled:
+                if isinstance(slot, str):
+                    raise UnreadableImage(slot)
+                labels = under_way.popleft()
+                images = slots[slot, : len(labels)]
+                if self.device.type == "cpu":
+                    yield self._normalised_here(images), labels
+                else:
+                    yield self.normalise(self._sent(images)), self._sent(labels)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """Waits until the slot can be used again, which with page-locked memory is at once: that is a copy of its own."""
@@ -254,6 +270,45 @@ class ReusedMemory:
         lent = memory[:]  # an object of its own, which torch keeps as long as any tensor needs the memory
         weakref.finalize(lent, idle.append, memory)
         return torch.from_numpy(lent).view(shape)
+
+
+@contextmanager
+def _workers_ended(loader: DataLoader) -> Iterator[Iterator]:
+    """What the loader gives. Its workers end with the block, or with the program where that is left in the middle of it.
+
+    torch asks them to end and waits, at exit forever; one that hangs wouldn't, nor one that leaves signals to its parent.
+    """
+    others = set(multiprocessing.active_children())
+    iterator = iter(loader)
+    workers = set(multiprocessing.active_children()) - others
+    end = partial(_end, workers)
+    atexit.register(end)  # runs before multiprocessing waits for its children
+    try:
+        yield iterator
+    finally:
+        atexit.unregister(end)
+        end()
+
+
+def _end(workers: set[multiprocessing.Process]) -> None:
+    while workers:
+        worker = workers.pop()
+        with _deaths_unnoticed():
+            worker.kill()
+            worker.join()
+
+
+@contextmanager
+def _deaths_unnoticed() -> Iterator[None]:
+    """torch has a signal handler that takes the death of a worker for an accident."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _leave_signals_to_the_parent(worker_id: int) -> None:

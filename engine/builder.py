@@ -257,12 +257,12 @@ def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int) -> Prepa
         padding_mode=augment.padding_mode,
         hflip=spec.hflip if augment.hflip is None else augment.hflip,
         cutout=augment.cutout,
+        color_jitter=augment.color_jitter,
         scale=tuple(augment.scale),
         crop_pct=augment.crop_pct,
         interpolation=augment.interpolation,
         policy=augment.auto,
         magnitude=augment.auto_magnitude,
-        color_jitter=augment.color_jitter,
         erasing=augment.erasing,
         repeats=augment.repeats,
     )
@@ -290,7 +290,7 @@ def _check_channels(config: LoadedConfig, spec: DatasetSpec) -> None:
 def _check_augmentation(config: LoadedConfig, spec: DatasetSpec) -> None:
     """What is asked of images in files can't be had of images in memory, and the other way round."""
     in_files = spec.in_files and not config.data.args.get("in_memory")
-    elsewhere = ("cutout", "crop_padding") if in_files else ("auto", "color_jitter", "erasing", "repeats")
+    elsewhere = ("cutout", "crop_padding") if in_files else ("auto", "erasing", "repeats")
     asked = [name for name in elsewhere if getattr(config.augment, name) != getattr(AugmentConfig(), name)]
     if in_files and config.augment.hflip == "alternating":
         asked.append("hflip")

@@ -59,7 +59,7 @@ class AugmentConfig:
     auto: Literal["randaugment", "trivialaugment", "augmix"] | None = key(None, "image folders: random distortions; null: none")
     auto_magnitude: int = key(9, "strength of randaugment", least=0, most=30)
     color_jitter: float = key(
-        0.0, "image folders: brightness, contrast and saturation change by up to this part; 0: off", least=0, most=1
+        0.0, "brightness, contrast and saturation change by up to this part; 0: off", least=0, most=1
     )
     erasing: float = key(0.0, "image folders: probability that a rectangle is blotted out (Random Erasing)", least=0, most=1)
     repeats: int = key(

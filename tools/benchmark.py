@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -187,6 +187,13 @@ def in_memory(n: int) -> Comparison:
     for workers in (0, 2):
         data = _Transformed(pictures, transforms.Compose(steps))
         pipelines[f"torchvision's transforms on PIL, {workers} workers"] = _endless_loader(data, IN_MEMORY_BATCH, workers)
+
+    def limit() -> Iterator[Any]:
+        order = Order(n, IN_MEMORY_BATCH, seed=0)
+        loader = train_loader(split, order, replace(_preparation(32), augment=False), Workers(), torch.device("cpu"))
+        return loader.batches(0, sys.maxsize)
+
+    pipelines["the limit: gathered and normalised only"] = limit
     return Comparison("CIFAR-sized images in memory, training", pipelines)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as v2
 
-from datasets.augment import AUGMENT, CropAndFlip, Cutout, Normalise
+from datasets.augment import AUGMENT, JITTER, ColorJitter, CropAndFlip, Cutout, Normalise
 from datasets.counters import below, draws
 
 N = 500
@@ -86,3 +86,24 @@ def test_cutout_blots_out_one_square_of_each_image_anywhere():
     frequency = (blotted[:, 0] == 0).float().mean(0)
     assert frequency[6, 6].item() == pytest.approx(25 / 144, abs=0.03)
     assert torch.equal(blotted[7:8], Cutout(5, seed=1)(2, torch.tensor([7]), ones[:1].clone()))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_colour_jitter_equals_torchvisions_for_the_same_factors(images, channels):
+    seed, epoch, samples, strength = 3, 5, torch.randperm(N)[:100], 0.4
+    pixels = images[samples, :channels]
+    ours = ColorJitter(strength, seed)(epoch, samples, pixels)
+    factors = 1 + strength * (2 * draws(seed ^ JITTER, epoch, samples, 3).double() / 2**31 - 1)
+    assert factors.min() < 0.65
+    assert factors.max() > 1.35
+    for image, jittered, (brightness, contrast, saturation) in zip(pixels, ours, factors.T.tolist(), strict=True):
+        theirs = v2.adjust_brightness(image / 255, brightness)
+        theirs = v2.adjust_saturation(v2.adjust_contrast(theirs, contrast), saturation)
+        torch.testing.assert_close(jittered / 255, theirs, rtol=0, atol=1e-4)
+
+
+def test_colour_jitter_is_a_function_of_seed_epoch_and_sample(images):
+    jitter = ColorJitter(0.4, seed=3)
+    together = jitter(2, torch.tensor([7, 8, 9]), images[7:10])
+    torch.testing.assert_close(together[1:2], jitter(2, torch.tensor([8]), images[8:9]), rtol=0, atol=1e-3)  # of 255
+    assert (together - jitter(3, torch.tensor([7, 8, 9]), images[7:10])).abs().mean() > 1

@@ -18,6 +18,7 @@ from datasets import Files, files
 from datasets.files import EvaluationImages, ImageFile, Request, TrainingImages, UnreadableImage, random_box
 from datasets.loaders import FileTraining, Preparation, ReusedMemory, Workers, eval_loader, train_loader
 from datasets.order import Order
+from tests.running import run_command
 
 CPU = torch.device("cpu")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -397,3 +398,26 @@ def test_a_file_name_of_any_bytes_can_be_read(tmp_path):
     out = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
     EvaluationImages(24, 0.875, "bilinear")(Request(np.array([str(path).encode("utf-8", "surrogateescape")])), out)
     assert out.any()
+
+
+LEFT_IN_THE_MIDDLE = """
+from pathlib import Path
+import torch
+from datasets import Source, find_dataset
+from datasets.loaders import Preparation, Workers, train_loader
+from datasets.order import Order
+from tests.running import run_command
+
+split = find_dataset("imagefolder").load(Source(Path({root!r}))).train
+prepare = Preparation(24, (0.5,) * 3, (0.25,) * 3, augment=True, crop_padding=0, padding_mode="constant", hflip=True, cutout=0)
+batches = train_loader(split, Order(len(split), 6, seed=1), prepare, Workers(2), torch.device("cpu")).batches(0, 100)
+next(batches)
+kept_by_the_traceback = batches
+raise ZeroDivisionError
+"""
+
+
+def test_a_program_that_fails_between_two_batches_ends_with_its_workers(data_root):
+    ended = run_command("python", "-c", LEFT_IN_THE_MIDDLE.format(root=str(data_root / "imagefolder")), timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.strip().endswith("ZeroDivisionError")

@@ -15,6 +15,7 @@ PREPARE = Preparation(
     padding_mode="constant",
     hflip=True,
     cutout=0,
+    color_jitter=0.3,
     scale=(0.3, 1.0),
     crop_pct=0.875,
 )

@@ -156,6 +156,7 @@ def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(whole_run
 
 def test_mixing_and_cutout_survive_a_resume_bit_for_bit(tmp_path):
     mixed = ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--augment.cutout", 8, "--augment.hflip", "alternating")
+    mixed += ("--augment.color_jitter", 0.2)
     argv = (*WITH_RANDOMNESS, *mixed, "--train.label_smoothing", 0.1, "--train.keep_last", 3)
     assert run_main("-e", tmp_path / "whole", *argv) == 0
     assert run_main("-e", tmp_path / "resumed", *argv) == 0
