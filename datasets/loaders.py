@@ -73,6 +73,8 @@ class TrainLoader(Protocol):
 
 
 class EvalLoader(Protocol):
+    n_common_batches: int  # that every rank has; some have one more
+
     def batches(self) -> Iterator[Batch]: ...
 
 
@@ -88,8 +90,11 @@ def eval_loader(
     first, last = len(split) * rank // world_size, len(split) * (rank + 1) // world_size
     part = split.subset(torch.arange(first, last)) if world_size > 1 else split
     if isinstance(part, Images):
-        return InMemoryEvaluation(part, batch_size, prepare, device)
-    return FileEvaluation(part, batch_size, prepare, workers, device)
+        loader = InMemoryEvaluation(part, batch_size, prepare, device)
+    else:
+        loader = FileEvaluation(part, batch_size, prepare, workers, device)
+    loader.n_common_batches = -(-(len(split) // world_size) // batch_size)
+    return loader
 
 
 class InMemoryTraining:

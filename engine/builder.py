@@ -23,6 +23,7 @@ from engine.arguments import check_arguments
 from engine.config import LoadedConfig
 from engine.errors import ConfigError, RunError
 from engine.evaluate import evaluate, readable
+from engine.freeze import freeze
 from engine.optim import find_optimizer, make_optimizer, optimizer_arguments
 from engine.schedule import Schedule, make_schedule
 from engine.schema import AugmentConfig
@@ -77,12 +78,14 @@ class Run:
     def is_due(self, freq: int, step: int) -> bool:
         return step % freq == 0 or step == self.n_steps
 
-    def evaluate(self, split: str) -> dict[str, float]:
+    def evaluate(self, split: str, stop: Callable[[], int] | None = None) -> dict[str, float]:
         """The metrics of a split, named as they are logged: valid/acc@1."""
         if self.accelerator.num_processes > 1:  # each rank's BatchNorm saw a last batch of its own; the first one's is saved
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        metrics = evaluate(self.model, self.data.loader(split), self.task, self.accelerator, self.max_eval_batches)
+        metrics = evaluate(
+            self.model, self.data.loader(split), self.task, self.accelerator, max_batches=self.max_eval_batches, stop=stop
+        )
         return {f"{split}/{name}": value for name, value in metrics.items()}
 
 
@@ -133,7 +136,8 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     task = task or make_task(config, data)
     model = model if model is not None else build_model(config, data)
     model.to(accelerator.device)
-    optimizer, configured = make_optimizer(config, model.parameters())
+    _freeze(model, config)
+    optimizer, configured = make_optimizer(config, model)
     training_model, optimizer = accelerator.prepare(model, optimizer)
     if train.compile:
         training_model = torch.compile(training_model)
@@ -161,6 +165,15 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     )
 
 
+def _freeze(model: nn.Module, config: LoadedConfig) -> None:
+    try:
+        frozen = freeze(model, config.train.freeze)
+    except ValueError as error:
+        raise ConfigError(f"train.freeze: {error} ({config.origin('train.freeze').name})") from error
+    if frozen:
+        log.info("frozen: %d of %d tensors of weights", len(frozen), sum(1 for _ in model.parameters()))
+
+
 def build_model(config: LoadedConfig, data: Data) -> nn.Module:
     return new_model(config, len(data.classes), data.spec.channels, data.img_size)
 
@@ -185,7 +198,21 @@ def new_model(config: LoadedConfig, n_classes: int, in_channels: int, img_size: 
 
 
 def make_task(config: LoadedConfig, data: Data) -> Task:
-    return Classification(data.classes, config.train.aux_weight, config.train.label_smoothing)
+    train, n_classes = config.train, len(data.classes)
+    no, yes = train.label_smoothing / n_classes, 1 - train.label_smoothing + train.label_smoothing / n_classes
+    if train.loss == "bce" and train.bce_threshold is not None and not no <= train.bce_threshold < yes:
+        raise ConfigError(
+            f"train.bce_threshold {train.bce_threshold:g} ({config.origin('train.bce_threshold').name}) would give every class "
+            f"the same answer: train.label_smoothing {train.label_smoothing:g} makes {no:.4g} of a no and {yes:.4g} of a yes"
+        )
+    return Classification(
+        data.classes,
+        aux_weight=train.aux_weight,
+        loss=train.loss,
+        label_smoothing=train.label_smoothing,
+        bce_threshold=train.bce_threshold,
+        tta=config.eval.tta,
+    )
 
 
 def make_mixing(config: LoadedConfig, n_classes: int) -> Mixing | None:
@@ -271,7 +298,7 @@ def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int) -> Prepa
 def workers(config: LoadedConfig) -> Workers:
     loading = config.dataloader
     n = _cores_of_this_rank() if loading.num_workers == "auto" else loading.num_workers
-    return Workers(n, loading.pin_memory, loading.prefetch_factor)
+    return Workers(n, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
 
 
 def _cores_of_this_rank() -> int:
@@ -301,7 +328,7 @@ def _check_augmentation(config: LoadedConfig, spec: DatasetSpec) -> None:
             f"{'in memory' if in_files else 'in files'}, and those of {spec.name} are {'in files' if in_files else 'in memory'}"
         )
     for name in () if in_files else ("scale", "crop_pct", "interpolation"):
-        if f"augment.{name}" in config.origins:
+        if f"augment.{name}" in config.origins and getattr(config.augment, name) != getattr(AugmentConfig(), name):
             origin = config.origins[f"augment.{name}"].name
             config.notes.append(f"warning: augment.{name} ({origin}) has no effect on {spec.name}, which is held in memory")
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidCheckpoint(f"{path / MANIFEST} is no manifest ({error})") from error
     except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
-        raise InvalidCheckpoint(
-            f"{path} is refused: it holds more than tensors and plain values ({str(error).splitlines()[0]})"
-        ) from error
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        said = f" ({forbidden[1]}), and loading it could run code" if forbidden else ""
+        raise InvalidCheckpoint(f"{path} is refused: it holds more than tensors and plain values{said}") from error
 
 
 def _read_verified(path: Path, sha256: str) -> bytes:

@@ -51,6 +51,9 @@ def run_tool(main: Callable[[], int]) -> int:
         if rank == "0" or not error.is_of_all_ranks:
             print(f"error{f' on rank {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # before the first step, or of a tool: there is nothing to save
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def parse_overrides(tokens: Sequence[str], own: Sequence[str] | set[str] = ()) -> dict[str, Any]:

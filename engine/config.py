@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine import yaml12
 from engine.errors import ConfigError
+from engine.schedule import FOLLOW_THE_LENGTH, expect_t_max_after_warmup, expect_to_fit
 from engine.schema import REQUIRED, Config
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "lenet_digits.yaml"
@@ -336,70 +337,125 @@ def _settle_length(config: LoadedConfig) -> None:
 
 
 def _settle_t_max(config: LoadedConfig, length: Origin) -> None:
-    train, origin = config.train, config.origin("train.sched.t_max")
-    t_max = train.sched.t_max
-    if t_max is None or train.sched.type != "CosineAnnealingLR" or t_max == train.n_steps:
+    train, sched, origin = config.train, config.train.sched, config.origin("train.sched.t_max")
+    if sched.t_max is None or sched.type not in FOLLOW_THE_LENGTH:
         return
     said = f"train.n_steps {train.n_steps}" if train.n_steps is not None else f"train.n_epochs {train.n_epochs}"
-    if origin.rank < length.rank:
+    latest = length
+    for name in ("cooldown_steps", "cooldown_epochs"):
+        if getattr(sched, name):
+            said += f" less train.sched.{name} {getattr(sched, name):g}"
+            latest = max(length, config.origin(f"train.sched.{name}"), key=lambda o: o.rank)
+    is_in_steps = train.n_steps is not None and not sched.cooldown_epochs  # else only the data say how many these are
+    if is_in_steps and sched.t_max == train.n_steps - sched.cooldown_steps:
+        return
+    if origin.rank < latest.rank:
         config.notes.append(
-            f"{said} ({length.name}) sets the run's length; train.sched.t_max {t_max} ({origin.name}) is left out and follows it"
+            f"{said} ({latest.name}) sets the schedule's length; "
+            f"train.sched.t_max {sched.t_max} ({origin.name}) is left out and follows it"
         )
-        train.sched.t_max = None
-    elif origin.rank == length.rank and train.n_steps is not None:
+        sched.t_max = None
+    elif origin.rank == length.rank and is_in_steps:
         raise ConfigError(
-            f"train.sched.t_max {t_max} contradicts {said} ({origin.name}, {length.name}); "
+            f"train.sched.t_max {sched.t_max} contradicts {said} ({origin.name}, {length.name}); "
             "leave t_max out, or null, to follow the run's length"
         )
-    elif train.n_steps is not None:
-        config.notes.append(
-            f"warning: train.sched.t_max {t_max} ({origin.name}) differs from the run's {train.n_steps} steps; it is kept"
-        )
+    elif is_in_steps:
+        config.notes.append(f"warning: train.sched.t_max {sched.t_max} ({origin.name}) differs from {said}; it is kept")
 
 
-SCHEDULE_KEYS = {
-    "CosineAnnealingLR": {"t_max", "eta_min"},
-    "MultiStepLR": {"milestones", "gamma"},
-    "StepLR": {"step_size", "gamma"},
+SCHEDULE_KEYS = {  # and the types that they are for
+    "t_max": FOLLOW_THE_LENGTH,
+    "eta_min": ("CosineAnnealingLR", "CosineAnnealingWarmRestarts", "LinearLR", "PolynomialLR"),
+    "t_0": ("CosineAnnealingWarmRestarts",),
+    "t_mult": ("CosineAnnealingWarmRestarts",),
+    "milestones": ("MultiStepLR",),
+    "step_size": ("StepLR",),
+    "gamma": ("MultiStepLR", "StepLR"),
+    "power": ("PolynomialLR",),
+    "pct_start": ("OneCycleLR",),
+    "div_factor": ("OneCycleLR",),
+    "final_div_factor": ("OneCycleLR",),
 }
 
 
 def _check_together(config: LoadedConfig) -> None:
     """Values that are each possible, but not with each other."""
-    sched, train = config.train.sched, config.train
-    if sched.type == "MultiStepLR" and not sched.milestones:
-        raise ConfigError("train.sched.milestones: must be given for train.sched.type MultiStepLR")
-    if sched.type == "StepLR" and sched.step_size is None:
-        raise ConfigError("train.sched.step_size: must be given for train.sched.type StepLR")
-    if any(a >= b for a, b in zip(sched.milestones, sched.milestones[1:], strict=False)) or min(sched.milestones, default=1) < 1:
-        origin = _of(config.origins.get("train.sched.milestones"))
-        raise ConfigError(f"train.sched.milestones: must rise, from 1 on; got {sched.milestones}{origin}")
-    if sched.warmup_steps and sched.warmup_epochs:
-        raise ConfigError("train.sched.warmup_steps and train.sched.warmup_epochs say the same thing; give one of them")
+    train = config.train
+    _check_schedule(config)
     if len(config.augment.scale) != 2 or not 0 < config.augment.scale[0] <= config.augment.scale[1] <= 1:
         raise ConfigError(f"augment.scale: two numbers, 0 < low <= high <= 1; got {config.augment.scale}")
     if min(config.data.std or [1]) <= 0:
         raise ConfigError(f"data.std: must be above 0, got {config.data.std}")
     if train.batch_size % config.augment.repeats:
         raise ConfigError(f"train.batch_size {train.batch_size} doesn't divide by augment.repeats {config.augment.repeats}")
-    if config.augment.auto != "randaugment" and "augment.auto_magnitude" in config.origins:
+    changed = config.augment.auto_magnitude != _default(config.augment, "auto_magnitude")
+    if config.augment.auto != "randaugment" and changed:
         config.notes.append(
             f"warning: augment.auto_magnitude ({config.origin('augment.auto_magnitude').name}) has no effect with augment.auto "
             f"{config.augment.auto or 'null'}; it is for randaugment"
         )
-    for kind, names in SCHEDULE_KEYS.items():
-        for name in names - SCHEDULE_KEYS.get(sched.type, set()):
-            origin = config.origins.get(f"train.sched.{name}")
-            if origin and getattr(sched, name) not in (None, [], _default(sched, name)):
-                config.notes.append(
-                    f"warning: train.sched.{name} ({origin.name}) has no effect with {sched.type}; it is for {kind}"
-                )
+    if train.bce_threshold is not None and train.loss != "bce":
+        origin = config.origin("train.bce_threshold").name
+        config.notes.append(f"warning: train.bce_threshold ({origin}) has no effect with train.loss {train.loss}; it is for bce")
     optim, lr = config.origin("train.optim.type"), config.origin("train.optim.lr")
     if optim.rank > lr.rank and train.optim.type.lower() != "sgd":
         config.notes.append(
             f"warning: train.optim.lr {train.optim.lr:g} ({lr.name}) was not chosen for {train.optim.type} ({optim.name}); "
             "--train.optim.lr sets it"
         )
+
+
+def _check_schedule(config: LoadedConfig) -> None:
+    train, sched = config.train, config.train.sched
+    for kind, name in (("MultiStepLR", "milestones"), ("StepLR", "step_size"), ("CosineAnnealingWarmRestarts", "t_0")):
+        if sched.type == kind and not getattr(sched, name):
+            raise ConfigError(f"train.sched.{name}: must be given for train.sched.type {kind}{_of_key(config, 'type')}")
+    if any(a >= b for a, b in zip(sched.milestones, sched.milestones[1:], strict=False)) or min(sched.milestones, default=1) < 1:
+        raise ConfigError(f"train.sched.milestones: must rise, from 1 on; got {sched.milestones}{_of_key(config, 'milestones')}")
+    for phase in ("warmup", "cooldown"):
+        if getattr(sched, f"{phase}_steps") and getattr(sched, f"{phase}_epochs"):
+            raise ConfigError(f"train.sched.{phase}_steps and train.sched.{phase}_epochs say the same thing; give one of them")
+    for name in ("warmup_steps", "warmup_epochs"):
+        if sched.type == "OneCycleLR" and getattr(sched, name):
+            raise ConfigError(
+                f"train.sched.{name} {getattr(sched, name):g}{_of_key(config, name)} must be 0 for train.sched.type OneCycleLR"
+                f"{_of_key(config, 'type')}, which rises by itself: train.sched.pct_start says for how long"
+            )
+    if train.n_steps is not None:  # a length in the other unit is found to be too long when the data are there
+        expect_to_fit(sched, sched.warmup_steps, sched.cooldown_steps, train.n_steps, f"train.n_steps {train.n_steps}")
+    else:
+        expect_to_fit(sched, sched.warmup_epochs, sched.cooldown_epochs, train.n_epochs, f"train.n_epochs {train.n_epochs}")
+    expect_t_max_after_warmup(sched, sched.warmup_steps)
+    _warn_of_schedule(config)
+
+
+def _warn_of_schedule(config: LoadedConfig) -> None:
+    sched, lr = config.train.sched, config.train.optim.lr
+    for name, kinds in SCHEDULE_KEYS.items():
+        if sched.type not in kinds and getattr(sched, name) not in (None, [], _default(sched, name)):
+            said = f"train.sched.{name}{_of_key(config, name)} has no effect with {sched.type}"
+            config.notes.append(f"warning: {said}; it is for {', '.join(kinds)}")
+    has_cooldown = bool(sched.cooldown_steps or sched.cooldown_epochs)
+    for phase, is_there in (("warmup", bool(sched.warmup_steps or sched.warmup_epochs)), ("cooldown", has_cooldown)):
+        if getattr(sched, f"{phase}_lr") and not is_there:
+            said = f"train.sched.{phase}_lr{_of_key(config, f'{phase}_lr')} has no effect"
+            config.notes.append(f"warning: {said} without train.sched.{phase}_steps or train.sched.{phase}_epochs")
+    if sched.type not in SCHEDULE_KEYS["eta_min"]:
+        return
+    eta_min = f"train.sched.eta_min {sched.eta_min:g}{_of_key(config, 'eta_min')}"
+    if sched.eta_min > lr:
+        config.notes.append(f"warning: {eta_min} is above train.optim.lr {lr:g}: the learning rate rises")
+    ends_before_cooldown = has_cooldown and sched.type in FOLLOW_THE_LENGTH and sched.t_max is None
+    if ends_before_cooldown and sched.eta_min <= sched.cooldown_lr:
+        config.notes.append(
+            f"warning: the cool-down begins at {eta_min} and ends at train.sched.cooldown_lr {sched.cooldown_lr:g}: "
+            "the learning rate doesn't fall in it"
+        )
+
+
+def _of_key(config: LoadedConfig, name: str) -> str:
+    return _of(config.origins.get(f"train.sched.{name}"))
 
 
 def _default(section: Any, name: str) -> Any:

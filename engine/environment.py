@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from engine.errors import ConfigError
 from engine.schema import Config
@@ -28,7 +30,10 @@ def make_accelerator(config: Config) -> Accelerator:
         raise ConfigError("train.precision fp16 needs a GPU, and there is none; bf16 and fp32 run on a CPU")
     AcceleratorState._reset_state()  # a second training in one process may ask for another precision
     # Without cpu=True, ranks on a machine with no GPU would each train on their own.
-    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not has_device)
+    handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout))] if config.train.timeout else []
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not has_device, kwargs_handlers=handlers
+    )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise ConfigError(

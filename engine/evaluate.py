@@ -1,6 +1,6 @@
 """Evaluate a model on every sample of a split, each counted exactly once on any number of ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from datasets.files import UnreadableImage
 from datasets.loaders import EvalLoader
+from engine.agreement import Interrupted
 from engine.errors import RunError
 from engine.tasks import Task
 
@@ -24,13 +25,26 @@ def readable(batches: Iterator[Any]) -> Iterator[Any]:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: EvalLoader, task: Task, accelerator: Accelerator, max_batches: int | None = None
+    model: nn.Module,
+    loader: EvalLoader,
+    task: Task,
+    accelerator: Accelerator,
+    *,
+    max_batches: int | None = None,
+    stop: Callable[[], int] | None = None,
 ) -> dict[str, float]:
-    """`model` is the bare one, not wrapped for several ranks: they may have different numbers of batches."""
+    """`model` is the bare one, not wrapped for several ranks: they may have different numbers of batches.
+
+    `stop` is asked between two batches, equally often on every rank, for a signal to leave by.
+    """
     was_training = model.training
     model.eval()
     metric = task.metric(accelerator.device)
-    for batch in readable(islice(loader.batches(), max_batches)):
-        metric.update(model, batch)
-    model.train(was_training)
+    try:
+        for i, batch in enumerate(readable(islice(loader.batches(), max_batches))):
+            metric.update(model, batch)
+            if stop is not None and i < loader.n_common_batches and (signum := stop()):
+                raise Interrupted(signum)
+    finally:
+        model.train(was_training)
     return metric.compute(accelerator.reduce(metric.sums(), reduction="sum"))

@@ -3,6 +3,8 @@
 import logging
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.agreement import on_main
 from engine.builder import Run
 from engine.checkpoint import Checkpoint, Checkpoints
 from engine.errors import RunError
@@ -18,6 +21,8 @@ from engine.run_folder import RunFolder
 from engine.tracking import Tracker
 
 log = logging.getLogger(__name__)
+
+MOST_FAILED_SAVES = 3  # in a row
 
 
 class Journal:
@@ -27,6 +32,7 @@ class Journal:
         self.run, self.folder, self.checkpoints = run, folder, checkpoints
         self.accelerator: Accelerator = run.accelerator
         self.tracker = Tracker(folder, run.state.step, run.state.metrics_bytes) if self.accelerator.is_main_process else None
+        self.failed_saves = 0
         self.images = self.seconds = 0.0  # trained in this session, and the time that this took
         self._begin_window()
         self._last_tick = perf_counter()
@@ -61,10 +67,22 @@ class Journal:
         seconds = perf_counter() - self._window_begin
         self.images, self.seconds = self.images + images, self.seconds + seconds
         metrics = {f"train/{name}": value / weight for name, value in sums.items()}
-        metrics["train/lr"] = self.run.state.optimizer.param_groups[0]["lr"]
+        group = state.optimizer.param_groups[0]
+        metrics["train/lr"] = group["lr"] / group["lr_scale"]
         metrics["train/grad_norm"] = float(grad_norm)
         metrics["train/images_per_sec"] = round(images / seconds, 1)
         return metrics
+
+    def close_line(self, stop: Callable[[], int]) -> bool:
+        """Evaluate where that is due, and write the line of this step; true if it is the best so far."""
+        state, run = self.run.state, self.run
+        if state.open_line is None:
+            return False
+        metrics = run.evaluate("valid", stop) if run.is_due(run.eval_freq, state.step) else {}
+        is_best = bool(metrics) and state.note_evaluation(metrics, f"valid/{run.task.monitor}")
+        line, state.open_line = state.open_line | metrics, None
+        self.write(line)
+        return is_best
 
     def write(self, metrics: dict[str, float]) -> None:
         """One line everywhere; a loss that is no number ends the run."""
@@ -72,29 +90,44 @@ class Journal:
         self._tick()
         if self.tracker is not None:
             times = {"epoch": round(state.step / self.run.steps_per_epoch, 4), "elapsed": round(state.elapsed, 3)}
-            state.metrics_bytes = self.tracker.record(state.step, times | metrics)
+            self.tracker.record(state.step, times | metrics)
             log.info("%s", self._line(metrics))
         for name, value in metrics.items():
             if name.endswith("/loss") and not math.isfinite(value):
                 raise self._diverged(f"{name} is {value}")
         self._begin_window()
 
-    def save(self) -> None:
-        """Commit a checkpoint of this step. One that would hold a NaN is not written; a dry run writes none."""
+    def save(self, *, must: bool = False) -> None:
+        """Commit a checkpoint of this step. One that would hold a NaN is not written; a dry run writes none.
+
+        A disk that is full for a while is no reason to stop, unless this is the last chance.
+        """
         if self.checkpoints is None:
             return
-        state = self.run.state
         if not self._weights_are_finite():
             raise self._diverged("a weight is no finite number")
         self._tick()
-        windows = self._windows_of_all_ranks()
-        if self.accelerator.is_main_process:
-            self.tracker.flush()
-            try:
-                self.checkpoints.save(state.step, state.model.state_dict(), state.state_dict(windows), state.best_step)
-            except OSError as error:
-                log.warning("step %d could not be saved (%s); training goes on", state.step, error)
+        must |= self.run.state.step == self.run.n_steps
+        on_main(self.accelerator, partial(self._commit, self._windows_of_all_ranks(), must))
         self._begin_window_after_pause()
+
+    def _commit(self, windows: dict[str, Tensor], must: bool) -> None:
+        state = self.run.state
+        try:
+            state.metrics_bytes = self.tracker.flush()
+            self.checkpoints.save(state.step, state.model.state_dict(), state.state_dict(windows), state.best_step)
+            self.failed_saves = 0
+        except OSError as error:
+            self.failed_saves += 1
+            said = f"step {state.step} could not be saved: {error}"
+            if must or self.failed_saves == MOST_FAILED_SAVES:
+                times = "" if must else f", the {MOST_FAILED_SAVES}rd time in a row"
+                raise RunError(f"{said}{times}; {self._last_good()}") from error
+            log.warning("%s; training goes on, %s", said, self._last_good())
+
+    def _last_good(self) -> str:
+        last = self.folder.path / "ckpt" / "latest"
+        return f"the last good checkpoint is {last.resolve()}" if last.exists() else "there is no checkpoint yet"
 
     def write_hyperparameters(self, config: dict[str, Any]) -> None:
         """For TensorBoard's table of runs: the config beside the best metric."""
@@ -136,11 +169,10 @@ class Journal:
         return torch.stack([self.run.state.window[name].to(device, dtype) for name in names])
 
     def _diverged(self, why: str) -> RunError:
-        last = self.folder.path / "ckpt" / "latest"
-        good = f"the last good checkpoint is {last.resolve()}" if last.exists() else "there is no checkpoint yet"
-        return RunError(
-            f"the training diverged at step {self.run.state.step}: {why}; {good}. A lower train.optim.lr or a warm-up may help"
-        )
+        step, advice = self.run.state.step, "A lower train.optim.lr or a warm-up may help"
+        error = RunError(f"the training diverged at step {step}: {why}; {self._last_good()}. {advice}")
+        error.is_of_all_ranks = True
+        return error
 
     def _line(self, metrics: dict[str, float]) -> str:
         state, run = self.run.state, self.run

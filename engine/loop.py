@@ -1,45 +1,36 @@
 """The training loop."""
 
-from dataclasses import dataclass
-
-from engine.agreement import Agreement
+from engine.agreement import Agreement, Interrupted
 from engine.builder import Run
 from engine.journal import Journal
 
 
-@dataclass
-class Interrupted(Exception):
-    """The run was asked to stop, and has been saved."""
-
-    signum: int
-
-
-def fit(run: Run, journal: Journal) -> None:
+def fit(run: Run, journal: Journal, agreement: Agreement) -> None:
     """Train from the state's step to the last one; log, evaluate and save where that is due."""
     state = run.state
-    with Agreement() as agreement, journal.progress_bar(state.step, run.n_steps) as progress:
+    with journal.progress_bar(state.step, run.n_steps) as progress:
         run.model.train()
+        if state.open_line is not None:  # a signal came before the evaluation of this step was through
+            _close_line(journal, agreement, save_due=False)
         for batch in run.train_batches(first=state.step):
             if state.step == 0:
                 journal.show_batch(batch)
-            log_due, eval_due, save_due = (
-                run.is_due(freq, state.step + 1) for freq in (run.print_freq, run.eval_freq, run.save_freq)
-            )
+            log_due = run.is_due(run.print_freq, state.step + 1)
             run.update(state, batch, measure=log_due)
             progress.update()
+            if log_due or run.is_due(run.eval_freq, state.step):
+                state.open_line = journal.training_metrics() if log_due else {}
+            _close_line(journal, agreement, save_due=run.is_due(run.save_freq, state.step))
 
-            line = {}
-            if log_due:
-                line |= journal.training_metrics()
-            if eval_due:
-                metrics = run.evaluate("valid")
-                line |= metrics
-                save_due |= state.note_evaluation(metrics, f"valid/{run.task.monitor}")
-            if line:
-                journal.write(line)
 
-            signum = agreement.stop()
-            if save_due or signum:
-                journal.save()
-            if signum:
-                raise Interrupted(signum)
+def _close_line(journal: Journal, agreement: Agreement, *, save_due: bool) -> None:
+    """Evaluate, log and save. A signal on any rank cuts it short: what was not done is done first when the run goes on."""
+    try:
+        if signum := agreement.stop():
+            raise Interrupted(signum)
+        is_best = journal.close_line(agreement.stop)
+    except Interrupted:
+        journal.save(must=True)
+        raise
+    if save_due or is_best:
+        journal.save()

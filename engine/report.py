@@ -82,22 +82,23 @@ def say_what_changed(run_dir: Path, config: LoadedConfig, environment: Mapping[s
 
 def write_results(folder: RunFolder, run: Run, journal: Journal, result: Result) -> None:
     state = run.state
-    folder.write_json(
-        "results.json",
-        {
-            "status": result.status,
-            "why": result.why,
-            "step": state.step,
-            "n_steps": run.n_steps,
-            "best": {"step": state.best_step, **state.best_metrics},
-            "last": state.last_metrics,
-            "test": result.test,
-            "wall_time": round(state.elapsed, 3),
-            "images_per_sec": round(journal.images / journal.seconds, 1) if journal.seconds else None,
-            "params": _n_params(run),
-            "macs": _count_macs(run) if result.status == "completed" else None,
-        },
-    )
+    results = {
+        "status": result.status,
+        "why": result.why,
+        "step": state.step,
+        "n_steps": run.n_steps,
+        "best": {"step": state.best_step, **state.best_metrics},
+        "last": state.last_metrics,
+        "test": result.test,
+        "wall_time": round(state.elapsed, 3),
+        "images_per_sec": round(journal.images / journal.seconds, 1) if journal.seconds else None,
+        "params": _n_params(run),
+        "macs": _count_macs(run) if result.status == "completed" else None,
+    }
+    try:
+        folder.write_json("results.json", results)
+    except OSError as error:
+        log.warning("results.json can't be written: %s", error)
 
 
 def closing(run: Run, result: Result) -> str:

@@ -79,15 +79,20 @@ class RunFolder:
             raise RunError(f"{exp_dir or 'runs'}: the run folder can't be made ({error.strerror})") from error
         folder = cls(path, is_new=True, _made=made)
         folder._take_lock()
+        folder._remove_leftovers()
         return folder
 
     @classmethod
     def reopen(cls, path: Path) -> "RunFolder":
         folder = cls(path, is_new=False)
         folder._take_lock()
-        for leftover in (path / "ckpt").glob(".*"):
-            remove_tree(leftover)
+        folder._remove_leftovers()
         return folder
+
+    def _remove_leftovers(self) -> None:
+        """Temporary folders of saves that were cut off; a run that was killed in its first save is started again."""
+        for leftover in (self.path / "ckpt").glob(".*"):
+            remove_tree(leftover)
 
     def _take_lock(self) -> None:
         """A lock that ends with the process, however that ends. Not flock: worker processes would inherit it and outlive us."""

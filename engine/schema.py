@@ -58,9 +58,7 @@ class AugmentConfig:
     interpolation: Literal["bilinear", "bicubic"] = key("bilinear", "image folders: how images are resized, with antialias")
     auto: Literal["randaugment", "trivialaugment", "augmix"] | None = key(None, "image folders: random distortions; null: none")
     auto_magnitude: int = key(9, "strength of randaugment", least=0, most=30)
-    color_jitter: float = key(
-        0.0, "brightness, contrast and saturation change by up to this part; 0: off", least=0, most=1
-    )
+    color_jitter: float = key(0.0, "brightness, contrast and saturation change by up to this part; 0: off", least=0, most=1)
     erasing: float = key(0.0, "image folders: probability that a rectangle is blotted out (Random Erasing)", least=0, most=1)
     repeats: int = key(
         1, "image folders: each batch holds so many differently augmented copies of an image; an epoch is longer by it", least=1
@@ -89,20 +87,56 @@ class OptimConfig:
     lr: float = key(0.1, "learning rate", above=0)
     weight_decay: float = key(0.0005, "pull of the weights towards zero", least=0)
     momentum: float = key(0.9, "for optimizers that have it", least=0)
-    args: dict[str, Any] = further("arguments of the optimizer's constructor, such as betas")
+    decay_norm_and_bias: bool = key(
+        True, "false: weight_decay spares norms, biases and what the model's no_weight_decay() names, such as a ViT's pos_embed"
+    )
+    layer_decay: float | None = key(
+        None, "lr of each block is so many times that of the next; the head has lr itself, the stem the least", above=0, most=1
+    )
+    head_lr: float | None = key(None, "learning rate of the classifier; null: lr", above=0)
+    args: dict[str, Any] = further("arguments of the optimizer's constructor, such as betas, fused or foreach")
 
 
 @dataclass
 class SchedConfig:
-    type: Literal["CosineAnnealingLR", "MultiStepLR", "StepLR", "constant"] = key("CosineAnnealingLR", "how lr changes")
-    t_max: int | None = key(None, "CosineAnnealingLR: updates until eta_min is reached; null: the run's length", least=1)
-    eta_min: float = key(0.0, "CosineAnnealingLR: the last learning rate", least=0)
+    type: Literal[
+        "CosineAnnealingLR",
+        "MultiStepLR",
+        "StepLR",
+        "CosineAnnealingWarmRestarts",
+        "LinearLR",
+        "PolynomialLR",
+        "OneCycleLR",
+        "constant",
+    ] = key("CosineAnnealingLR", "how lr changes; named after the classes of torch.optim.lr_scheduler, and counted in updates")
+    t_max: int | None = key(
+        None,
+        "CosineAnnealingLR, LinearLR, PolynomialLR, OneCycleLR: the update at which the schedule ends, a warm-up included; "
+        "null: the run's length without its cool-down. Beyond it the cosine rises again, the others stay where they are",
+        least=1,
+    )
+    eta_min: float = key(
+        0.0, "CosineAnnealingLR, CosineAnnealingWarmRestarts, LinearLR, PolynomialLR: the learning rate they end at", least=0
+    )
+    t_0: int | None = key(None, "CosineAnnealingWarmRestarts: updates until the first restart", least=1)
+    t_mult: int = key(1, "CosineAnnealingWarmRestarts: each cycle is so many times as long as the one before", least=1)
     milestones: list[int] = key([], "MultiStepLR: the updates after which lr is multiplied by gamma")
     step_size: int | None = key(None, "StepLR: every so many updates lr is multiplied by gamma", least=1)
     gamma: float = key(0.1, "MultiStepLR and StepLR: the factor", above=0)
+    power: float = key(1.0, "PolynomialLR: 1 is a straight line; 0.9 is usual for segmentation", above=0)
+    pct_start: float = key(
+        0.3, "OneCycleLR: the part of the schedule in which lr rises; torch's cycle of the momentum is left out", least=0, below=1
+    )
+    div_factor: float = key(25.0, "OneCycleLR: it begins at lr / div_factor", above=0)
+    final_div_factor: float = key(10000.0, "OneCycleLR: it ends at lr / div_factor / final_div_factor", above=0)
     warmup_steps: int = key(0, "updates in which lr first rises linearly from warmup_lr", least=0)
     warmup_epochs: float = key(0.0, "the same in epochs", least=0)
     warmup_lr: float = key(0.0, "where the warm-up begins", least=0)
+    cooldown_steps: int = key(
+        0, "the run's last updates, in which lr falls linearly to cooldown_lr from where the schedule stands then", least=0
+    )
+    cooldown_epochs: float = key(0.0, "the same in epochs", least=0)
+    cooldown_lr: float = key(0.0, "where the cool-down ends, one update after the run's last", least=0)
 
 
 @dataclass
@@ -117,9 +151,23 @@ class TrainConfig:
     keep_last: int = key(3, "checkpoints that are kept, beside the best", least=2)
     precision: Literal["fp32", "fp16", "bf16"] | None = key(None, "null: what the launcher says, fp32 without it")
     compile: bool = key(False, "torch.compile the model")
+    timeout: int = key(600, "seconds after which a worker, or another rank, that doesn't answer ends the run; 0: never", least=0)
     num_threads: int | None = key(None, "of torch on the CPU, for each process; null: torch's own choice", least=1)
+    loss: Literal["cross_entropy", "bce"] = key(
+        "cross_entropy", "bce: each class is its own yes/no question (binary cross entropy, the mean over the classes)"
+    )
     label_smoothing: float = key(0.0, "this part of the label is spread over all classes", least=0, below=1)
+    bce_threshold: float | None = key(
+        None,
+        "bce: a class whose part in a mixed or smoothed label is above this counts as a full yes, else as a no",
+        least=0,
+        below=1,
+    )
     aux_weight: float = key(0.3, "weight of the loss of each auxiliary head, where a model has them", least=0)
+    freeze: list[str] = key(
+        [],
+        "what isn't trained: trunk (all but the classifier), stem, stage1, ..., or patterns of names, such as layer1.*",
+    )
     optim: OptimConfig = field(default_factory=OptimConfig)
     sched: SchedConfig = field(default_factory=SchedConfig)
 
@@ -127,6 +175,9 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     batch_size: int | None = key(None, "images per forward and device; null: as many as a device sees in training", least=1)
+    tta: Literal["flip"] | None = key(
+        None, "flip: the logits of each image and of its mirrored image are averaged, which doubles the cost of an evaluation"
+    )
 
 
 @dataclass

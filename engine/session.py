@@ -12,14 +12,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from engine.agreement import EXIT_CODES, on_main
+from engine.agreement import EXIT_CODES, Agreement, Interrupted, on_main
 from engine.builder import Run, build, check
 from engine.checkpoint import Checkpoints, read_checkpoint
 from engine.config import LoadedConfig, to_dict
 from engine.environment import describe, make_accelerator, precision_of
 from engine.errors import ConfigError, RunError
+from engine.failures import explained
 from engine.journal import Journal, restore
-from engine.loop import Interrupted, fit
+from engine.loop import fit
 from engine.report import Result, closing, draw, opening, say_what_changed, write_beginning, write_results
 from engine.run_folder import Resumption, RunFolder, find_resumption, remove_tree
 from engine.tasks import Task
@@ -46,12 +47,13 @@ def train(
     check(config)
     accelerator = make_accelerator(config)
     config.train.precision = precision_of(accelerator)
+    agreement = Agreement(config.train.timeout)
     try:
         if dry_run:
-            return _dry_run(config, accelerator, model, task)
+            return _dry_run(config, accelerator, agreement, model, task)
         resumption = find_resumption(resume, exp_dir)
-        with _open_folder(accelerator, exp_dir, resume, resumption) as folder:
-            return _train_in(folder, config, accelerator, resumption, model, task)
+        with _open_folder(accelerator, exp_dir, resume, resumption) as folder, explained(config, accelerator):
+            return _train_in(folder, config, accelerator, agreement, resumption, model, task)
     finally:
         if accelerator.num_processes > 1:
             accelerator.end_training()
@@ -62,6 +64,7 @@ def _train_in(
     folder: RunFolder,
     config: LoadedConfig,
     accelerator: Accelerator,
+    agreement: Agreement,
     resumption: Resumption | None,
     model: nn.Module | None,
     task: Task | None,
@@ -81,22 +84,23 @@ def _train_in(
     log.info("%s", opening(config, run, folder, resumed=resumption is not None))
     result = Result(folder.path)
     try:
-        fit(run, journal)
-        if "test" in run.data.splits:
-            result.test = _evaluate_best(run, folder, journal)
-        if accelerator.is_main_process:
-            draw(run, config, folder)
-            journal.write_hyperparameters(to_dict(config))
+        with explained(config, accelerator), agreement:
+            fit(run, journal, agreement)
+            if "test" in run.data.splits:
+                result.test = _evaluate_best(run, folder, journal, agreement)
+            if accelerator.is_main_process:
+                draw(run, config, folder)
+                journal.write_hyperparameters(to_dict(config))
     except Interrupted as interruption:
         result.status, result.exit_code = "interrupted", EXIT_CODES[interruption.signum]
     except BaseException as error:
-        result.status, result.why = "failed", f"{type(error).__name__}: {error}"
+        result.status, result.why = "failed", str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
         raise
     finally:
         result.step, result.best, result.last = run.state.step, run.state.best_metrics, run.state.last_metrics
+        journal.close()
         if accelerator.is_main_process:
             write_results(folder, run, journal, result)
-        journal.close()
     if result.status == "completed":
         log.info("%s", closing(run, result))
     else:
@@ -137,19 +141,20 @@ def _open_folder(
             own[0].discard()
 
 
-def _dry_run(config: LoadedConfig, accelerator: Accelerator, model: nn.Module | None, task: Task | None) -> Result:
+def _dry_run(
+    config: LoadedConfig, accelerator: Accelerator, agreement: Agreement, model: nn.Module | None, task: Task | None
+) -> Result:
     """Build everything, train two steps, evaluate one batch; leave nothing."""
     _log_notes(config)
-    train = config.train
-    train.n_steps, train.n_epochs, train.print_freq, train.eval_freq = 2, None, 1, 2
     path = Path(on_main(accelerator, lambda: tempfile.mkdtemp(prefix="dry-run-")))
     result = Result(path)
     try:
         run = build(config, accelerator, model=model, task=task)
-        run.max_eval_batches = 1
+        run.n_steps, run.print_freq, run.eval_freq, run.max_eval_batches = 2, 1, 2, 1  # the schedule stays that of the whole run
         journal = Journal(run, RunFolder(path, is_new=True), checkpoints=None)
         try:
-            fit(run, journal)
+            with explained(config, accelerator), agreement:
+                fit(run, journal, agreement)
         finally:
             journal.close()
         log.info("dry run: everything was built, trained for two steps and evaluated on one batch")
@@ -161,11 +166,11 @@ def _dry_run(config: LoadedConfig, accelerator: Accelerator, model: nn.Module | 
     return result
 
 
-def _evaluate_best(run: Run, folder: RunFolder, journal: Journal) -> dict[str, float]:
+def _evaluate_best(run: Run, folder: RunFolder, journal: Journal, agreement: Agreement) -> dict[str, float]:
     """The test split, with the weights that validation chose."""
     last = {name: value.clone() for name, value in run.model.state_dict().items()}
     run.model.load_state_dict(read_checkpoint((folder.path / "ckpt" / "best").resolve()).weights)
-    metrics = run.evaluate("test")
+    metrics = run.evaluate("test", agreement.stop)
     run.model.load_state_dict(last)
     journal.write(metrics)
     return metrics

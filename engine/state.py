@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-COUNTERS = ("step", "best_step", "best_metrics", "last_metrics", "elapsed", "metrics_bytes")
+COUNTERS = ("step", "best_step", "best_metrics", "last_metrics", "open_line", "elapsed", "metrics_bytes")
 
 
 @dataclass
@@ -21,6 +21,7 @@ class TrainState:
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation whose monitored metric is the highest
     last_metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    open_line: dict[str, float] | None = None  # training metrics of this step, while its line isn't written
     elapsed: float = 0.0  # seconds since the run began, without the time between its sessions
     metrics_bytes: int = 0  # length of metrics.jsonl
     window: dict[str, Tensor] = field(default_factory=dict)  # sums since the last log line, on this rank

@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,22 @@ class Terminal(logging.Handler):
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
-        except (BrokenPipeError, ValueError):  # ValueError: the stream object itself is closed
+        except (OSError, ValueError):  # a closed pipe, a full disk; ValueError: the stream object itself is closed
             self.is_open = False
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
-            log.warning("stdout is closed; the log goes on in output.log")
+            log.warning("stdout can't be written; the log goes on in output.log")
+
+
+class LogFile(logging.FileHandler):
+    """output.log. Where it can't be written, as on a full disk, that is said once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name for it
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.handle = lambda record: False
+        log.warning("%s can't be written (%s)", self.baseFilename, error.strerror)
 
 
 class Line(logging.Formatter):
@@ -51,7 +65,7 @@ def set_up_terminal(is_main: bool) -> None:
 
 
 def add_log_file(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path)
+    handler = LogFile(path)
     handler.setFormatter(Line())
     for name in ("engine", "models", "datasets"):
         logging.getLogger(name).addHandler(handler)
@@ -61,59 +75,85 @@ def add_log_file(path: Path) -> logging.Handler:
 def remove_log_file(handler: logging.Handler) -> None:
     for name in ("engine", "models", "datasets"):
         logging.getLogger(name).removeHandler(handler)
-    handler.close()
+    with suppress(OSError):  # what couldn't be written has been said
+        handler.close()
 
 
 class Tracker:
-    """The history of a run, which continues where the checkpoint was written: what came later is cut off."""
+    """The history of a run, which continues where the checkpoint was written: what came later is cut off.
+
+    Lines that the disk doesn't take are kept, and written before the next ones.
+    """
 
     def __init__(self, folder: RunFolder, step: int, metrics_bytes: int) -> None:
         self.path = folder.path / "metrics.jsonl"
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
         if self._file.tell() < metrics_bytes:
             log.warning("%s is shorter than at the checkpoint; earlier lines are lost", self.path)
-        self._file.truncate(min(metrics_bytes, self._file.tell()))
-        self._file.seek(0, os.SEEK_END)
+        self._length = self._file.truncate(min(metrics_bytes, self._file.tell()))
+        self._unwritten = b""
         if step == 0 and (folder.path / "tensorboard").exists():  # of a start that never came to its first checkpoint
             remove_tree(folder.path / "tensorboard")
         self.tensorboard = _open_tensorboard(folder.path / "tensorboard", step)
 
-    def record(self, step: int, metrics: dict[str, float]) -> int:
-        """Add one line; gives the length of the file."""
-        self._file.write(json.dumps(finite({"step": step, **metrics})).encode() + b"\n")
-        self._file.flush()
-        if self.tensorboard is not None:
-            for name, value in metrics.items():
-                if "/" in name:
-                    self.tensorboard.add_scalar(name, value, step)
-        return self._file.tell()
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Add one line."""
+        self._unwritten += json.dumps(finite({"step": step, **metrics})).encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("%s can't be written (%s); its lines are kept until it can", self.path, error.strerror)
+        for name, value in metrics.items():
+            if "/" in name:
+                self._show(lambda tensorboard, name=name, value=value: tensorboard.add_scalar(name, value, step))
 
     def images(self, tag: str, grid: Any, step: int) -> None:
-        if self.tensorboard is not None:
-            self.tensorboard.add_image(tag, grid, step)
+        self._show(lambda tensorboard: tensorboard.add_image(tag, grid, step))
 
     def hyperparameters(self, config: dict[str, Any], metrics: dict[str, float], step: int) -> None:
-        if self.tensorboard is None:
-            return
         from torch.utils.tensorboard.summary import hparams
 
         flat = {
             key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flatten(config).items()
         }
         for summary in hparams(flat, metrics):
-            self.tensorboard.file_writer.add_summary(summary)
+            self._show(lambda tensorboard, summary=summary: tensorboard.file_writer.add_summary(summary))
         for name, value in metrics.items():
-            self.tensorboard.add_scalar(name, value, step)
+            self._show(lambda tensorboard, name=name, value=value: tensorboard.add_scalar(name, value, step))
 
-    def flush(self) -> None:
-        """Everything on the disk, before a checkpoint says how long the file is."""
-        self._file.flush()
+    def flush(self) -> int:
+        """Everything on the disk, before a checkpoint says how long the file is: that long."""
+        self._write()
         os.fsync(self._file.fileno())
+        return self._length
 
     def close(self) -> None:
-        self._file.close()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        try:
+            self._write()
+            self._file.close()
+        except OSError as error:
+            log.warning("the last lines of %s are lost (%s)", self.path, error.strerror)
+        self._show(lambda tensorboard: tensorboard.close())
+
+    def _write(self) -> None:
+        written = 0
+        try:
+            while written < len(self._unwritten):
+                written += self._file.write(self._unwritten[written:])
+        except OSError:
+            self._file.truncate(self._length)  # no reader shall see part of a line
+            raise
+        self._length, self._unwritten = self._length + written, b""
+
+    def _show(self, action: Callable[[Any], None]) -> None:
+        """TensorBoard is a convenience: without it the training goes on."""
+        if self.tensorboard is None:
+            return
+        try:
+            action(self.tensorboard)
+        except OSError as error:
+            self.tensorboard = None
+            log.warning("TensorBoard's files can't be written (%s); metrics.jsonl has everything", error)
 
 
 def _open_tensorboard(folder: Path, step: int) -> Any:

@@ -1,0 +1,18 @@
+"""Run the whole fault campaign and print its table."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.campaign import table, whole
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the process that all trainings are forked from
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        rows = []
+        for row in whole(Path(folder)):
+            rows.append(row)
+            print(f"{row.fault}: {row.tried} tried, {len(row.wrong)} wrong", *row.wrong, sep="\n  ", file=sys.stderr, flush=True)
+    print(table(rows))
+    sys.exit(any(row.wrong for row in rows))

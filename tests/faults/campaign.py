@@ -1,0 +1,284 @@
+"""The fault campaign: `python -m tests.faults` runs all of it and prints what was survived."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint import InvalidCheckpoint, read_checkpoint
+from engine.run_folder import committed_checkpoints
+from tests.faults.children import AtStep, Ended, Fault, KillAfter, KillAtOperation, KillInsideWrite, train
+from tests.on_disk import write_image_folder
+from tests.running import metrics, run_main, untimed
+
+SMALL = ("--train.num_threads", 1, "--train.timeout", 60)
+KILLED = (*SMALL, "--train.n_steps", 24, "--train.batch_size", 64, "--train.print_freq", 4, "--train.eval_freq", 8)
+KILLED += ("--train.save_freq", 6, "--train.keep_last", 2, "--model.pdrop", 0.3)
+
+IN_FILES = (*SMALL, "--data.name", "imagefolder", "--data.img_size", 28, "--train.n_steps", 18, "--train.batch_size", 4)
+IN_FILES += ("--train.print_freq", 3, "--train.eval_freq", 6, "--train.save_freq", 6, "--train.optim.lr", 0.01)
+FEATURES: dict[str, Sequence[object]] = {
+    "augmentation": ("--augment.auto", "trivialaugment", "--augment.erasing", 0.5, "--augment.color_jitter", 0.2),
+    "dropout": ("--model.pdrop", 0.5),
+    "accumulation": ("--train.micro_batch_size", 1, "--model.pdrop", 0.1),
+    "bf16": ("--train.precision", "bf16"),
+    "mixing": ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--train.label_smoothing", 0.1),
+    "AdamW with parameter groups": (
+        *("--train.optim.type", "AdamW", "--train.optim.layer_decay", 0.7, "--train.optim.decay_norm_and_bias", "false"),
+        *("--train.sched.type", "OneCycleLR"),
+    ),
+}
+
+
+@dataclass
+class Row:
+    fault: str
+    tried: int
+    wrong: list[str] = field(default_factory=list)
+
+
+# Kills
+
+
+def kill_points(folder: Path, faults: Iterable[Fault]) -> Row:
+    """Each fault ends a run; what it leaves must be loadable, and the resumed run must end as one that nothing happened to."""
+    reference = folder / "reference"
+    assert train(reference, *KILLED).codes == [0]
+    stages = {path.name: read_checkpoint(path) for path in committed_checkpoints(_kept_whole(folder))}
+    row = Row("killed, then resumed", 0)
+    for i, fault in enumerate(faults):
+        run = folder / f"killed-{i}"
+        ended = train(run, *KILLED, fault=fault)
+        row.tried += 1
+        row.wrong += [f"{fault}: {problem}" for problem in _problems_after_a_kill(run, ended, reference, stages)]
+        shutil.rmtree(run, ignore_errors=True)
+    return row
+
+
+def _kept_whole(folder: Path) -> Path:
+    """The same run with all of its checkpoints kept, to compare single ones with."""
+    run = folder / "kept"
+    assert train(run, *KILLED, "--train.keep_last", 100).codes == [0]
+    return run
+
+
+def _problems_after_a_kill(run: Path, ended: Ended, reference: Path, stages: dict[str, Any]) -> Iterator[str]:
+    if ended.codes[0] >= 0 and ended.codes != [0]:  # a timer may come too late
+        yield f"exit code {ended.codes}: {ended.said}"
+    newest = 0
+    for path in committed_checkpoints(run):
+        try:
+            found = read_checkpoint(path)
+        except InvalidCheckpoint as error:
+            yield f"unloadable: {error}"
+            continue
+        newest = max(newest, found.step)
+        if path.name in stages and any(not value.equal(stages[path.name].weights[name]) for name, value in found.weights.items()):
+            yield f"mixed: {path} holds weights of another step"
+        if found.train_state["step"] != found.step:
+            yield f"mixed: {path} holds the state of step {found.train_state['step']}"
+    resumed = train(run, *(("-r", "latest") if newest else (*KILLED, "-r", "auto")))
+    if resumed.codes != [0]:
+        yield f"the resumed run ended with {resumed.codes}: {resumed.said}"
+        return
+    if newest and f"resuming at step {newest}:" not in resumed.said:
+        yield f"committed step {newest} was lost: {resumed.said}"
+    yield from different(run, reference)
+    if leftovers := list((run / "ckpt").glob(".*")):
+        yield f"left behind: {leftovers}"
+
+
+def different(run: Path, reference: Path) -> Iterator[str]:
+    """Where a run differs from one that nothing happened to: weights, bit for bit; lines; TensorBoard."""
+    if digest(run) != digest(reference):
+        yield "other final weights"
+    if untimed(metrics(run)) != untimed(metrics(reference)):
+        yield f"other lines: {[line['step'] for line in metrics(run)]}"
+    steps = tensorboard_steps(run)
+    if steps != [line["step"] for line in metrics(reference)]:
+        yield f"TensorBoard zigzags: {steps}"
+
+
+def digest(run: Path) -> str:
+    return hashlib.sha256((run / "ckpt" / "latest" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def tensorboard_steps(run: Path) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [event.step for event in EventAccumulator(str(run / "tensorboard")).Reload().Scalars("train/lr")]
+
+
+def every_operation(folder: Path) -> list[Fault]:
+    """A kill before each change of a file in a whole run."""
+    counted = folder / "operations"
+    assert train(folder / "counted", *KILLED, fault=KillAtOperation(count_into=str(counted))).codes == [0]
+    return [KillAtOperation(n) for n in range(len(counted.read_text().splitlines()))]
+
+
+def random_moments(n: int, seconds: float = 0.5) -> list[Fault]:
+    """Of the time in which a run trains, evaluates, saves and draws."""
+    drawn = random.Random(0)
+    return [KillAfter(drawn.uniform(0.05, seconds)) for _ in range(n)]
+
+
+def inside_writes(n: int) -> list[Fault]:
+    """Somewhere in the files that are long enough: weights, state, events, pictures."""
+    drawn = random.Random(0)
+    return [KillInsideWrite(drawn.randrange(1_000, 400_000)) for _ in range(n)]
+
+
+# The matrix of resumed runs
+
+
+def resume_matrix(folder: Path, features: Sequence[str], workers: Sequence[int] = (0, 2), ranks: Sequence[int] = (1, 2)) -> Row:
+    """Interrupted twice in one epoch: the same weights, lines and TensorBoard as of a run that was left alone."""
+    data = write_image_folder(folder / "data", n_classes=4, n_train=6)
+    row = Row("interrupted twice in an epoch", 0)
+    for feature, n_workers, n_ranks in itertools.product(features, workers, ranks):
+        cell = f"{feature}, {n_workers} workers, {n_ranks} ranks"
+        argv = (*IN_FILES, "--data.dataroot", data, "--dataloader.num_workers", n_workers, *FEATURES[feature])
+        whole, cut = folder / f"{cell} whole", folder / f"{cell} cut"
+        row.tried += 1
+        steps = [
+            (whole, argv, None, 0),
+            (cut, argv, AtStep(8, "SIGTERM", rank=n_ranks - 1), 143),
+            (cut, ("-r", "latest"), AtStep(10, "SIGTERM", rank=0), 143),
+            (cut, ("-r", "latest"), None, 0),
+        ]
+        for run, words, fault, code in steps:
+            ended = train(run, *words, fault=fault, ranks=n_ranks)
+            if ended.codes != [code] * n_ranks:
+                row.wrong.append(f"{cell}: {fault} ended with {ended.codes}: {ended.said}")
+                break
+        else:
+            row.wrong += [f"{cell}: {problem}" for problem in different(cut, whole)]
+            if json.loads((cut / "environment.json").read_text())["world_size"] != n_ranks:
+                row.wrong.append(f"{cell}: not on {n_ranks} ranks")
+    return row
+
+
+# Damaged and hostile files
+
+
+def flipped_bytes(folder: Path, n: int) -> Row:
+    """One bit of a checkpoint differs: it must be found, and the checkpoint before it taken."""
+    run, drawn = folder / "flipped", random.Random(0)
+    assert train(run, *KILLED).codes == [0]
+    row, latest = Row("a byte of a checkpoint flipped", n), (run / "ckpt" / "latest").resolve()
+    files = sorted(latest.iterdir())
+    for _ in range(n):
+        file = drawn.choice(files)
+        content = bytearray(file.read_bytes())
+        place = drawn.randrange(len(content))
+        content[place] ^= 1 << drawn.randrange(8)
+        whole = file.read_bytes()
+        file.write_bytes(content)
+        try:
+            read_checkpoint(latest)
+            row.wrong.append(f"byte {place} of {file.name} was not noticed")
+        except InvalidCheckpoint as error:
+            if file.name not in str(error):
+                row.wrong.append(f"byte {place} of {file.name} was blamed on another file: {error}")
+        file.write_bytes(whole)
+    return row
+
+
+class Payload:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.mark),)
+
+
+def pickles(folder: Path) -> Row:
+    """Code in a checkpoint whose manifest fits, in weights to start from, in the files of a data set."""
+    import torch
+
+    mark, run = folder / "executed", folder / "attacked"
+    row = Row("code in a pickle", 0)
+    assert train(run, *KILLED).codes == [0]
+    latest = (run / "ckpt" / "latest").resolve()
+    torch.save({"step": 24, "optimizer": Payload(mark)}, latest / "train_state.pt")
+    sign(latest)
+    torch.save({"conv1.weight": Payload(mark)}, folder / "weights.pth")
+    (folder / "weights.pt").write_bytes(pickle.dumps(Payload(mark)))
+    cifar = folder / "cifar" / "cifar-10-batches-py"
+    cifar.mkdir(parents=True)
+    for name in ("data_batch_1", "batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(2, 6))):
+        (cifar / name).write_bytes(pickle.dumps({b"data": Payload(mark)}))
+    attacks = {
+        "a checkpoint": ("-r", latest),
+        "weights with tensors": ("-e", folder / "a", *KILLED, "--model.pretrained", folder / "weights.pth"),
+        "a bare pickle": ("-e", folder / "b", *KILLED, "--model.pretrained", folder / "weights.pt"),
+        "CIFAR's files": (
+            *("-e", folder / "c", *SMALL, "--data.name", "CIFAR-10", "--data.dataroot", folder / "cifar"),
+            *("--data.verify", "false", "--train.n_steps", 2),
+        ),
+    }
+    for name, argv in attacks.items():
+        row.tried += 1
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            code = run_main(*argv)
+        if code not in (1, 2) or not any(word in said.getvalue() for word in ("refused", "can't be read")):
+            row.wrong.append(f"{name}: exit code {code}, {said.getvalue()}")
+        if mark.exists():
+            row.wrong.append(f"{name}: the code ran")
+            mark.rmdir()
+    return row
+
+
+def sign(checkpoint: Path) -> None:
+    """A manifest that fits the files, as an attacker would write it."""
+    from engine.checkpoint import _manifest_digest
+
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["digest"]
+    manifest["files"] = {name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in manifest["files"]}
+    manifest["digest"] = _manifest_digest(manifest)
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+# All of it
+
+
+def whole(folder: Path) -> Iterator[Row]:
+    for name in ("operations", "moments", "writes", "matrix", "flips", "pickles"):
+        (folder / name).mkdir()
+    named = [
+        ("killed before each operation on a file", "operations", every_operation(folder / "operations")),
+        ("killed at a random moment", "moments", random_moments(40)),
+        ("killed inside a write", "writes", inside_writes(20)),
+    ]
+    for fault, name, points in named:
+        row = kill_points(folder / name, points)
+        yield Row(fault, row.tried, row.wrong)
+    yield resume_matrix(folder / "matrix", list(FEATURES))
+    yield flipped_bytes(folder / "flips", 200)
+    yield pickles(folder / "pickles")
+
+
+def table(rows: Sequence[Row]) -> str:
+    outcomes = {
+        "killed": "resumed bit for bit",
+        "interrupted": "ended bit for bit",
+        "a byte": "found",
+        "code": "refused, not run",
+    }
+    lines = ["| fault | tried | outcome | wrong |", "|---|---:|---|---:|"]
+    for row in rows:
+        outcome = next(said for begin, said in outcomes.items() if row.fault.startswith(begin))
+        lines.append(f"| {row.fault} | {row.tried} | {outcome} | {len(row.wrong)} |")
+    return "\n".join(lines)

@@ -1,0 +1,45 @@
+"""A selection of the fault campaign; all of it with the slow tests, or by `python -m tests.faults`."""
+
+import pytest
+
+from tests.faults import campaign
+from tests.faults.children import KillAfter, KillAtOperation, KillInsideWrite
+
+pytestmark = pytest.mark.xdist_group("faults")
+
+
+def test_a_run_that_is_killed_anywhere_goes_on_as_if_nothing_had_been(tmp_path):
+    in_first_save, in_second_save, when_pruning = 20, 37, 65
+    faults = [KillAtOperation(n) for n in (2, in_first_save, in_second_save, when_pruning, 100)]
+    row = campaign.kill_points(tmp_path, [*faults, KillInsideWrite(100_000), KillAfter(0.15), KillAfter(0.25)])
+    assert row.tried == 8
+    assert row.wrong == []
+
+
+@pytest.mark.parametrize(
+    ("feature", "n_workers", "n_ranks"), [("augmentation", 2, 1), ("mixing", 0, 2), ("accumulation", 0, 1), ("bf16", 2, 2)]
+)
+def test_a_run_interrupted_twice_in_an_epoch_ends_bit_for_bit_alike(tmp_path, feature, n_workers, n_ranks):
+    row = campaign.resume_matrix(tmp_path, [feature], [n_workers], [n_ranks])
+    assert row.tried == 1
+    assert row.wrong == []
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_found_and_its_file_named(tmp_path):
+    assert campaign.flipped_bytes(tmp_path, 60).wrong == []
+
+
+def test_code_in_a_pickle_does_not_run(tmp_path):
+    row = campaign.pickles(tmp_path)
+    assert row.tried == 4
+    assert row.wrong == []
+
+
+@pytest.mark.slow
+def test_the_whole_campaign(tmp_path):
+    rows = {row.fault: row for row in campaign.whole(tmp_path)}
+    assert [row.wrong for row in rows.values()] == [[]] * len(rows)
+    kills = sum(row.tried for fault, row in rows.items() if fault.startswith("killed"))
+    assert kills >= 100
+    assert rows["interrupted twice in an epoch"].tried >= 24
+    assert rows["a byte of a checkpoint flipped"].tried >= 200

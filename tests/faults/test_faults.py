@@ -1,0 +1,269 @@
+"""What can go wrong while a run trains, and what it must say and leave."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from engine.checkpoint import read_checkpoint
+from engine.run_folder import RunFolder, committed_checkpoints
+from engine.tracking import Tracker
+from tests.faults.campaign import IN_FILES, KILLED, SMALL, different, digest
+from tests.faults.children import AtStep, FullDisk, train
+from tests.on_disk import write_image_folder
+from tests.running import ROOT, metrics, results, run_command, run_main, untimed
+
+pytestmark = pytest.mark.xdist_group("faults")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(run, *KILLED).codes == [0]
+    return run
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_image_folder(tmp_path_factory.mktemp("data"), n_classes=4, n_train=6)
+
+
+class TestFullDisk:
+    def test_a_save_that_fails_is_a_warning_and_the_run_goes_on_to_the_same_end(self, whole, tmp_path):
+        run = tmp_path / "run"
+        ended = train(run, *KILLED, fault=FullDisk(file_bytes=20_000, first=10, last=17))
+        assert ended.codes == [0], ended.said
+        assert "warning: step 12 could not be saved" in ended.said
+        assert "the last good checkpoint is" in ended.said
+        assert digest(run) == digest(whole)
+        assert untimed(metrics(run)) == untimed(metrics(whole))
+        assert [path.name for path in (run / "ckpt").iterdir() if path.name.startswith(".")] == []
+
+    def test_three_in_a_row_end_the_run_and_leave_the_last_good_checkpoint(self, tmp_path):
+        run = tmp_path / "run"
+        ended = train(run, *KILLED, "--train.save_freq", 2, "--train.eval_freq", 24, fault=FullDisk(20_000, first=5))
+        assert ended.codes == [1]
+        assert "error: step 10 could not be saved" in ended.said
+        assert "the 3rd time in a row" in ended.said
+        assert read_checkpoint((run / "ckpt" / "latest").resolve()).step == 4
+        assert results(run)["status"] == "failed"
+
+    def test_on_two_ranks_both_end(self, tmp_path):
+        argv = (*KILLED, "--train.save_freq", 2, "--train.eval_freq", 24)
+        ended = train(tmp_path / "run", *argv, fault=FullDisk(20_000, first=5), ranks=2)
+        assert ended.codes == [1, 1]
+        assert ended.said.count("the 3rd time in a row") == 1
+
+    def test_lines_that_the_disk_did_not_take_are_written_when_it_does(self, tmp_path, caplog):
+        tracker = Tracker(RunFolder(tmp_path, is_new=True), step=0, metrics_bytes=0)
+        tracker.record(1, {"a": 1.0})
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))  # in the middle of the second line
+        try:
+            tracker.record(2, {"a": 2.0})
+            tracker.record(3, {"a": 3.0})
+            assert [line["step"] for line in metrics(tmp_path)] == [1]
+            with pytest.raises(OSError, match="too large"):  # so that no checkpoint counts on them
+                tracker.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        tracker.record(4, {"a": 4.0})
+        assert tracker.flush() == (tmp_path / "metrics.jsonl").stat().st_size
+        assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
+        assert "its lines are kept until it can" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_saved_at_a_signal_is_an_error(tmp_path):
+    ended = train(tmp_path / "run", *KILLED, fault=SignalOnAFullDisk())
+    assert ended.codes == [1]
+    assert "could not be saved" in ended.said
+
+
+class SignalOnAFullDisk:
+    def __call__(self, run_dir):
+        FullDisk(20_000)(run_dir)
+        AtStep(4, "SIGTERM")(run_dir)
+
+
+def test_a_signal_in_the_middle_of_an_evaluation_cuts_it_short_and_it_is_made_up_for(whole, tmp_path):
+    run = tmp_path / "run"
+    ended = train(run, *KILLED, fault=SignalInEvaluation())
+    assert ended.codes == [143], ended.said
+    assert results(run)["step"] == 8
+    assert [line["step"] for line in metrics(run)] == [4]
+    assert train(run, "-r", "latest").codes == [0]
+    assert list(different(run, whole)) == []
+
+
+class SignalInEvaluation:
+    """At the second batch of the first evaluation."""
+
+    def __call__(self, run_dir):
+        from engine.tasks import classification
+
+        metric = next(value for value in vars(classification).values() if hasattr(value, "update") and hasattr(value, "compute"))
+        update, calls = metric.update, []
+
+        def signalled(this, model, batch):
+            calls.append(1)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            update(this, model, batch)
+
+        metric.update = signalled
+
+
+class TestNaNOnOneRank:
+    def test_both_stop_and_no_checkpoint_holds_it(self, tmp_path):
+        run = tmp_path / "run"
+        ended = train(run, *KILLED, fault=AtStep(7, "nan", rank=1), ranks=2)
+        assert ended.codes == [1, 1]
+        assert ended.said.count("the training diverged") == 1
+        assert [path.name for path in committed_checkpoints(run)] == ["step-000006"]
+        weights = read_checkpoint(committed_checkpoints(run)[0]).weights
+        assert all(value.isfinite().all() for value in weights.values())
+
+
+class TestOtherProcesses:
+    """Every process ends within the timeout and ten seconds, and what happened first is what is shown."""
+
+    def test_a_rank_that_crashes_takes_the_other_with_it(self, tmp_path):
+        begin = time.monotonic()
+        ended = train(tmp_path / "run", *KILLED, fault=AtStep(7, "crash", rank=1), ranks=2, timeout=60)
+        assert time.monotonic() - begin < 60 + 10
+        assert ended.codes == [1, 1]
+        assert "ZeroDivisionError: crashed on purpose" in ended.said
+        assert "another rank has ended" in ended.said
+        assert ended.said.index("ZeroDivisionError") < ended.said.index("another rank has ended")
+
+    def test_a_rank_that_hangs_is_ended_by_itself_and_named(self, tmp_path):
+        begin = time.monotonic()
+        argv = (*KILLED, "--train.timeout", 4)
+        ended = train(tmp_path / "run", *argv, fault=AtStep(7, "hang", rank=1), ranks=2, timeout=60)
+        assert time.monotonic() - begin < 4 + 10 + 15  # and the start
+        assert ended.codes == [1, 1]
+        assert "error on rank 1: no progress for 4 seconds" in ended.said or "hasn't answered for 4 seconds" in ended.said
+
+    def test_a_worker_that_is_killed_ends_the_run_with_one_line(self, images, tmp_path):
+        argv = (*IN_FILES, "--data.dataroot", images, "--dataloader.num_workers", 2)
+        ended = train(tmp_path / "run", *argv, fault=WorkerFails("killed"))
+        assert ended.codes == [1], ended.said
+        assert "error: a worker that reads data has died" in ended.said
+        assert "Traceback" not in ended.said
+
+    def test_a_worker_that_hangs_ends_the_run_with_one_line(self, images, tmp_path):
+        argv = (*IN_FILES, "--data.dataroot", images, "--dataloader.num_workers", 2, "--train.timeout", 3)
+        begin = time.monotonic()
+        ended = train(tmp_path / "run", *argv, fault=WorkerFails("hangs"))
+        assert time.monotonic() - begin < 3 + 10 + 15
+        assert ended.codes == [1], ended.said
+        assert "error: no worker has prepared a batch for 3 seconds" in ended.said
+        assert "Traceback" not in ended.said
+
+
+class WorkerFails:
+    def __init__(self, how):
+        self.how = how
+
+    def __call__(self, run_dir):
+        from datasets.files import TrainingImages
+
+        read = TrainingImages.__call__
+
+        def faulty(this, request, out):
+            if request.epoch == 1:
+                if self.how == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(1000)
+            read(this, request, out)
+
+        TrainingImages.__call__ = faulty
+
+
+def test_under_accelerate_launch_the_child_notices_that_its_parent_has_gone_saves_and_ends(tmp_path):
+    run = tmp_path / "run"
+    argv = ["main.py", "-e", run, *SMALL, "--train.n_steps", 100_000, "--train.print_freq", 50, "--train.save_freq", 100_000]
+    argv += ["--train.eval_freq", 100_000]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *map(str, argv)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in launcher.stdout:
+        if "step 100/" in line:
+            break
+    launcher.send_signal(signal.SIGTERM)
+    launcher.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while not (run / "results.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert results(run)["status"] == "interrupted"
+    assert read_checkpoint((run / "ckpt" / "latest").resolve()).step == results(run)["step"] >= 100
+
+
+def test_memory_that_runs_out_is_said_with_what_to_try(tmp_path, capsys, monkeypatch):
+    from engine.update import Update
+
+    def too_much(self, state, batch, *, measure):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Update, "__call__", too_much)
+    assert run_main("-e", tmp_path / "run", *KILLED) == 1
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert all(words in said for words in ("out of memory", "train.batch_size 64", "fp32", "--train.micro_batch_size 32"))
+
+
+def test_memory_that_the_machine_does_not_have_is_found_out_by_torch(tmp_path, capsys, monkeypatch):
+    from engine.update import Update
+
+    monkeypatch.setattr(Update, "__call__", lambda self, state, batch, *, measure: torch.empty(1 << 60, dtype=torch.uint8))
+    assert run_main("-e", tmp_path / "run", *KILLED) == 1
+    assert "out of memory on cpu" in capsys.readouterr().err
+
+
+def test_an_unwritable_tensorboard_is_one_warning_and_the_rest_is_whole(whole, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "tensorboard").symlink_to("/proc/no/folder/can/be/made/here")
+    assert run_main("-e", run, *KILLED) == 0
+    said = capsys.readouterr().out
+    assert said.count("TensorBoard (") == 1
+    assert untimed(metrics(run)) == untimed(metrics(whole))
+
+
+def test_a_config_that_explodes_or_runs_code_is_refused_at_once(tmp_path):
+    explodes = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    for text in (explodes, "seed: !!python/object/apply:os.system ['touch hacked']\n", "seed: 1\nseed: 2\n"):
+        config = tmp_path / "config.yaml"
+        config.write_text(text)
+        begin = time.monotonic()
+        assert run_main("-c", config, "-e", tmp_path / "run") == 2
+        assert time.monotonic() - begin < 1
+        assert not (ROOT / "hacked").exists()
+        assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_would_be_downloaded_without_a_network_end_in_one_line_soon(tmp_path):
+    begin = time.monotonic()
+    argv = ("--model.name", "resnet18", "--model.pretrained", "true", "--data.name", "shapes", "--data.n_train", 64)
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "home")}
+    ended = run_command("python", "main.py", "-e", tmp_path / "run", *argv, "--train.n_steps", 2, **nowhere)
+    assert ended.returncode == 1
+    assert time.monotonic() - begin < 10 + 20  # and the start
+    assert "give model.pretrained the file" in ended.stderr.splitlines()[-1]
+
+
+def test_the_state_of_a_run_says_how_it_ended(tmp_path):
+    run = tmp_path / "run"
+    assert train(run, *KILLED, fault=AtStep(7, "crash")).codes == [1]
+    assert json.loads((run / "results.json").read_text())["why"] == "ZeroDivisionError: crashed on purpose"
