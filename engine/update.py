@@ -30,7 +30,7 @@ class Update:
         """Take one step; with `measure` the gradient's norm is left in the window."""
         torch.manual_seed(derive(self.seed, STEP, state.step, self.accelerator.process_index))
         for group in state.optimizer.param_groups:
-            group["lr"] = self.schedule(state.step, group["initial_lr"])
+            group["lr"] = self.schedule(state.step, group["initial_lr"]) * group["lr_scale"]
         weight = self._weight(batch)
         parts = list(self._micro_batches(batch))
         for i, part in enumerate(parts, start=1):

@@ -137,6 +137,9 @@ class VisionTransformer(nn.Module):
         patches = self.forward_features(x)[:, 1:]
         return [patches.transpose(1, 2).unflatten(2, (self.side, self.side))]  # B N D -> B D H W
 
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "cls_token"}
+
     def forward_features(self, x: Tensor) -> Tensor:
         """The tokens, B N D, the class token first."""
         if x.shape[-2:] != (self.img_size, self.img_size):

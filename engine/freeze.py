@@ -1,0 +1,162 @@
+"""The parts of a model, from the stem to the classifier, and how to freeze some of them."""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import partial
+
+from torch import nn
+
+TRUNK = "trunk"
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Keep the named parts as they are, and give the names of their parameters.
+
+    A pattern is `trunk` (all but the classifier), a glob over the names of modules and parameters (`layer1`, `conv1*`), or one of
+    `stages(model)`. BatchNorm's running statistics stand still with its parameters. To be called on the bare model, before it
+    is wrapped, copied or compiled, and before SyncBatchNorm takes the place of BatchNorm.
+    """
+    frozen = {name for pattern in patterns for name in _matching(model, pattern)}
+    parameters = dict(model.named_parameters())
+    if frozen and len(frozen) == len(parameters):
+        raise ValueError(f"{', '.join(patterns)} would freeze all of {type(model).__name__}, and nothing would be trained")
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    for module in list(_frozen_statistics(model)):
+        module.eval()
+        # Replacing the module (timm's FrozenBatchNorm2d) would change the names in a checkpoint, and a call to eval() in the loop
+        # would be forgotten by the next model.train(). A partial, unlike a bound method, is copied and pickled with its module.
+        module.train = partial(_stay_in_eval, module)
+    return [name for name in parameters if name in frozen]
+
+
+def classifier(model: nn.Module) -> list[str]:
+    """The parameters of the layers whose outputs are the classes; of a model built around a backbone, all that is outside it."""
+    prefix, backbone = _backbone(model)
+    names = [name for name, _ in model.named_parameters()]
+    if backbone is not None and backbone is not model:
+        return [name for name in names if not name.startswith(prefix)]
+    modules = getattr(model, "CLASSIFIERS", None) or (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    found = [name for name in names if _within(name, (modules,) if isinstance(modules, str) else modules)]
+    if not found:
+        raise ValueError(f"{type(model).__name__} doesn't say which of its layers is the classifier")
+    return found
+
+
+def layers(model: nn.Module) -> dict[str, int]:
+    """For each parameter the number of its layer: 0 the stem, then block after block; the last is the head.
+
+    As timm counts them, so that a layer decay means the same for resnet18 and timm/resnet18.
+    """
+    prefix, backbone = _backbone(model)
+    if backbone is None:
+        raise ValueError(f"{type(model).__name__} has no layers that could be told apart: no forward_stages, no group_matcher")
+    of_backbone = _layers_of_family(backbone) if hasattr(backbone, "forward_stages") else _groups_of_timm(backbone, coarse=False)
+    head = max(of_backbone.values()) + 1
+    numbers = {f"{prefix}{name}": layer for name, layer in of_backbone.items()}
+    return {name: numbers.get(name, head) for name, _ in model.named_parameters()}
+
+
+def stages(model: nn.Module) -> dict[str, list[str]]:
+    """The parameters of `stem`, `stage1`, ... in order. A model whose own modules have such names has only a stem here."""
+    prefix, backbone = _backbone(model)
+    if backbone is None:
+        return {}
+    if hasattr(backbone, "forward_stages"):
+        stage_of = _stages_of_family(backbone)
+    else:
+        stage_of = _groups_of_timm(backbone, coarse=True)
+        head = max(stage_of.values()) if backbone is model else None
+        stage_of = {name: stage for name, stage in stage_of.items() if stage != head}
+    ambiguous = any(re.fullmatch(r"stage\d+", name) for name, _ in backbone.named_children())
+    found = {}
+    for i, stage in enumerate(sorted(set(stage_of.values()))):
+        if i == 0 or not ambiguous:
+            found[f"stage{i}" if i else "stem"] = [f"{prefix}{name}" for name in stage_of if stage_of[name] == stage]
+    return found
+
+
+def _matching(model: nn.Module, pattern: str) -> set[str]:
+    """The model's own names come before ours of the stages; only `trunk` is taken."""
+    names = [name for name, _ in model.named_parameters()]
+    if pattern == TRUNK:
+        return set(names) - set(classifier(model))
+    modules = [name for name, _ in model.named_modules() if name]
+    chosen = {name for name in (*modules, *names) if fnmatchcase(name, pattern)}
+    found = {name for name in names if _within(name, chosen)} or set(stages(model).get(pattern, ()))
+    if not found:
+        parts = [TRUNK, *stages(model)]
+        near = get_close_matches(pattern, [*parts, *modules, *names], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(parts)} and its modules' names"
+        raise ValueError(f"{pattern!r} matches no parameter of {type(model).__name__}; {hint}")
+    return found
+
+
+def _within(name: str, modules: Sequence[str] | set[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _backbone(model: nn.Module) -> tuple[str, nn.Module | None]:
+    """The network that has stages and the prefix of its names: the model itself, or what a task's model is built around."""
+    for name, module in model.named_modules():
+        if hasattr(module, "forward_stages") or hasattr(module, "group_matcher"):
+            return (f"{name}." if name else ""), module
+    return "", None
+
+
+def _groups_of_timm(backbone: nn.Module, coarse: bool) -> dict[str, int]:
+    from timm.models import group_parameters
+
+    return group_parameters(backbone, backbone.group_matcher(coarse=coarse), reverse=True)
+
+
+def _layers_of_family(backbone: nn.Module) -> dict[str, int]:
+    """Without the head. What a Sequential holds comes one after the other; any other module with weights is a layer."""
+    layer_of = {name: 0 for name, _ in backbone.named_parameters(recurse=False)}  # a class token, a position embedding
+    layer = -1
+    for name, module in _in_sequence(backbone):
+        parameters = dict(module.named_parameters(prefix=name))
+        if not parameters or _within(name, backbone.HEAD):
+            continue
+        if layer < 0 or any(parameter.ndim > 1 for parameter in parameters.values()):  # a norm belongs to the layer before it
+            layer += 1
+        layer_of |= dict.fromkeys(parameters, layer)
+    return layer_of
+
+
+def _in_sequence(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential):
+            yield from _in_sequence(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _stages_of_family(backbone: nn.Module) -> dict[str, int]:
+    """Without the head. The stem is the first layer; a stage ends with the module that gives its feature map."""
+    modules = [name for name, _ in backbone.named_modules()]
+    ends = [max(i for i, name in enumerate(modules) if _within(name, [info["module"]])) for info in backbone.feature_info]
+    return {
+        name: 1 + bisect_left(ends, modules.index(name.rpartition(".")[0])) if layer else 0
+        for name, layer in _layers_of_family(backbone).items()
+    }
+
+
+def _frozen_statistics(model: nn.Module) -> Iterator[nn.Module]:
+    """Norms with running statistics and no parameter that is trained; without any parameter, what they stand in decides."""
+    for name, module in model.named_modules():
+        if getattr(module, "running_mean", None) is None:
+            continue
+        around = module
+        while name and next(around.parameters(), None) is None:
+            name = name.rpartition(".")[0]
+            around = model.get_submodule(name)
+        if not any(parameter.requires_grad for parameter in around.parameters()):
+            yield module
+
+
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
