@@ -199,6 +199,72 @@ class TestRunLength:
         t_max = MINIMAL.replace("n_steps: 10", "n_steps: 10, sched: {t_max: 7}")
         assert "contradicts" in refusal(write(t_max))
 
+    @pytest.mark.parametrize("kind", ["LinearLR", "PolynomialLR", "OneCycleLR"])
+    def test_t_max_is_settled_alike_for_every_schedule_that_has_an_end(self, write, kind):
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.type": kind, "train.n_steps": 100})
+        assert config.train.sched.t_max is None
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.type": kind, "train.sched.t_max": 100})
+        assert config.train.sched.t_max == 100
+        assert any(note.startswith("warning: ") and "t_max 100" in note for note in config.notes)
+        assert "contradicts" in refusal(write(MINIMAL.replace("10", f"10, sched: {{type: {kind}, t_max: 7}}")))
+
+    def test_a_cool_down_is_taken_from_the_length_that_t_max_follows(self, write):
+        with_cooldown = MINIMAL.replace("10", "10, sched: {t_max: T, cooldown_steps: 3, eta_min: 0.01}")
+        assert load_config(write(with_cooldown.replace("T", "7"))).train.sched.t_max == 7
+        said = refusal(write(with_cooldown.replace("T", "10")))
+        assert "t_max 10 contradicts train.n_steps 10 less train.sched.cooldown_steps 3" in said
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.cooldown_steps": 4000})
+        assert config.train.sched.t_max is None
+        assert any("t_max 64000" in note and "cooldown_steps 4000" in note for note in config.notes)
+
+
+class TestSchedule:
+    """Keys of train.sched that contradict each other, or change nothing."""
+
+    @pytest.mark.parametrize(
+        ("overrides", "names"),
+        [
+            ({"cooldown_steps": 4, "cooldown_epochs": 1}, ["cooldown_steps", "cooldown_epochs"]),
+            ({"warmup_steps": 4, "warmup_epochs": 1}, ["warmup_steps", "warmup_epochs"]),
+            ({"warmup_steps": 7, "cooldown_steps": 4}, ["warmup_steps 7", "cooldown_steps 4", "train.n_steps 10"]),
+            ({"cooldown_steps": 11}, ["cooldown_steps 11", "train.n_steps 10"]),
+            ({"type": "OneCycleLR", "warmup_epochs": 1}, ["warmup_epochs 1", "OneCycleLR"]),
+            ({"type": "OneCycleLR", "warmup_steps": 2}, ["warmup_steps 2", "OneCycleLR"]),
+            ({"type": "CosineAnnealingWarmRestarts"}, ["train.sched.t_0", "CosineAnnealingWarmRestarts"]),
+            ({"type": "StepLR"}, ["train.sched.step_size", "StepLR"]),
+            ({"type": "MultiStepLR"}, ["train.sched.milestones", "MultiStepLR"]),
+            ({"t_max": 5, "warmup_steps": 5}, ["t_max 5", "warmup_steps 5"]),
+        ],
+    )
+    def test_a_contradiction_names_both_keys(self, write, overrides, names):
+        said = refusal(write(MINIMAL), {f"train.sched.{name}": value for name, value in overrides.items()})
+        assert all(name in said for name in names)
+
+    def test_epochs_of_warm_up_and_cool_down_are_compared_with_those_of_the_run(self, write):
+        path = write(MINIMAL.replace("n_steps", "n_epochs"))
+        said = refusal(path, {"train.sched.warmup_epochs": 5, "train.sched.cooldown_epochs": 5.5})
+        assert "warmup_epochs 5 and train.sched.cooldown_epochs 5.5 are more than train.n_epochs 10" in said
+
+    @pytest.mark.parametrize(
+        ("overrides", "says"),
+        [
+            ({"type": "constant", "eta_min": 0.01}, "eta_min (--train.sched.eta_min) has no effect with constant"),
+            ({"power": 2}, "power (--train.sched.power) has no effect with CosineAnnealingLR; it is for PolynomialLR"),
+            ({"type": "LinearLR", "gamma": 0.5}, "it is for MultiStepLR, StepLR"),
+            ({"type": "CosineAnnealingWarmRestarts", "t_0": 3, "t_max": 10}, "t_max (--train.sched.t_max) has no effect"),
+            ({"t_mult": 2}, "t_mult"),
+            ({"warmup_lr": 0.01}, "warmup_lr (--train.sched.warmup_lr) has no effect without train.sched.warmup_steps"),
+            ({"cooldown_lr": 0.01}, "cooldown_lr (--train.sched.cooldown_lr) has no effect without"),
+            ({"eta_min": 0.2}, "eta_min 0.2 (--train.sched.eta_min) is above train.optim.lr 0.1"),
+            ({"cooldown_steps": 2}, "cool-down begins at train.sched.eta_min 0 and ends at train.sched.cooldown_lr 0"),
+        ],
+    )
+    def test_what_changes_nothing_or_not_as_meant_is_one_warning(self, write, overrides, says):
+        config = load_config(write(MINIMAL), {f"train.sched.{name}": value for name, value in overrides.items()})
+        assert len(config.notes) == 1
+        assert config.notes[0].startswith("warning: ")
+        assert says in config.notes[0]
+
 
 def test_a_key_without_effect_is_a_warning(write):
     config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.type": "constant"})
