@@ -4,6 +4,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file, from any folder
@@ -18,7 +19,10 @@ examples:
   python tools/evaluate.py runs/first
   python tools/evaluate.py runs/first/ckpt/latest --split test
   python tools/evaluate.py runs/first --split train --json --data.dataroot /somewhere/else
+  python tools/evaluate.py runs/first --per_class --eval.tta flip
 """
+
+IN_PERCENT = ("acc@1", "acc@5", "balanced_acc", "ece")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,32 +30,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="evaluate.py",
         description=__doc__,
         epilog=EXAMPLES,
-        usage="%(prog)s RUN_OR_CHECKPOINT [--split SPLIT] [--json] [--key.sub value ...]",
+        usage="%(prog)s RUN_OR_CHECKPOINT [--split SPLIT] [--per_class] [--json [--confusion]] [--key.sub value ...]",
     )
     parser.add_argument("path", metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--split", default="valid", choices=["train", "valid", "test"], help="default: valid")
+    parser.add_argument("--per_class", action="store_true", help="also the accuracy of each class")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
+    parser.add_argument(
+        "--confusion", action="store_true", help="with --json: how often each class (row) is taken for each other"
+    )
     args, overrides = parser.parse_with_overrides(argv)
+    if args.confusion and not args.json:
+        parser.error("--confusion needs --json")
 
     from engine.trained import load_trained
 
     trained = load_trained(Path(args.path), overrides)
-    metrics = trained.evaluate(args.split)
+    tables = [name for name in ("per_class", "confusion") if getattr(args, name)]
+    metrics = replace(trained, task=trained.task.with_tables(*tables)).evaluate(args.split)
     if not trained.accelerator.is_main_process:
         return 0
     if args.json:
         print(json.dumps({"checkpoint": str(trained.checkpoint), "step": trained.step, "split": args.split, **metrics}))
         return 0
-    said = ", ".join(
-        f"{name} {100 * value:.2f} %"
-        if name.startswith("acc")
-        else f"{name} {value:,}"
-        if name == "count"
-        else f"{name} {value:.4f}"
-        for name, value in metrics.items()
-    )
-    print(f"{args.split}: {said} ({trained.checkpoint})")
+    per_class = metrics.pop("per_class", {})
+    print(f"{args.split}: {', '.join(_say(name, value) for name, value in metrics.items())} ({trained.checkpoint})")
+    width = max(map(len, per_class), default=0)
+    for name, accuracy in per_class.items():
+        print(f"  {name:<{width}}  {'no sample' if accuracy is None else f'{100 * accuracy:6.2f} %'}")
     return 0
+
+
+def _say(name: str, value: float) -> str:
+    if name in IN_PERCENT:
+        return f"{name} {100 * value:.2f} %"
+    return f"{name} {value:,}" if name == "count" else f"{name} {value:.4f}"
 
 
 if __name__ == "__main__":

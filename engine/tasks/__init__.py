@@ -13,7 +13,8 @@ class Metric(Protocol):
 
     def sums(self) -> Tensor: ...
 
-    def compute(self, sums: Tensor) -> dict[str, float]: ...
+    def compute(self, sums: Tensor) -> dict[str, Any]:
+        """Numbers by name and, from a task `with_tables`, those tables."""
 
 
 class Task(Protocol):
@@ -26,6 +27,9 @@ class Task(Protocol):
         """The loss summed over the batch, and the sums that the log shows divided by the weight."""
 
     def metric(self, device: Any) -> Metric: ...
+
+    def with_tables(self, *tables: str) -> "Task":
+        """A task whose metric also gives these, such as per_class: what is no single number, and goes into no log."""
 
     def predict(self, model: nn.Module, batch: Any) -> Tensor: ...
 

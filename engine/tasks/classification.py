@@ -1,20 +1,38 @@
 """One class per image."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Batch = tuple[Tensor, Tensor]  # images; class numbers or, where images were mixed, probabilities
+Loss = Literal["cross_entropy", "bce"]
+
+N_BINS = 15  # of the expected calibration error
+GRAIN = 2.0**-24  # the distance of two float32 numbers just below 1
 
 
 class Classification:
     monitor = "acc@1"
 
-    def __init__(self, classes: Sequence[str], aux_weight: float = 0.3, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        aux_weight: float = 0.3,
+        loss: Loss = "cross_entropy",
+        label_smoothing: float = 0.0,
+        bce_threshold: float | None = None,
+        tta: Literal["flip"] | None = None,
+    ) -> None:
         self.classes = tuple(classes)
-        self.aux_weight, self.label_smoothing = aux_weight, label_smoothing
+        self.aux_weight, self.loss, self.label_smoothing = aux_weight, loss, label_smoothing
+        self.bce_threshold, self.tta = bce_threshold, tta
+        self._tables: tuple[str, ...] = ()
 
     def weight(self, batch: Batch) -> int:
         return len(batch[1])
@@ -23,23 +41,36 @@ class Classification:
         images, targets = batch
         outputs = model(images)
         logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = self._loss(logits, targets)
+        loss = self._training_losses(logits, targets).sum()
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         sums = {"acc@1": (logits.argmax(1) == labels).sum()}
         for i, aux_logits in enumerate(auxiliary, start=1):
-            aux_loss = self._loss(aux_logits, targets)
+            aux_loss = self._training_losses(aux_logits, targets).sum()
             sums[f"loss_aux{i}"] = aux_loss
             loss = loss + self.aux_weight * aux_loss
         return loss, {"loss": loss, **sums}
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.label_smoothing)
+    def _training_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.loss == "bce":
+            return binary_cross_entropy(logits, targets, self.label_smoothing, self.bce_threshold)
+        return cross_entropy(logits, targets, self.label_smoothing)
+
+    def with_tables(self, *tables: Literal["per_class", "confusion"]) -> "Classification":
+        """A task whose evaluation also gives what is no single number; no log takes that."""
+        task = copy.copy(self)
+        task._tables = tables
+        return task
 
     def metric(self, device: torch.device) -> "Accuracy":
-        return Accuracy(device)
+        losses = binary_cross_entropy if self.loss == "bce" else cross_entropy
+        return Accuracy(device, self.classes, losses, self.probabilities, flip=self.tta == "flip", tables=self._tables)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch[0]).softmax(1)
+        return self.probabilities(model(batch[0]))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Where each class was learnt as a question of its own, they don't add up to 1."""
+        return logits.sigmoid() if self.loss == "bce" else logits.softmax(1)
 
     def draw(self, images: Tensor, batch: Batch, predictions: Tensor):
         from engine.figures import draw_classes
@@ -47,23 +78,89 @@ class Classification:
         return draw_classes(images, batch[1], predictions, self.classes)
 
 
-class Accuracy:
-    """Loss and accuracy of every sample, counted once."""
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The loss of each sample."""
+    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
 
-    def __init__(self, device: torch.device) -> None:
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, threshold: float | None = None) -> Tensor:
+    """The loss of each sample, where each class is a question of its own: the mean over the classes, as in timm.
+
+    Wightman, Touvron, Jegou (2021): ResNet strikes back. https://arxiv.org/abs/2110.00476
+    """
+    n_classes = logits.shape[1]
+    if targets.ndim == 1:
+        targets = F.one_hot(targets, n_classes).to(logits.dtype)
+    targets = (1 - smoothing) * targets + smoothing / n_classes
+    if threshold is not None:
+        targets = (targets > threshold).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+
+
+class Accuracy:
+    """Loss, accuracy and calibration of every sample, counted once.
+
+    The sums hold whole numbers and multiples of GRAIN, which float64 adds without rounding: they are the same however
+    the samples were divided into batches and over ranks.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        classes: Sequence[str],
+        losses: Callable[[Tensor, Tensor], Tensor],
+        probabilities: Callable[[Tensor], Tensor],
+        *,
+        flip: bool = False,
+        tables: Sequence[str] = (),
+    ) -> None:
+        self.classes, self.losses, self.probabilities, self.flip, self.tables = classes, losses, probabilities, flip, tables
+        n = len(classes)
+        # loss and top 5; of each class the right ones and all; of each bin right ones less confidence; true x predicted class
+        self._sizes = [2, n, n, N_BINS, n * n if "confusion" in tables else 0]
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(4, dtype=dtype, device=device)  # loss, top 1, top 5, samples
+        self._sums = torch.zeros(sum(self._sizes), dtype=dtype, device=device)
+        self._bin_ends = torch.arange(1, N_BINS, dtype=dtype, device=device) / N_BINS
 
     def update(self, model: nn.Module, batch: Batch) -> None:
         images, targets = batch
         logits = model(images)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets.unsqueeze(1)
-        loss = F.cross_entropy(logits, targets, reduction="sum")
-        self._sums += torch.stack([loss, best[:, 0].sum(), best.sum(), torch.tensor(len(targets), device=loss.device)])
+        if self.flip:
+            logits = (logits + model(images.flip(-1))) / 2
+        logits = logits.to(self._sums.dtype)  # float32 rounds a row differently at the end of a batch, by more than a grain
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = (best == targets.unsqueeze(1)).to(logits.dtype)
+        right, predicted = hits[:, 0], best[:, 0]
+        confidence = self._in_grains(self.probabilities(logits).gather(1, best[:, :1]).squeeze(1))
+
+        totals, right_of_class, n_of_class, gaps, confusion = self._sums.split(self._sizes)  # views
+        totals += torch.stack([self._in_grains(self.losses(logits, targets)).sum(), hits.sum()])
+        right_of_class.index_add_(0, targets, right)
+        n_of_class.index_add_(0, targets, torch.ones_like(right))
+        gaps.index_add_(0, torch.bucketize(confidence, self._bin_ends), right - confidence)
+        if "confusion" in self.tables:
+            confusion.index_add_(0, targets * len(self.classes) + predicted, torch.ones_like(right))
+
+    def _in_grains(self, values: Tensor) -> Tensor:
+        return (values / GRAIN).round() * GRAIN
 
     def sums(self) -> Tensor:
         return self._sums
 
-    def compute(self, sums: Tensor) -> dict[str, float]:
-        loss, top1, top5, count = sums.tolist()
-        return {"loss": loss / count, "acc@1": top1 / count, "acc@5": top5 / count, "count": int(count)}
+    def compute(self, sums: Tensor) -> dict[str, Any]:
+        totals, right, n, gaps, confusion = (part.numpy() for part in sums.double().cpu().split(self._sizes))
+        (loss, top5), count, occurs = totals.tolist(), int(n.sum()), n > 0
+        metrics: dict[str, Any] = {
+            "loss": loss / count,
+            "acc@1": float(right.sum()) / count,
+            "acc@5": top5 / count,
+            "balanced_acc": float(np.mean(right[occurs] / n[occurs])),
+            "ece": float(np.abs(gaps).sum()) / count,
+            "count": count,
+        }
+        if "per_class" in self.tables:
+            counted = zip(self.classes, right.tolist(), n.tolist(), strict=True)
+            metrics["per_class"] = {name: r / of if of else None for name, r, of in counted}
+        if "confusion" in self.tables:  # rows are the true classes
+            metrics["confusion"] = confusion.astype(int).reshape(len(n), len(n)).tolist()
+        return metrics

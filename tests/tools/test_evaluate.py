@@ -22,9 +22,11 @@ def evaluate(capsys, *argv):
 
 def test_a_run_folder_gives_the_number_that_its_training_reported_for_the_best(run, capsys):
     evaluated, best = evaluate(capsys, run), results(run)["best"]
-    assert {f"valid/{name}": evaluated[name] for name in ("loss", "acc@1", "acc@5", "count")} == {
+    scalars = ("loss", "acc@1", "acc@5", "balanced_acc", "ece", "count")
+    assert {f"valid/{name}": evaluated[name] for name in scalars} == {
         name: value for name, value in best.items() if name != "step"
     }
+    assert not {"per_class", "confusion"} & evaluated.keys()
 
 
 def test_the_test_split_gives_what_was_reported_at_the_end(run, capsys):
@@ -53,3 +55,37 @@ def test_the_program_prints_a_line(run):
 def test_a_path_that_is_no_run_is_one_line(tmp_path, capsys):
     assert run_tool(lambda: main([str(tmp_path)])) == 1
     assert "no run folder" in capsys.readouterr().err
+
+
+def test_tables_are_given_by_class_when_asked_for(run, capsys):
+    evaluated = evaluate(capsys, run, "--split", "test", "--per_class", "--confusion")
+    confusion = evaluated["confusion"]
+    assert sum(map(sum, confusion)) == evaluated["count"]
+    assert sum(confusion[i][i] for i in range(10)) / evaluated["count"] == evaluated["acc@1"]
+    assert evaluated["per_class"] == {str(i): row[i] / sum(row) for i, row in enumerate(confusion)}
+    assert sum(evaluated["per_class"].values()) / 10 == pytest.approx(evaluated["balanced_acc"], rel=1e-12)
+
+
+def test_each_class_is_printed_on_a_line_of_its_own(run, capsys):
+    assert run_tool(lambda: main([str(run), "--per_class"])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-10:]] == [str(i) for i in range(10)]
+    assert all(line.endswith(" %") for line in lines[-10:])
+
+
+def test_the_size_of_the_batches_changes_no_measure(run, capsys):
+    one, other = (evaluate(capsys, run, "--eval.batch_size", size, "--per_class", "--confusion") for size in (7, 64))
+    for name in ("loss", "ece"):  # of logits that a model rounds differently in batches of another size
+        assert one.pop(name) == pytest.approx(other.pop(name), rel=1e-5)
+    assert one == other
+
+
+def test_mirrored_images_are_evaluated_too_when_asked_for(run, capsys):
+    plain, flipped = evaluate(capsys, run), evaluate(capsys, run, "--eval.tta", "flip")
+    assert flipped["loss"] != plain["loss"]
+    assert flipped["count"] == plain["count"]
+
+
+def test_a_confusion_matrix_without_json_is_one_line(run, capsys):
+    assert run_tool(lambda: main([str(run), "--confusion"])) == 2
+    assert "--confusion needs --json" in capsys.readouterr().err
