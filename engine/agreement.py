@@ -1,5 +1,6 @@
 """What all ranks must know alike: what failed on the first of them, that a signal asks to leave, that one of them hangs."""
 
+import math
 import os
 import signal
 import sys
@@ -51,13 +52,14 @@ class Agreement:
 
     The ranks' notes are added up by an all-reduce that is started at one call and read at the next, on the CPU and in a group of
     its own, so that no step waits for it. A second Ctrl-C ends the process at once. A launcher that dies without passing its
-    signal on, as accelerate-launch does, counts as SIGTERM. With several ranks, one that makes no call for `timeout` seconds ends
-    itself: the others only know that it doesn't answer.
+    signal on, as accelerate-launch does, counts as SIGTERM, and so do `time_limit` minutes. With several ranks, one that makes no
+    call for `timeout` seconds ends itself: the others only know that it doesn't answer.
     """
 
-    def __init__(self, timeout: float = 0.0) -> None:
+    def __init__(self, timeout: float = 0.0, time_limit: float | None = None) -> None:
         self.noted = 0
         self.timeout = timeout
+        self._deadline = time.monotonic() + 60 * time_limit if time_limit else math.inf
         self._several = dist.is_initialized() and dist.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if self._several else None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
@@ -84,7 +86,8 @@ class Agreement:
     def stop(self) -> int:
         """The signal that all ranks have agreed to leave by; 0 for none. Called equally often on every rank."""
         self._last_call = time.monotonic()
-        if self._launcher and os.getppid() != self._launcher:
+        launcher_is_gone = self._launcher and os.getppid() != self._launcher
+        if launcher_is_gone or self._last_call > self._deadline:
             self.noted = self.noted or signal.SIGTERM
         if not self._several:
             return self.noted

@@ -69,24 +69,33 @@ class Run:
     eval_freq: int
     save_freq: int
     batch_size: int
+    mix_epochs: int | None = None
+    patience: int | None = None
+    eval_first: bool = False
     max_eval_batches: int | None = None
 
     def train_batches(self, first: int) -> Iterator[Any]:
         for step, batch in enumerate(readable(self.train_loader.batches(first, self.n_steps)), start=first):
-            yield self.mix(step, batch) if self.mix is not None else batch
+            is_mixed = self.mix is not None and (self.mix_epochs is None or step < self.mix_epochs * self.steps_per_epoch)
+            yield self.mix(step, batch) if is_mixed else batch
+
+    def is_over(self) -> bool:
+        """Whether the evaluations have stopped getting better."""
+        return self.patience is not None and self.state.evaluations_since_best >= self.patience
 
     def is_due(self, freq: int, step: int) -> bool:
         return step % freq == 0 or step == self.n_steps
 
-    def evaluate(self, split: str, stop: Callable[[], int] | None = None) -> dict[str, float]:
-        """The metrics of a split, named as they are logged: valid/acc@1."""
+    def evaluate(self, split: str, stop: Callable[[], int] | None = None, *, averaged: bool = False) -> dict[str, float]:
+        """The metrics of a split, named as they are logged: valid/acc@1, or valid_ema/acc@1 of the averaged weights."""
+        model = self.state.ema.module if averaged else self.model
         if self.accelerator.num_processes > 1:  # each rank's BatchNorm saw a last batch of its own; the first one's is saved
-            for buffer in self.model.buffers():
+            for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         metrics = evaluate(
-            self.model, self.data.loader(split), self.task, self.accelerator, max_batches=self.max_eval_batches, stop=stop
+            model, self.data.loader(split), self.task, self.accelerator, max_batches=self.max_eval_batches, stop=stop
         )
-        return {f"{split}/{name}": value for name, value in metrics.items()}
+        return {f"{split}{'_ema' if averaged else ''}/{name}": value for name, value in metrics.items()}
 
 
 def check(config: LoadedConfig) -> None:
@@ -135,12 +144,16 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         )
     task = task or make_task(config, data)
     model = model if model is not None else build_model(config, data)
-    model.to(accelerator.device)
+    model.to(accelerator.device, memory_format=torch.channels_last if train.channels_last else torch.preserve_format)
+    _check_eval_size(model, config, data)
     _freeze(model, config)
+    if train.grad_checkpointing:
+        _checkpoint_gradients(model, config)
+    ema = _make_ema(model, config, accelerator)
     optimizer, configured = make_optimizer(config, model)
     training_model, optimizer = accelerator.prepare(model, optimizer)
     if train.compile:
-        training_model = torch.compile(training_model)
+        training_model = torch.compile(training_model, mode=train.compile_mode)
 
     n_steps = train.n_steps or train.n_epochs * order.steps_per_epoch
     schedule = make_schedule(train.sched, n_steps, order.steps_per_epoch)
@@ -149,8 +162,18 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         data=data,
         task=task,
         model=model,
-        state=TrainState(model, optimizer, accelerator.scaler, configured),
-        update=Update(training_model, task, accelerator, schedule, train.micro_batch_size, config.seed),
+        state=TrainState(model, optimizer, ema, accelerator.scaler, configured),
+        update=Update(
+            training_model,
+            task,
+            accelerator,
+            schedule,
+            train.micro_batch_size,
+            config.seed,
+            clip_grad_norm=train.clip_grad_norm,
+            clip_grad_value=train.clip_grad_value,
+            most_skipped=train.most_skipped if train.nonfinite == "skip" else 0,
+        ),
         schedule=schedule,
         train_loader=train_loader(
             data.splits["train"], order, preparation(config, data.spec, data.img_size), workers(config), accelerator.device
@@ -162,7 +185,27 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         eval_freq=train.eval_freq or order.steps_per_epoch,
         save_freq=train.save_freq or order.steps_per_epoch,
         batch_size=train.batch_size,
+        mix_epochs=config.augment.mix_epochs,
+        patience=train.patience,
+        eval_first=train.eval_first,
     )
+
+
+@torch.no_grad()
+def _check_eval_size(model: nn.Module, config: LoadedConfig, data: Data) -> None:
+    size, was_training = config.eval.img_size, model.training
+    if size is None or size == data.img_size:
+        return
+    image = torch.zeros(1, data.spec.channels, size, size, device=next(model.parameters()).device)
+    try:
+        model.eval()(image)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"eval.img_size {size} ({config.origin('eval.img_size').name}): model.name {config.model.name} was built for "
+            f"data.img_size {data.img_size} and can't take it: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def _freeze(model: nn.Module, config: LoadedConfig) -> None:
@@ -172,6 +215,26 @@ def _freeze(model: nn.Module, config: LoadedConfig) -> None:
         raise ConfigError(f"train.freeze: {error} ({config.origin('train.freeze').name})") from error
     if frozen:
         log.info("frozen: %d of %d tensors of weights", len(frozen), sum(1 for _ in model.parameters()))
+
+
+def _checkpoint_gradients(model: nn.Module, config: LoadedConfig) -> None:
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise ConfigError(
+            f"train.grad_checkpointing ({config.origin('train.grad_checkpointing').name}): model.name {config.model.name} "
+            "doesn't offer it; most models of timm do (timm/...)"
+        )
+    model.set_grad_checkpointing()
+
+
+def _make_ema(model: nn.Module, config: LoadedConfig, accelerator: Accelerator) -> nn.Module | None:
+    """Made before Accelerate puts anything around the model. Its decay is a function of the step, so it needs no state."""
+    if config.train.ema is None:
+        return None
+    from timm.utils import ModelEmaV3
+
+    ema = ModelEmaV3(model, config.train.ema, use_warmup=config.train.ema_warmup).requires_grad_(False)
+    accelerator.prepare_model(ema.module, evaluation_mode=True)
+    return ema
 
 
 def build_model(config: LoadedConfig, data: Data) -> nn.Module:
@@ -246,7 +309,7 @@ def load_data(config: LoadedConfig, accelerator: Accelerator) -> Data:
     _check_n_classes(config, len(loaded.classes))
     img_size = config.data.img_size or spec.img_size
     splits = _assign(config, loaded)
-    prepare, evaluation_workers = preparation(config, spec, img_size), workers(config)
+    prepare, evaluation_workers = preparation(config, spec, config.eval.img_size or img_size), workers(config)
     per_device = (
         config.eval.batch_size or config.train.micro_batch_size or -(-config.train.batch_size // accelerator.num_processes)
     )

@@ -25,7 +25,7 @@ from engine.run_folder import MANIFEST, committed_checkpoints, remove_tree
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, TRAIN_STATE = "model.safetensors", "train_state.pt"
+WEIGHTS, EMA_WEIGHTS, TRAIN_STATE = "model.safetensors", "model_ema.safetensors", "train_state.pt"
 
 
 class InvalidCheckpoint(Exception):
@@ -38,20 +38,31 @@ class Checkpoint:
     step: int
     weights: dict[str, Tensor]
     train_state: dict[str, Any]
+    ema_weights: dict[str, Tensor] | None = None
 
 
 class Checkpoints:
     def __init__(self, run_dir: Path, keep_last: int) -> None:
         self.run_dir, self.folder, self.keep_last = run_dir, run_dir / "ckpt", keep_last
 
-    def save(self, step: int, weights: dict[str, Tensor], train_state: dict[str, Any], best_step: int | None) -> None:
+    def save(
+        self,
+        step: int,
+        weights: dict[str, Tensor],
+        train_state: dict[str, Any],
+        best_step: int | None,
+        ema_weights: dict[str, Tensor] | None = None,
+    ) -> None:
         """Commit step `step`, point the links to it, and prune what is older. A step that is committed already stays as it is."""
         target = self.folder / f"step-{step:06d}"
         if not target.exists():
             self.folder.mkdir(exist_ok=True)
             part = self.folder / f".{target.name}.{os.getpid()}"
             try:
-                _write(part, step, {WEIGHTS: _weights_bytes(weights), TRAIN_STATE: _state_bytes(train_state)})
+                files = {WEIGHTS: _weights_bytes(weights), TRAIN_STATE: _state_bytes(train_state)}
+                if ema_weights is not None:
+                    files[EMA_WEIGHTS] = _weights_bytes(ema_weights)
+                _write(part, step, files)
                 part.rename(target)
                 _flush(self.folder)
             except BaseException:
@@ -115,8 +126,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise InvalidCheckpoint(f"{path / MANIFEST} is damaged (its digest doesn't fit)")
         files = {name: _read_verified(path / name, sha256) for name, sha256 in manifest["files"].items()}
         weights = safetensors.torch.load(files[WEIGHTS])
+        ema_weights = safetensors.torch.load(files[EMA_WEIGHTS]) if EMA_WEIGHTS in files else None
         train_state = torch.load(io.BytesIO(files[TRAIN_STATE]), map_location="cpu", weights_only=True)
-        return Checkpoint(path, manifest["step"], weights, train_state)
+        return Checkpoint(path, manifest["step"], weights, train_state, ema_weights)
     except OSError as error:
         raise InvalidCheckpoint(f"{error.filename or path} can't be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

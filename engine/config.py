@@ -395,6 +395,16 @@ def _check_together(config: LoadedConfig) -> None:
             f"warning: augment.auto_magnitude ({config.origin('augment.auto_magnitude').name}) has no effect with augment.auto "
             f"{config.augment.auto or 'null'}; it is for randaugment"
         )
+    without_effect = [
+        ("augment.mix_epochs", config.augment.mixup == config.augment.cutmix == 0, "augment.mixup and augment.cutmix 0"),
+        ("train.ema_warmup", train.ema is None, "train.ema null"),
+        ("train.compile_mode", not train.compile, "train.compile false"),
+        ("train.most_skipped", train.nonfinite != "skip", "train.nonfinite stop"),
+    ]
+    for name, is_idle, why in without_effect:
+        section = config.augment if name.startswith("augment.") else train
+        if is_idle and getattr(section, last := name.rpartition(".")[2]) != _default(section, last):
+            config.notes.append(f"warning: {name} ({config.origin(name).name}) has no effect with {why}")
     if train.bce_threshold is not None and train.loss != "bce":
         origin = config.origin("train.bce_threshold").name
         config.notes.append(f"warning: train.bce_threshold ({origin}) has no effect with train.loss {train.loss}; it is for bce")

@@ -26,13 +26,18 @@ def make_accelerator(config: Config) -> Accelerator:
         torch.set_num_threads(config.train.num_threads)
     precision = config.train.precision or _launcher_precision()
     has_device = torch.accelerator.is_available()
+    if precision == "tf32" and not torch.cuda.is_available():
+        raise ConfigError("train.precision tf32 needs an NVIDIA GPU, and there is none; bf16 and fp32 run on a CPU")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    _set_deterministic(config.deterministic)
     if precision == "fp16" and not has_device:
         raise ConfigError("train.precision fp16 needs a GPU, and there is none; bf16 and fp32 run on a CPU")
     AcceleratorState._reset_state()  # a second training in one process may ask for another precision
     # Without cpu=True, ranks on a machine with no GPU would each train on their own.
     handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout))] if config.train.timeout else []
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not has_device, kwargs_handlers=handlers
+        mixed_precision={"fp32": "no", "tf32": "no"}.get(precision, precision), cpu=not has_device, kwargs_handlers=handlers
     )
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
@@ -44,13 +49,21 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def _set_deterministic(wanted: bool) -> None:
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+
+
 def _launcher_precision() -> str:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return "fp32" if launched == "no" else launched
 
 
 def precision_of(accelerator: Accelerator) -> str:
-    return {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    plain = "tf32" if torch.backends.cudnn.allow_tf32 else "fp32"
+    return {"no": plain}.get(accelerator.mixed_precision, accelerator.mixed_precision)
 
 
 def describe(accelerator: Accelerator) -> dict[str, Any]:

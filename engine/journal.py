@@ -56,12 +56,13 @@ class Journal:
     def training_metrics(self) -> dict[str, float]:
         """What was summed up since the last line, over all ranks; the sums begin anew."""
         state = self.run.state
-        grad_norm = state.window.pop("grad_norm")
-        names = sorted(state.window)
-        sums = self._stack(names)
-        sums = dict(zip(names, self.accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+        grad_norm = state.window.pop("grad_norm", None)
+        sums, weight = {}, 0.0
+        if names := sorted(state.window):  # empty when every update since the last line was left out
+            added = self.accelerator.reduce(self._stack(names), reduction="sum").tolist()
+            sums = dict(zip(names, added, strict=True))
+            weight = sums.pop("weight")
         state.window.clear()
-        weight = sums.pop("weight")
 
         images = (state.step - self._window_step) * self.run.batch_size
         seconds = perf_counter() - self._window_begin
@@ -69,7 +70,8 @@ class Journal:
         metrics = {f"train/{name}": value / weight for name, value in sums.items()}
         group = state.optimizer.param_groups[0]
         metrics["train/lr"] = group["lr"] / group["lr_scale"]
-        metrics["train/grad_norm"] = float(grad_norm)
+        if grad_norm is not None:
+            metrics["train/grad_norm"] = float(grad_norm)
         metrics["train/images_per_sec"] = round(images / seconds, 1)
         return metrics
 
@@ -78,9 +80,12 @@ class Journal:
         state, run = self.run.state, self.run
         if state.open_line is None:
             return False
-        metrics = run.evaluate("valid", stop) if run.is_due(run.eval_freq, state.step) else {}
+        metrics, averaged = {}, {}
+        if run.is_due(run.eval_freq, state.step):
+            metrics = run.evaluate("valid", stop)
+            averaged = run.evaluate("valid", stop, averaged=True) if state.ema is not None else {}
         is_best = bool(metrics) and state.note_evaluation(metrics, f"valid/{run.task.monitor}")
-        line, state.open_line = state.open_line | metrics, None
+        line, state.open_line = state.open_line | metrics | averaged, None
         self.write(line)
         return is_best
 
@@ -96,6 +101,11 @@ class Journal:
             if name.endswith("/loss") and not math.isfinite(value):
                 raise self._diverged(f"{name} is {value}")
         self._begin_window()
+
+    def end_early(self) -> None:
+        state, run = self.run.state, self.run
+        log.info("step %d: %d evaluations without a better one (train.patience); the run ends", state.step, run.patience)
+        self.save(must=True)
 
     def save(self, *, must: bool = False) -> None:
         """Commit a checkpoint of this step. One that would hold a NaN is not written; a dry run writes none.
@@ -115,7 +125,8 @@ class Journal:
         state = self.run.state
         try:
             state.metrics_bytes = self.tracker.flush()
-            self.checkpoints.save(state.step, state.model.state_dict(), state.state_dict(windows), state.best_step)
+            ema_weights = state.ema.module.state_dict() if state.ema is not None else None
+            self.checkpoints.save(state.step, state.model.state_dict(), state.state_dict(windows), state.best_step, ema_weights)
             self.failed_saves = 0
         except OSError as error:
             self.failed_saves += 1
@@ -199,6 +210,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Put a verified checkpoint into the run."""
     try:
         run.state.model.load_state_dict(checkpoint.weights)
+        if run.state.ema is not None:  # an average that is asked for only now begins with the weights as they are
+            run.state.ema.module.load_state_dict(checkpoint.ema_weights or checkpoint.weights)
         run.state.load_state_dict(checkpoint.train_state, run.accelerator.process_index, run.accelerator.num_processes)
     except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{checkpoint.path} doesn't fit the config: {str(error).splitlines()[0]}") from error

@@ -10,9 +10,13 @@ def fit(run: Run, journal: Journal, agreement: Agreement) -> None:
     state = run.state
     with journal.progress_bar(state.step, run.n_steps) as progress:
         run.model.train()
-        if state.open_line is not None:  # a signal came before the evaluation of this step was through
+        if state.step == 0 and run.eval_first and not state.last_metrics:
+            state.open_line = {}
+        if state.open_line is not None:  # or a signal came before the evaluation of this step was through
             _close_line(journal, agreement, save_due=False)
         for batch in run.train_batches(first=state.step):
+            if run.is_over():
+                break
             if state.step == 0:
                 journal.show_batch(batch)
             log_due = run.is_due(run.print_freq, state.step + 1)
@@ -21,6 +25,8 @@ def fit(run: Run, journal: Journal, agreement: Agreement) -> None:
             if log_due or run.is_due(run.eval_freq, state.step):
                 state.open_line = journal.training_metrics() if log_due else {}
             _close_line(journal, agreement, save_due=run.is_due(run.save_freq, state.step))
+        if run.is_over():
+            journal.end_early()
 
 
 def _close_line(journal: Journal, agreement: Agreement, *, save_due: bool) -> None:

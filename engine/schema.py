@@ -52,6 +52,7 @@ class AugmentConfig:
     mixup: float = key(0.0, "alpha of mixup, which blends two images and their labels; 0: off", least=0)
     cutmix: float = key(0.0, "alpha of CutMix, which pastes a box of another image; 0: off", least=0)
     mix_prob: float = key(1.0, "of mixing a batch, where mixup or cutmix is on", above=0, most=1)
+    mix_epochs: int | None = key(None, "mixing stops after so many epochs; null: it never does", least=1)
     mix_switch_prob: float = key(0.5, "of CutMix instead of mixup, where both are on", least=0, most=1)
     scale: list[float] = key([0.08, 1.0], "image folders: area of the random resized crop, as parts of the image")
     crop_pct: float = key(0.875, "image folders: the part of the resized image that evaluation sees", above=0, most=1)
@@ -149,8 +150,32 @@ class TrainConfig:
     save_freq: int | None = key(None, "updates between two checkpoints; null: once per epoch", least=1)
     eval_freq: int | None = key(None, "updates between two evaluations; null: once per epoch", least=1)
     keep_last: int = key(3, "checkpoints that are kept, beside the best", least=2)
-    precision: Literal["fp32", "fp16", "bf16"] | None = key(None, "null: what the launcher says, fp32 without it")
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = key(
+        None, "null: what the launcher says, fp32 without it; tf32: fp32 whose products a GPU rounds to 10 bits"
+    )
     compile: bool = key(False, "torch.compile the model")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = key("default", "torch.compile's mode")
+    grad_checkpointing: bool = key(
+        False, "compute activations again in the backward pass, for less memory, where a model offers it"
+    )
+    nonfinite: Literal["stop", "skip"] = key(
+        "stop",
+        "a loss or gradient that is no number: stop the run, or leave out the update, which waits for the device each step",
+    )
+    most_skipped: int = key(10, "updates in a row that train.nonfinite skip leaves out before the run stops", least=1)
+    channels_last: bool = key(False, "keep weights and feature maps with the channels last in memory")
+    clip_grad_norm: float | None = key(None, "gradients whose norm is larger are scaled down to it", above=0)
+    clip_grad_value: float | None = key(None, "no element of a gradient is further from zero", above=0)
+    ema: float | None = key(
+        None,
+        "decay of an exponential moving average of the weights, evaluated (valid_ema) and saved beside them",
+        above=0,
+        below=1,
+    )
+    ema_warmup: bool = key(True, "the decay rises to train.ema from 0, so that the first weights are soon forgotten")
+    eval_first: bool = key(False, "evaluate before the first step too")
+    patience: int | None = key(None, "evaluations without a better one after which the run ends early", least=1)
+    time_limit: float | None = key(None, "minutes after which the run saves and ends as by SIGTERM; -r continues it", above=0)
     timeout: int = key(600, "seconds after which a worker, or another rank, that doesn't answer ends the run; 0: never", least=0)
     num_threads: int | None = key(None, "of torch on the CPU, for each process; null: torch's own choice", least=1)
     loss: Literal["cross_entropy", "bce"] = key(
@@ -175,6 +200,7 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     batch_size: int | None = key(None, "images per forward and device; null: as many as a device sees in training", least=1)
+    img_size: int | None = key(None, "height and width of what is evaluated; null: data.img_size", least=1)
     tta: Literal["flip"] | None = key(
         None, "flip: the logits of each image and of its mirrored image are averaged, which doubles the cost of an evaluation"
     )
@@ -183,6 +209,9 @@ class EvalConfig:
 @dataclass
 class Config:
     seed: int = key(1234, "of the initial weights, the order, the augmentation and dropout", least=0)
+    deterministic: bool = key(
+        False, "only kernels that give the same bits each time; without it that isn't promised on a GPU, nor for another one"
+    )
     task: Literal["classification"] = key("classification", "what is learnt")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

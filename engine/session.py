@@ -46,8 +46,10 @@ def train(
     set_up_terminal(is_main=os.environ.get("RANK", "0") == "0")
     check(config)
     accelerator = make_accelerator(config)
+    if config.train.precision is None and (of_launcher := precision_of(accelerator)) != "fp32":
+        config.notes.append(f"precision {of_launcher}, as the launcher says; train.precision is null")
     config.train.precision = precision_of(accelerator)
-    agreement = Agreement(config.train.timeout)
+    agreement = Agreement(config.train.timeout, config.train.time_limit)
     try:
         if dry_run:
             return _dry_run(config, accelerator, agreement, model, task)

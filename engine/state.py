@@ -8,19 +8,32 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-COUNTERS = ("step", "best_step", "best_metrics", "last_metrics", "open_line", "elapsed", "metrics_bytes")
+COUNTERS = (
+    "evaluations_since_best",
+    "skipped",
+    "step",
+    "best_step",
+    "best_metrics",
+    "last_metrics",
+    "open_line",
+    "elapsed",
+    "metrics_bytes",
+)
 
 
 @dataclass
 class TrainState:
     model: nn.Module
     optimizer: Optimizer
+    ema: nn.Module | None = None  # timm's ModelEmaV3, whose `module` is the averaged model
     scaler: torch.amp.GradScaler | None = None
     configured: tuple[str, ...] = ()  # options of the optimizer that the config gives; a checkpoint doesn't bring back older ones
     step: int = 0  # updates done
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation whose monitored metric is the highest
     last_metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    evaluations_since_best: int = 0
+    skipped: int = 0  # updates left out in a row, since a gradient was no number
     open_line: dict[str, float] | None = None  # training metrics of this step, while its line isn't written
     elapsed: float = 0.0  # seconds since the run began, without the time between its sessions
     metrics_bytes: int = 0  # length of metrics.jsonl
@@ -40,8 +53,9 @@ class TrainState:
         is_best = all(map(math.isfinite, metrics.values())) and (
             not self.best_metrics or metrics[monitor] > self.best_metrics[monitor]
         )
+        self.evaluations_since_best += 1
         if is_best:
-            self.best_step, self.best_metrics = self.step, metrics
+            self.best_step, self.best_metrics, self.evaluations_since_best = self.step, metrics, 0
         return is_best
 
     def counters(self) -> dict[str, Any]:

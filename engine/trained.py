@@ -45,7 +45,8 @@ def find_checkpoint(path: Path) -> Path:
     raise RunError(f"{path} is no run folder with a checkpoint, and no checkpoint")
 
 
-def load_trained(path: Path, overrides: Mapping[str, Any]) -> Trained:
+def load_trained(path: Path, overrides: Mapping[str, Any], *, averaged: bool = False) -> Trained:
+    """With `averaged`, the moving average of the weights (train.ema)."""
     folder = find_checkpoint(path)
     config = load_config(folder.parent.parent / "config.yaml", overrides)
     check(config)
@@ -53,11 +54,13 @@ def load_trained(path: Path, overrides: Mapping[str, Any]) -> Trained:
         checkpoint = read_checkpoint(folder)
     except InvalidCheckpoint as error:
         raise RunError(str(error)) from error
+    if averaged and checkpoint.ema_weights is None:
+        raise RunError(f"{folder} holds no averaged weights; train.ema makes them")
     accelerator = make_accelerator(config)
     data = load_data(config, accelerator)
     model = build_model(config, data)
     try:
-        model.load_state_dict(checkpoint.weights)
+        model.load_state_dict(checkpoint.ema_weights if averaged else checkpoint.weights)
     except RuntimeError as error:
         raise RunError(f"{folder} doesn't fit the config: {str(error).splitlines()[0]}") from error
     accelerator.prepare_model(model, evaluation_mode=True)

@@ -1,5 +1,7 @@
 """One update of the weights: learning rate, gradients over micro-batches, optimizer step."""
 
+import logging
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,9 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from datasets.counters import derive
+from engine.errors import RunError
 from engine.schedule import Schedule
 from engine.state import TrainState
 from engine.tasks import Task
+
+log = logging.getLogger(__name__)
 
 STEP = 3  # separates this use of the seed from the order's and the augmentation's
 
@@ -25,27 +30,71 @@ class Update:
     schedule: Schedule
     micro_batch_size: int
     seed: int
+    clip_grad_norm: float | None = None
+    clip_grad_value: float | None = None
+    most_skipped: int = 0  # 0: gradients are not looked at
 
     def __call__(self, state: TrainState, batch: Any, *, measure: bool) -> None:
         """Take one step; with `measure` the gradient's norm is left in the window."""
         torch.manual_seed(derive(self.seed, STEP, state.step, self.accelerator.process_index))
         for group in state.optimizer.param_groups:
             group["lr"] = self.schedule(state.step, group["initial_lr"]) * group["lr_scale"]
+        buffers = [buffer.clone() for buffer in state.model.buffers()] if self.most_skipped else []
+        window = self._gradients(batch)
+        if measure or self.clip_grad_norm or self.clip_grad_value or self.most_skipped:
+            self.accelerator.unscale_gradients(state.optimizer)
+            grad_norm = self._clip()
+            if measure:
+                state.window["grad_norm"] = grad_norm
+        # a gradient scaler leaves out such updates itself, and learns from them
+        if self.most_skipped and state.scaler is None and not math.isfinite(grad_norm):
+            self._skip(state, buffers)
+        else:
+            state.skipped = 0
+            state.add_to_window(window)
+            state.optimizer.step()
+            if state.ema is not None:
+                state.ema.update(state.model, step=state.step)
+        state.optimizer.zero_grad()
+        state.step += 1
+
+    def _gradients(self, batch: Any) -> dict[str, Any]:
+        """Of the whole batch, micro-batch by micro-batch; gives the sums that the log wants."""
         weight = self._weight(batch)
+        window: dict[str, Any] = {"weight": weight}
         parts = list(self._micro_batches(batch))
         for i, part in enumerate(parts, start=1):
             with self.accelerator.no_sync(self.model) if i < len(parts) else nullcontext():
                 loss_sum, sums = self.task.loss_sum(self.model, part)
                 self.accelerator.backward(loss_sum / weight)
-            state.add_to_window(sums)
-        state.add_to_window({"weight": weight})
-        if measure:
-            self.accelerator.unscale_gradients(state.optimizer)
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            state.window["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        state.step += 1
+            for name, value in sums.items():
+                window[name] = window[name] + value.detach() if name in window else value.detach()
+        return window
+
+    def _skip(self, state: TrainState, buffers: list[Tensor]) -> None:
+        """Gradients are the same on every rank, so all of them come here."""
+        state.skipped += 1
+        state.window.pop("grad_norm", None)
+        if state.skipped > self.most_skipped:
+            error = RunError(
+                f"at step {state.step} the gradient was no number for {state.skipped} updates in a row "
+                f"(train.most_skipped {self.most_skipped}); a lower train.optim.lr or a warm-up may help"
+            )
+            error.is_of_all_ranks = True
+            raise error
+        log.warning("step %d: the gradient is no number; the update is left out", state.step)
+        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def _clip(self) -> Tensor:
+        """Gives the norm that the gradients had before."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.clip_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
+        if self.clip_grad_value:
+            torch.nn.utils.clip_grad_value_(parameters, self.clip_grad_value)
+        return norm
 
     def _weight(self, batch: Any) -> float | Tensor:
         """This rank's share of the weight of the global batch: gradients are averaged over ranks, not added."""

@@ -67,3 +67,14 @@ def test_files_that_are_named_exist():
         assert (ROOT / link).exists(), link
     for command in re.findall(r"(?:configs/\w+\.yaml|tools/\w+\.py)", README):
         assert (ROOT / command).exists(), command
+
+
+def test_the_table_of_faults_names_what_the_campaign_tries_and_nothing_failed():
+    table = README.partition("<!-- python -m tests.faults: begin -->\n")[2].partition("\n<!-- python -m tests.faults: end -->")[0]
+    rows = cells(table)
+    assert len(rows) == 6
+    assert [row[-1] for row in rows.values()] == ["0"] * 6
+    kills = sum(int(row[1]) for name, row in rows.items() if name.startswith("killed"))
+    assert kills >= 100
+    assert int(rows["interrupted twice in an epoch"][1]) >= 24
+    assert int(rows["a byte of a checkpoint flipped"][1]) >= 200

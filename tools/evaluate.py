@@ -39,13 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--confusion", action="store_true", help="with --json: how often each class (row) is taken for each other"
     )
+    parser.add_argument("--ema", action="store_true", help="with the averaged weights of train.ema")
     args, overrides = parser.parse_with_overrides(argv)
     if args.confusion and not args.json:
         parser.error("--confusion needs --json")
 
     from engine.trained import load_trained
 
-    trained = load_trained(Path(args.path), overrides)
+    trained = load_trained(Path(args.path), overrides, averaged=args.ema)
     tables = [name for name in ("per_class", "confusion") if getattr(args, name)]
     metrics = replace(trained, task=trained.task.with_tables(*tables)).evaluate(args.split)
     if not trained.accelerator.is_main_process:

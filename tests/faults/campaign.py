@@ -32,6 +32,7 @@ FEATURES: dict[str, Sequence[object]] = {
     "accumulation": ("--train.micro_batch_size", 1, "--model.pdrop", 0.1),
     "bf16": ("--train.precision", "bf16"),
     "mixing": ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--train.label_smoothing", 0.1),
+    "EMA and clipping": ("--train.ema", 0.99, "--train.clip_grad_norm", 1.0, "--model.pdrop", 0.1),
     "AdamW with parameter groups": (
         *("--train.optim.type", "AdamW", "--train.optim.layer_decay", 0.7, "--train.optim.decay_norm_and_bias", "false"),
         *("--train.sched.type", "OneCycleLR"),

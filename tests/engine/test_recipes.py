@@ -1,0 +1,223 @@
+"""What each key of a recipe does, by its effect."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine import builder, load_config
+from engine.environment import make_accelerator
+from engine.trained import load_trained
+from tests.running import assert_same_weights, metrics, results, run_main, untimed, weights
+
+SMALL = ("--train.batch_size", 64, "--train.num_threads", 1, "--train.print_freq", 4, "--train.eval_freq", 8)
+
+
+def built(*overrides):
+    config = load_config(None, [f"--{name}={value}" for name, value in overrides])
+    return builder.build(config, make_accelerator(config))
+
+
+def test_the_averaged_weights_follow_the_closed_formula():
+    run = built(("train.n_steps", 6), ("train.batch_size", 64), ("train.ema", 0.9), ("train.ema_warmup", "false"))
+    seen = []
+    for batch in run.train_batches(0):
+        run.update(run.state, batch, measure=False)
+        seen.append(copy.deepcopy(run.model.state_dict()))
+    averaged = run.state.ema.module.state_dict()
+    # timm copies the weights after the first two updates, then the average begins
+    for name in averaged:
+        expected = 0.9**4 * seen[1][name] + sum(0.1 * 0.9 ** (5 - k) * seen[k][name] for k in range(2, 6))
+        torch.testing.assert_close(averaged[name], expected)
+
+
+def test_the_average_is_evaluated_beside_the_weights_saved_and_survives_a_resume_bit_for_bit(tmp_path):
+    argv = (*SMALL, "--train.n_steps", 24, "--train.save_freq", 8, "--train.ema", 0.99, "--model.pdrop", 0.2)
+    assert run_main("-e", tmp_path / "whole", *argv) == 0
+    assert run_main("-e", tmp_path / "cut", *argv) == 0
+    assert run_main("-r", tmp_path / "cut" / "ckpt" / "step-000008") == 0
+    for run in ("whole", "cut"):
+        assert all(("valid_ema/acc@1" in line) == ("valid/acc@1" in line) for line in metrics(tmp_path / run))
+    assert untimed(metrics(tmp_path / "whole")) == untimed(metrics(tmp_path / "cut"))
+    files = [load_file(tmp_path / run / "ckpt" / "latest" / "model_ema.safetensors") for run in ("whole", "cut")]
+    assert_same_weights(*files)
+    assert not torch.equal(files[0]["conv1.weight"], weights(tmp_path / "whole")["conv1.weight"])
+    trained = load_trained(tmp_path / "whole" / "ckpt" / "latest", {}, averaged=True)
+    assert trained.evaluate("valid")["acc@1"] == metrics(tmp_path / "whole")[-1]["valid_ema/acc@1"]
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 24])
+def test_gradients_are_clipped_to_the_norm_over_all_micro_batches(micro_batch_size):
+    options = (("train.n_steps", 2), ("train.batch_size", 64), ("train.micro_batch_size", micro_batch_size))
+    plain = ("train.optim.momentum", 0), ("train.optim.weight_decay", 0), ("train.sched.type", "constant")
+    plain += (("train.sched.warmup_epochs", 0), ("train.optim.lr", 1.0))
+    run = built(*options, *plain, ("train.clip_grad_norm", 0.01))
+    before = [p.detach().clone() for p in run.model.parameters()]
+    run.update(run.state, next(run.train_batches(0)), measure=True)
+    step = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, run.model.parameters(), strict=True)])
+    assert step.norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert run.state.window["grad_norm"] > 0.02  # what is logged is the norm before
+
+
+def test_gradients_are_clipped_by_value():
+    options = ("train.n_steps", 2), ("train.optim.momentum", 0), ("train.optim.weight_decay", 0), ("train.optim.lr", 1.0)
+    run = built(*options, ("train.sched.type", "constant"), ("train.sched.warmup_epochs", 0), ("train.clip_grad_value", 1e-4))
+    before = [p.detach().clone() for p in run.model.parameters()]
+    run.update(run.state, next(run.train_batches(0)), measure=False)
+    steps = [(b - p.detach()).abs().max().item() for b, p in zip(before, run.model.parameters(), strict=True)]
+    assert max(steps) == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_mixing_stops_after_its_epochs():
+    run = built(("train.n_epochs", 3), ("train.batch_size", 512), ("augment.mixup", 0.8), ("augment.mix_epochs", 2))
+    assert [batch[1].ndim for batch in run.train_batches(0)] == [2, 2, 2, 2, 1, 1]
+
+
+def test_channels_last_changes_the_layout_and_not_the_result():
+    names = ("data.name", "shapes"), ("data.n_train", 64), ("data.n_test", 64), ("model.name", "resnet18"), ("train.n_steps", 1)
+    plain, last = (built(*names, ("train.batch_size", 16), ("train.channels_last", value)) for value in ("false", "true"))
+    assert last.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    batch = next(plain.train_batches(0))
+    with torch.no_grad():
+        torch.testing.assert_close(last.model.eval()(batch[0]), plain.model.eval()(batch[0]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_without_better_evaluations_ends_early_and_stays_ended(tmp_path, capsys):
+    argv = (*SMALL, "--train.n_steps", 200, "--train.optim.lr", 1e-9, "--train.patience", 3)
+    assert run_main("-e", tmp_path / "run", *argv) == 0
+    said = results(tmp_path / "run")
+    assert said["status"] == "completed"
+    assert said["step"] == said["best"]["step"] + 3 * 8 < 200
+    assert "3 evaluations without a better one" in capsys.readouterr().out
+    assert run_main("-e", tmp_path / "run", "-r", "latest") == 0
+    assert results(tmp_path / "run")["step"] == said["step"]
+
+
+def test_an_evaluation_before_the_first_step(tmp_path):
+    argv = (*SMALL, "--train.n_steps", 8, "--train.eval_first", "true")
+    assert run_main("-e", tmp_path / "run", *argv) == 0
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [0, 4, 8]
+    assert "valid/acc@1" in lines[0]
+    assert run_main("-r", tmp_path / "run" / "ckpt" / "step-000000") == 0
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 4, 8]
+
+
+def test_a_time_limit_saves_and_ends_and_the_run_goes_on_from_there(tmp_path, capsys):
+    argv = (*SMALL, "--train.n_steps", 100_000, "--train.time_limit", 0.02, "--train.save_freq", 100_000)
+    assert run_main("-e", tmp_path / "run", *argv) == 143
+    step = results(tmp_path / "run")["step"]
+    assert 0 < step < 100_000
+    assert run_main("-e", tmp_path / "run", "-r", "latest") == 143
+    assert results(tmp_path / "run")["step"] > step
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--train.ema", 1.5), ["train.ema", "below 1"]),
+        (("--train.clip_grad_norm", 0), ["train.clip_grad_norm", "above 0"]),
+        (("--train.freeze", "[nothing_here]"), ["train.freeze", "nothing_here"]),
+    ],
+)
+def test_what_can_not_be_is_one_line(tmp_path, argv, says, capsys):
+    assert run_main("-e", tmp_path / "run", *argv) == 2
+    line = capsys.readouterr().err.strip()
+    assert len(line.splitlines()) == 1
+    assert all(word in line for word in says), line
+
+
+@pytest.mark.parametrize(
+    ("argv", "key"), [(("--augment.mix_epochs", 2), "augment.mix_epochs"), (("--train.ema_warmup", "false"), "train.ema_warmup")]
+)
+def test_what_has_no_effect_is_said(argv, key, tmp_path, capsys):
+    assert run_main("--dry_run", *argv) == 0
+    assert f"warning: {key} (--{key}) has no effect" in capsys.readouterr().out
+
+
+class TestGradientsThatAreNoNumber:
+    def spoilt(self, monkeypatch, *steps):
+        from engine.update import Update
+
+        update = Update.__call__
+
+        def spoil(this, state, batch, **kwargs):
+            images = batch[0] * float("nan") if state.step in steps else batch[0]
+            update(this, state, (images, *batch[1:]), **kwargs)
+
+        monkeypatch.setattr(Update, "__call__", spoil)
+
+    def test_their_updates_are_left_out_and_leave_no_trace(self, tmp_path, monkeypatch, capsys):
+        self.spoilt(monkeypatch, 5, 6, 11)
+        argv = (
+            "--data.name",
+            "shapes",
+            "--data.n_train",
+            64,
+            "--data.n_test",
+            32,
+            "--train.batch_size",
+            8,
+            "--train.n_steps",
+            12,
+        )
+        argv += ("--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--train.print_freq", 6, "--train.num_threads", 1)
+        assert run_main("-e", tmp_path / "run", *argv, "--train.nonfinite", "skip") == 0
+        assert capsys.readouterr().out.count("the update is left out") == 3
+        assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+        assert all(line.get("train/loss", 0.0) is not None for line in metrics(tmp_path / "run"))
+
+    def test_too_many_in_a_row_stop_the_run(self, tmp_path, monkeypatch, capsys):
+        self.spoilt(monkeypatch, 2, 3, 4, 5)
+        argv = (*SMALL, "--train.n_steps", 12, "--train.nonfinite", "skip", "--train.most_skipped", 3)
+        assert run_main("-e", tmp_path / "run", *argv) == 1
+        assert "for 4 updates in a row (train.most_skipped 3)" in capsys.readouterr().err
+
+    def test_an_interval_without_any_update_is_logged_without_a_loss(self, tmp_path, monkeypatch):
+        self.spoilt(monkeypatch, 0, 1, 2, 3)
+        assert run_main("-e", tmp_path / "run", *SMALL, "--train.n_steps", 8, "--train.nonfinite", "skip") == 0
+        assert ["train/loss" in line for line in metrics(tmp_path / "run")] == [False, True]
+
+
+def test_checkpointed_gradients_are_the_same_gradients():
+    options = [("data.name", "shapes"), ("data.n_train", 64), ("data.n_test", 64), ("model.name", "timm/vit_tiny_patch16_224")]
+    options += [("train.n_steps", 1), ("train.batch_size", 4), ("train.num_threads", 1), ("data.img_size", 32)]
+    runs = [built(*options, ("train.grad_checkpointing", value)) for value in ("false", "true")]
+    batch = next(runs[0].train_batches(0))
+    for run in runs:
+        run.task.loss_sum(run.model, batch)[0].backward()
+    for (name, a), b in zip(runs[0].model.named_parameters(), runs[1].model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+
+
+def test_a_model_that_does_not_offer_checkpointing_is_one_line(tmp_path, capsys):
+    assert run_main("-e", tmp_path / "run", "--train.grad_checkpointing", "true", "--train.n_steps", 2) == 2
+    assert "model.name lenet doesn't offer it" in capsys.readouterr().err
+
+
+def test_deterministic_asks_torch_for_it_and_gives_the_same_bits_twice(tmp_path):
+    argv = (*SMALL, "--train.n_steps", 8, "--model.pdrop", 0.2)
+    try:
+        for run in ("a", "b"):
+            assert run_main("-e", tmp_path / run, *argv, "--deterministic", "true") == 0
+            assert torch.are_deterministic_algorithms_enabled()
+        assert_same_weights(weights(tmp_path / "a"), weights(tmp_path / "b"))
+        assert run_main("-e", tmp_path / "c", *argv) == 0
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_evaluation_has_a_size_of_its_own():
+    names = [("data.name", "shapes"), ("data.n_train", 64), ("data.n_test", 64), ("model.name", "resnet18"), ("train.n_steps", 1)]
+    run = built(*names, ("eval.img_size", 48), ("train.batch_size", 16), ("data.img_size", 32))
+    assert next(run.train_batches(0))[0].shape[-2:] == (32, 32)
+    assert next(iter(run.data.loader("valid").batches()))[0].shape[-2:] == (48, 48)
+
+
+def test_a_model_that_can_not_take_the_size_of_the_evaluation_is_one_line(tmp_path, capsys):
+    argv = ("--data.name", "shapes", "--data.n_train", 64, "--model.name", "vit_tiny", "--train.n_steps", 2, "--train.batch_size", 16)
+    assert run_main("-e", tmp_path / "run", *argv, "--eval.img_size", 64) == 2
+    line = capsys.readouterr().err.strip()
+    assert all(words in line for words in ("eval.img_size 64", "vit_tiny", "data.img_size 32"))
