@@ -19,9 +19,10 @@ class Normalise:
         self.scale, self.shift = 1 / (255 * self.std), -self.mean / self.std  # so that two passes over the batch do
         self.size = (img_size, img_size)
 
-    def __call__(self, images: Tensor, out: Tensor | None = None) -> Tensor:
-        if images.shape[-2:] != self.size:
-            images = F.interpolate(images.to(self.scale.dtype), self.size, mode="bilinear", antialias=True)
+    def __call__(self, images: Tensor, out: Tensor | None = None, *, size: tuple[int, int] | None = None) -> Tensor:
+        size = size or self.size
+        if images.shape[-2:] != size:
+            images = F.interpolate(images.to(self.scale.dtype), size, mode="bilinear", antialias=True)
         out = torch.empty(images.shape, dtype=self.scale.dtype, device=images.device) if out is None else out
         return out.copy_(images).mul_(self.scale).add_(self.shift)  # in half the time of a multiplication of two types
 

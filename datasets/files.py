@@ -119,7 +119,8 @@ class Box(NamedTuple):
 
 
 class TrainingImages:
-    """A random part of the image, scaled to img_size; maybe mirrored, distorted by a policy, and with a rectangle blotted out.
+    """A random part of the image, scaled to the size that is asked for; maybe mirrored, distorted by a policy, and with a
+    rectangle blotted out.
 
     Policies: RandAugment (Cubuk et al. 2019), https://arxiv.org/abs/1909.13719; TrivialAugment (Müller, Hutter 2021),
     https://arxiv.org/abs/2103.10158; AugMix (Hendrycks et al. 2019), https://arxiv.org/abs/1912.02781.
@@ -131,7 +132,6 @@ class TrainingImages:
 
     def __init__(
         self,
-        img_size: int,
         *,
         scale: tuple[float, float],
         hflip: bool,
@@ -143,7 +143,7 @@ class TrainingImages:
         mean: tuple[float, ...],
         seed: int,
     ) -> None:
-        self.img_size, self.scale, self.hflip, self.interpolation, self.seed = img_size, scale, hflip, interpolation, seed
+        self.scale, self.hflip, self.interpolation, self.seed = scale, hflip, interpolation, seed
         self.erasing = erasing
         self.blot = torch.tensor(mean).mul(255).round().to(torch.uint8).view(3, 1, 1)
         self.distortions = _distortions(policy, magnitude, color_jitter)
@@ -152,7 +152,7 @@ class TrainingImages:
         bits = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), self.ERASE.stop)
         numbers = (bits.T.double() / 2**31).tolist()
         for path, sample, of_sample, into in zip(request.paths, request.samples.tolist(), numbers, out, strict=True):
-            image = self._cropped(ImageFile(os.fsdecode(path)), of_sample[self.CROP])
+            image = self._cropped(ImageFile(os.fsdecode(path)), out.shape[-1], of_sample[self.CROP])
             if self.hflip and of_sample[self.FLIP] < 0.5:
                 image = image.flip(-1)
             if self.distortions:
@@ -163,23 +163,24 @@ class TrainingImages:
             if self.erasing:
                 self._erase(into, *of_sample[self.ERASE])
 
-    def _cropped(self, file: ImageFile, numbers: Sequence[float]) -> Tensor:
+    def _cropped(self, file: ImageFile, img_size: int, numbers: Sequence[float]) -> Tensor:
         box = random_box(file.height, file.width, self.scale, numbers)
         # decoded no smaller than the crop that comes of it
-        shrink = next((n for n in (8, 4, 2) if min(box.height, box.width) >= n * self.img_size), 1)
+        shrink = next((n for n in (8, 4, 2) if min(box.height, box.width) >= n * img_size), 1)
         pixels = torch.from_numpy(file.decode_fast(shrink))
         y, x = pixels.shape[0] / file.height, pixels.shape[1] / file.width
         top, left, height, width = int(box.top * y), int(box.left * x), round(box.height * y), round(box.width * x)
         crop = pixels[top : top + height, left : left + width].permute(2, 0, 1).unsqueeze(0)
-        return F.interpolate(crop, (self.img_size, self.img_size), mode=self.interpolation, antialias=True)[0]
+        return F.interpolate(crop, (img_size, img_size), mode=self.interpolation, antialias=True)[0]
 
     def _erase(self, image: Tensor, whether: float, area: float, ratio: float, y: float, x: float) -> None:
         """The rectangle has 2 % to 33 % of the area and sides in a ratio from 0.3 to 1 / 0.3; it gets the mean colour."""
         if whether >= self.erasing:
             return
-        side, stretch = self.img_size * math.sqrt(0.02 + 0.31 * area), 0.3 ** (ratio - 0.5)
-        height, width = (min(round(length), self.img_size) for length in (side * stretch, side / stretch))
-        top, left = int(y * (self.img_size - height + 1)), int(x * (self.img_size - width + 1))
+        img_size = image.shape[-1]
+        side, stretch = img_size * math.sqrt(0.02 + 0.31 * area), 0.3 ** (ratio - 0.5)
+        height, width = (min(round(length), img_size) for length in (side * stretch, side / stretch))
+        top, left = int(y * (img_size - height + 1)), int(x * (img_size - width + 1))
         image[:, top : top + height, left : left + width] = self.blot
 
 

@@ -5,6 +5,7 @@ this rank's part of every sample once, in order.
 """
 
 import atexit
+import math
 import multiprocessing
 import signal
 import threading
@@ -50,6 +51,24 @@ class Preparation:
     magnitude: int = 9  # of randaugment
     erasing: float = 0.0  # probability
     repeats: int = 1
+    growth: "Growth | None" = None
+
+    def size(self, epoch: int) -> int:
+        """Height and width of the training images of an epoch."""
+        return self.growth.size(epoch, self.img_size) if self.growth is not None and self.augment else self.img_size
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Progressive resizing: small images first, which take less time."""
+
+    first: int
+    n_epochs: float  # until the full size is reached
+    step: int
+
+    def size(self, epoch: int, full: int) -> int:
+        missing = (full - self.first) * max(0.0, 1 - epoch / self.n_epochs)
+        return full - round(missing / self.step) * self.step
 
 
 @dataclass(frozen=True)
@@ -110,6 +129,7 @@ class InMemoryTraining:
         )
         self.jitter = ColorJitter(prepare.color_jitter, order.seed) if prepare.augment and prepare.color_jitter else None
         self.cutout = Cutout(prepare.cutout, order.seed) if prepare.augment and prepare.cutout else None
+        self.size = prepare.size
         self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
@@ -118,10 +138,10 @@ class InMemoryTraining:
             images = self.cut(epoch, samples)
             if self.jitter is not None:
                 images = self.jitter(epoch, samples, images)
-            images = self.normalise(images)
+            images = self.normalise(images, size=(self.size(epoch),) * 2)
             if self.cutout is not None:
                 images = self.cutout(epoch, samples, images)
-            yield images, self.labels[samples]
+            yield images, self.labels.index_select(0, samples)
 
 
 class InMemoryEvaluation:
@@ -139,34 +159,36 @@ class FileTraining:
     """One DataLoader iteration serves the whole run, so that workers never start anew between epochs."""
 
     def __init__(self, split: Files, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> None:
-        self.split, self.order, self.repeats = split, order, prepare.repeats
+        self.split, self.order, self.repeats, self.size = split, order, prepare.repeats, prepare.size
         self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
         self.read = FileBatches(_training_images(prepare, order.seed), self.normalise, workers, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.read(self._requests(first, last))
 
-    def _requests(self, first: int, last: int) -> Iterator[tuple[Request, Tensor]]:
+    def _requests(self, first: int, last: int) -> Iterator[tuple[Request, Tensor, int]]:
         for step in range(first, last):
             samples = self.order.samples(step).repeat_interleave(self.repeats)
             copies = torch.arange(len(samples)) % self.repeats
             counters = (samples * self.repeats + copies).numpy()
-            yield Request(self.split.paths[samples.numpy()], self.order.epoch(step), counters), self.split.labels[samples]
+            epoch = self.order.epoch(step)
+            request = Request(self.split.paths[samples.numpy()], epoch, counters)
+            yield request, self.split.labels[samples], self.size(epoch)
 
 
 class FileEvaluation:
     def __init__(self, split: Files, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> None:
-        self.split, self.batch_size = split, batch_size
+        self.split, self.batch_size, self.img_size = split, batch_size, prepare.img_size
         normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
         self.read = FileBatches(_evaluation_images(prepare), normalise, workers, device)
 
     def batches(self) -> Iterator[Batch]:
         return self.read(self._requests())
 
-    def _requests(self) -> Iterator[tuple[Request, Tensor]]:
+    def _requests(self) -> Iterator[tuple[Request, Tensor, int]]:
         for first in range(0, len(self.split), self.batch_size):
             part = slice(first, first + self.batch_size)
-            yield Request(self.split.paths[part]), self.split.labels[part]
+            yield Request(self.split.paths[part]), self.split.labels[part], self.img_size
 
 
 def _evaluation_images(prepare: Preparation) -> EvaluationImages:
@@ -177,7 +199,6 @@ def _training_images(prepare: Preparation, seed: int) -> EvaluationImages | Trai
     if not prepare.augment:
         return _evaluation_images(prepare)
     return TrainingImages(
-        prepare.img_size,
         scale=prepare.scale,
         hflip=bool(prepare.hflip),
         interpolation=prepare.interpolation,
@@ -203,32 +224,32 @@ class FileBatches:
         self.read, self.normalise, self.workers, self.device = read, normalise, workers, device
         self.memory = ReusedMemory()
 
-    def __call__(self, requests: Iterator[tuple[Request, Tensor]]) -> Iterator[Batch]:
+    def __call__(self, requests: Iterator[tuple[Request, Tensor, int]]) -> Iterator[Batch]:
         first = next(requests, None)
         if first is None:
             return
         n_slots = self.workers.num_workers * self.workers.prefetch_factor + 1
-        slots = torch.empty(n_slots, len(first[1]), 3, *self.normalise.size, dtype=torch.uint8)
+        slots = torch.empty(n_slots, len(first[1]) * 3 * math.prod(self.normalise.size), dtype=torch.uint8)
         if self.workers.num_workers:
             slots.share_memory_()
-        under_way: deque[Tensor] = deque()
+        under_way: deque[tuple[Tensor, int]] = deque()  # labels, and the size of the images
 
-        def keys() -> Iterator[tuple[int, Request]]:
-            for n, (request, labels) in enumerate(chain([first], requests)):
-                under_way.append(labels)
-                yield n % n_slots, request
+        def keys() -> Iterator[tuple[int, Request, int]]:
+            for n, (request, labels, size) in enumerate(chain([first], requests)):
+                under_way.append((labels, size))
+                yield n % n_slots, request, size
 
         loader = DataLoader(_Slots(self.read, slots), sampler=keys(), batch_size=None, **self.workers.options())
         with _workers_ended(loader) as filled:
             for slot in filled:
                 if isinstance(slot, str):
                     raise UnreadableImage(slot)
-                labels = under_way.popleft()
-                images = slots[slot, : len(labels)]
+                labels, size = under_way.popleft()
+                images = _images_in(slots[slot], len(labels), size)
                 if self.device.type == "cpu":
                     yield self._normalised_here(images), labels
                 else:
-                    yield self.normalise(self._sent(images)), self._sent(labels)
+                    yield self.normalise(self._sent(images), size=images.shape[-2:]), self._sent(labels)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """Waits until the slot can be used again, which with page-locked memory is at once: that is a copy of its own."""
@@ -242,7 +263,7 @@ class FileBatches:
         n_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         for image, normalised in zip(images, batch, strict=True):
-            self.normalise(image, out=normalised)
+            self.normalise(image, out=normalised, size=image.shape[-2:])
         torch.set_num_threads(n_threads)
         return batch
 
@@ -254,13 +275,19 @@ class _Slots(Dataset):
     read: Callable[[Request, Tensor], None]
     slots: Tensor
 
-    def __getitem__(self, key: tuple[int, Request]) -> int | str:
-        slot, request = key
+    def __getitem__(self, key: tuple[int, Request, int]) -> int | str:
+        slot, request, size = key
         try:
-            self.read(request, self.slots[slot, : len(request.paths)])
+            self.read(request, _images_in(self.slots[slot], len(request.paths), size))
         except UnreadableImage as error:  # its message only: a worker's exception would come as a traceback
             return str(error)
         return slot
+
+
+def _images_in(slot: Tensor, n: int, size: int) -> Tensor:
+    """A slot is long enough for the largest images; smaller ones fill a part of it."""
+    shape = (n, 3, size, size)
+    return slot[: math.prod(shape)].view(shape)
 
 
 class ReusedMemory:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
-from datasets.loaders import EvalLoader, Preparation, TrainLoader, Workers, eval_loader, train_loader
+from datasets.loaders import EvalLoader, Growth, Preparation, TrainLoader, Workers, eval_loader, train_loader
 from datasets.mixing import Mixing
 from datasets.order import Order
 from datasets.splits import Images, hold_out
@@ -145,7 +145,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     task = task or make_task(config, data)
     model = model if model is not None else build_model(config, data)
     model.to(accelerator.device, memory_format=torch.channels_last if train.channels_last else torch.preserve_format)
-    _check_eval_size(model, config, data)
+    _check_sizes(model, config, data)
     _freeze(model, config)
     if train.grad_checkpointing:
         _checkpoint_gradients(model, config)
@@ -156,6 +156,8 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         training_model = torch.compile(training_model, mode=train.compile_mode)
 
     n_steps = train.n_steps or train.n_epochs * order.steps_per_epoch
+    growth = _growth(config, data.img_size, n_steps / order.steps_per_epoch)
+    prepare = preparation(config, data.spec, data.img_size, growth)
     schedule = make_schedule(train.sched, n_steps, order.steps_per_epoch)
     return Run(
         accelerator=accelerator,
@@ -175,9 +177,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
             most_skipped=train.most_skipped if train.nonfinite == "skip" else 0,
         ),
         schedule=schedule,
-        train_loader=train_loader(
-            data.splits["train"], order, preparation(config, data.spec, data.img_size), workers(config), accelerator.device
-        ),
+        train_loader=train_loader(data.splits["train"], order, prepare, workers(config), accelerator.device),
         mix=make_mixing(config, len(data.classes)),
         steps_per_epoch=order.steps_per_epoch,
         n_steps=n_steps,
@@ -192,20 +192,21 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
 
 
 @torch.no_grad()
-def _check_eval_size(model: nn.Module, config: LoadedConfig, data: Data) -> None:
-    size, was_training = config.eval.img_size, model.training
-    if size is None or size == data.img_size:
-        return
-    image = torch.zeros(1, data.spec.channels, size, size, device=next(model.parameters()).device)
-    try:
-        model.eval()(image)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ConfigError(
-            f"eval.img_size {size} ({config.origin('eval.img_size').name}): model.name {config.model.name} was built for "
-            f"data.img_size {data.img_size} and can't take it: {str(error).splitlines()[0]}"
-        ) from error
-    finally:
-        model.train(was_training)
+def _check_sizes(model: nn.Module, config: LoadedConfig, data: Data) -> None:
+    """Sizes other than the one that the model was built for; many have no need to know theirs, a ViT has."""
+    was_training = model.training
+    for key, size in (("eval.img_size", config.eval.img_size), ("augment.resize_from", config.augment.resize_from)):
+        if size is None or size == data.img_size:
+            continue
+        image = torch.zeros(1, data.spec.channels, size, size, device=next(model.parameters()).device)
+        try:
+            model.eval()(image)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ConfigError(
+                f"{key} {size} ({config.origin(key).name}): model.name {config.model.name} was built for "
+                f"data.img_size {data.img_size} and can't take it: {str(error).splitlines()[0]}"
+            ) from error
+    model.train(was_training)
 
 
 def _freeze(model: nn.Module, config: LoadedConfig) -> None:
@@ -336,7 +337,17 @@ def _assign(config: LoadedConfig, loaded: Loaded) -> dict[str, Split]:
     return {"train": train, "valid": valid, "test": loaded.test}
 
 
-def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int) -> Preparation:
+def _growth(config: LoadedConfig, img_size: int, n_epochs: float) -> Growth | None:
+    augment = config.augment
+    if augment.resize_from is None:
+        return None
+    if augment.resize_from > img_size:
+        origin = config.origin("augment.resize_from").name
+        raise ConfigError(f"augment.resize_from {augment.resize_from} ({origin}) is more than data.img_size {img_size}")
+    return Growth(augment.resize_from, augment.resize_epochs or n_epochs, augment.resize_step)
+
+
+def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int, growth: Growth | None = None) -> Preparation:
     augment = config.augment
     return Preparation(
         img_size=img_size,
@@ -355,6 +366,7 @@ def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int) -> Prepa
         magnitude=augment.auto_magnitude,
         erasing=augment.erasing,
         repeats=augment.repeats,
+        growth=growth,
     )
 
 

@@ -397,6 +397,8 @@ def _check_together(config: LoadedConfig) -> None:
         )
     without_effect = [
         ("augment.mix_epochs", config.augment.mixup == config.augment.cutmix == 0, "augment.mixup and augment.cutmix 0"),
+        ("augment.resize_epochs", config.augment.resize_from is None, "augment.resize_from null"),
+        ("augment.resize_step", config.augment.resize_from is None, "augment.resize_from null"),
         ("train.ema_warmup", train.ema is None, "train.ema null"),
         ("train.compile_mode", not train.compile, "train.compile false"),
         ("train.most_skipped", train.nonfinite != "skip", "train.nonfinite stop"),

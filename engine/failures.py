@@ -25,7 +25,7 @@ def explained(config: LoadedConfig, accelerator: Accelerator) -> Iterator[None]:
     """What is no bug of this program becomes a RunError."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ValueError) as error:
         said = _explain(error, config, accelerator)
         if said is None:
             raise
@@ -45,6 +45,9 @@ def _explain(error: Exception, config: LoadedConfig, accelerator: Accelerator) -
             f"out of memory on {accelerator.device}: train.batch_size {train.batch_size} is {at_once} images at a time on each "
             f"device, in {train.precision}; {remedy}"
         )
+    if text.startswith("Expected more than 1 value per channel"):
+        key = "micro_batch_size" if train.micro_batch_size else "batch_size"
+        return f"BatchNorm has a single number per channel to normalise by: train.{key} {getattr(train, key)} is too small for it"
     if text.startswith("DataLoader timed out"):
         return f"no worker has prepared a batch for {train.timeout} seconds (train.timeout); is the disk with the data alive?"
     if text.startswith("DataLoader worker"):

@@ -61,6 +61,11 @@ class AugmentConfig:
     auto_magnitude: int = key(9, "strength of randaugment", least=0, most=30)
     color_jitter: float = key(0.0, "brightness, contrast and saturation change by up to this part; 0: off", least=0, most=1)
     erasing: float = key(0.0, "image folders: probability that a rectangle is blotted out (Random Erasing)", least=0, most=1)
+    resize_from: int | None = key(
+        None, "progressive resizing: training begins with images of this height and width, which grow to data.img_size", least=1
+    )
+    resize_epochs: int | None = key(None, "epochs until they have grown; null: the whole run", least=1)
+    resize_step: int = key(16, "sizes in between differ from data.img_size by a multiple of this", least=1)
     repeats: int = key(
         1, "image folders: each batch holds so many differently augmented copies of an image; an epoch is longer by it", least=1
     )

@@ -54,7 +54,7 @@ class Update:
             state.add_to_window(window)
             state.optimizer.step()
             if state.ema is not None:
-                state.ema.update(state.model, step=state.step)
+                state.ema.update(state.model, step=state.step + 1)
         state.optimizer.zero_grad()
         state.step += 1
 

@@ -43,6 +43,9 @@ class Row:
     not_counted: dict[str, int]
 
 
+UNKNOWN_CLASSES = 1000  # counted with, where only the files of a data set say how many there are
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="count_macs.py", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("-c", "--config", action="append", help="a config; several are possible (default: all of configs/)")
@@ -110,9 +113,7 @@ def _of_config(path: str, config: LoadedConfig) -> Row:
 
     check(config)
     spec = find_dataset(config.data.name)
-    n_classes = config.data.n_classes or spec.n_classes
-    if n_classes is None:
-        raise ConfigError(f"data.n_classes: must be given, since only the files of {spec.name} would say it ({path})")
+    n_classes = config.data.n_classes or spec.n_classes or UNKNOWN_CLASSES
     published = PUBLISHED.search(Path(path).read_text())
     return _row(
         Path(path).stem,

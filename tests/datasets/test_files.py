@@ -67,9 +67,12 @@ def preparation(**kwargs):
 
 
 def training_images(**kwargs):
-    crop = {"img_size": 224, "scale": (0.08, 1.0), "interpolation": "bilinear", "seed": 1}
+    img_size = kwargs.pop("img_size", 224)
+    crop = {"scale": (0.08, 1.0), "interpolation": "bilinear", "seed": 1}
     off = {"hflip": False, "policy": None, "magnitude": 9, "color_jitter": 0, "erasing": 0, "mean": HALF["mean"]}
-    return TrainingImages(**{**crop, **off, **kwargs})
+    images = TrainingImages(**{**crop, **off, **kwargs})
+    images.img_size = img_size  # that read() asks for
+    return images
 
 
 def read(images, paths, epoch=0):

@@ -26,9 +26,9 @@ def test_the_averaged_weights_follow_the_closed_formula():
         run.update(run.state, batch, measure=False)
         seen.append(copy.deepcopy(run.model.state_dict()))
     averaged = run.state.ema.module.state_dict()
-    # timm copies the weights after the first two updates, then the average begins
+    # timm copies the weights after the first update, then the average begins
     for name in averaged:
-        expected = 0.9**4 * seen[1][name] + sum(0.1 * 0.9 ** (5 - k) * seen[k][name] for k in range(2, 6))
+        expected = 0.9**5 * seen[0][name] + sum(0.1 * 0.9 ** (5 - k) * seen[k][name] for k in range(1, 6))
         torch.testing.assert_close(averaged[name], expected)
 
 
@@ -217,7 +217,54 @@ def test_evaluation_has_a_size_of_its_own():
 
 
 def test_a_model_that_can_not_take_the_size_of_the_evaluation_is_one_line(tmp_path, capsys):
-    argv = ("--data.name", "shapes", "--data.n_train", 64, "--model.name", "vit_tiny", "--train.n_steps", 2, "--train.batch_size", 16)
-    assert run_main("-e", tmp_path / "run", *argv, "--eval.img_size", 64) == 2
+    argv = ("--data.name", "shapes", "--data.n_train", 64, "--data.img_size", 32, "--train.batch_size", 16, "--train.n_steps", 2)
+    assert run_main("-e", tmp_path / "run", *argv, "--model.name", "vit_tiny", "--eval.img_size", 64) == 2
     line = capsys.readouterr().err.strip()
     assert all(words in line for words in ("eval.img_size 64", "vit_tiny", "data.img_size 32"))
+
+
+SHAPES = [
+    ("data.name", "shapes"),
+    ("data.n_train", 48),
+    ("data.n_test", 16),
+    ("model.name", "resnet18"),
+    ("train.batch_size", 16),
+]
+
+
+def test_images_grow_with_the_epochs_to_their_full_size():
+    growing = [("augment.resize_from", 16), ("augment.resize_epochs", 4), ("augment.resize_step", 4)]
+    run = built(*SHAPES, ("train.n_epochs", 6), ("data.img_size", 32), *growing)
+    sizes = [batch[0].shape[-1] for batch in run.train_batches(0)][::3]
+    assert sizes == [16, 20, 24, 28, 32, 32]
+    assert next(iter(run.data.loader("valid").batches()))[0].shape[-1] == 32
+    assert next(run.train_batches(3))[0].shape[-1] == 20  # after a jump too
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_images_in_files_grow_too(data_root, n_workers):
+    options = [("data.name", "imagefolder"), ("data.dataroot", data_root / "imagefolder"), ("data.img_size", 32)]
+    options += [
+        ("dataloader.num_workers", n_workers),
+        ("train.batch_size", 8),
+        ("model.name", "resnet18"),
+        ("augment.erasing", 1),
+    ]
+    run = built(*options, ("train.n_epochs", 3), ("augment.resize_from", 16), ("augment.resize_step", 8))
+    assert [batch[0].shape[-1] for batch in run.train_batches(0)] == [16] * 3 + [24] * 3 + [24] * 3
+
+
+def test_a_size_that_can_not_be_is_one_line(tmp_path, capsys):
+    argv = [f"--{name}={value}" for name, value in SHAPES]
+    assert run_main("-e", tmp_path / "run", *argv, "--train.n_steps", 2, "--augment.resize_from", 64, "--data.img_size", 32) == 2
+    assert "augment.resize_from 64" in capsys.readouterr().err
+    assert run_main("-e", tmp_path / "run", *argv, "--model.name=vit_tiny", "--train.n_steps=2", "--augment.resize_from=16") == 2
+    assert "vit_tiny" in capsys.readouterr().err
+
+
+def test_a_batch_too_small_for_batchnorm_is_one_line(tmp_path, capsys):
+    argv = [f"--{name}={value}" for name, value in SHAPES]
+    assert run_main("-e", tmp_path / "run", *argv, "--train.n_steps", 2, "--train.micro_batch_size", 1) == 1
+    line = capsys.readouterr().err.strip()
+    assert len(line.splitlines()) == 1
+    assert "train.micro_batch_size 1 is too small" in line

@@ -32,10 +32,21 @@ FEATURES: dict[str, Sequence[object]] = {
     "accumulation": ("--train.micro_batch_size", 1, "--model.pdrop", 0.1),
     "bf16": ("--train.precision", "bf16"),
     "mixing": ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--train.label_smoothing", 0.1),
+    "progressive resizing": ("--augment.resize_from", 20, "--augment.resize_step", 4, "--model.name", "resnet18"),
     "EMA and clipping": ("--train.ema", 0.99, "--train.clip_grad_norm", 1.0, "--model.pdrop", 0.1),
     "AdamW with parameter groups": (
         *("--train.optim.type", "AdamW", "--train.optim.layer_decay", 0.7, "--train.optim.decay_norm_and_bias", "false"),
         *("--train.sched.type", "OneCycleLR"),
+    ),
+    "many together": (
+        *("--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--model.first_block", "cifar10"),
+        *("--train.freeze", "[stem]", "--train.precision", "bf16", "--train.sched.eta_min", 0.001),
+        *("--train.micro_batch_size", 1, "--train.ema", 0.9, "--train.clip_grad_norm", 1.0, "--train.label_smoothing", 0.1),
+        *("--augment.auto", "augmix", "--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--augment.mix_epochs", 2),
+        *("--augment.resize_from", 20, "--augment.resize_step", 4, "--augment.repeats", 2, "--train.nonfinite", "skip"),
+        *("--train.optim.type", "NAdamW", "--train.optim.head_lr", 0.02, "--train.optim.decay_norm_and_bias", "false"),
+        *("--train.sched.type", "LinearLR", "--train.sched.warmup_steps", 3, "--train.sched.cooldown_steps", 3),
+        *("--eval.tta", "flip", "--train.channels_last", "true", "--train.loss", "bce"),
     ),
 }
 
@@ -272,13 +283,9 @@ def whole(folder: Path) -> Iterator[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    outcomes = {
-        "killed": "resumed bit for bit",
-        "interrupted": "ended bit for bit",
-        "a byte": "found",
-        "code": "refused, not run",
-    }
-    lines = ["| fault | tried | outcome | wrong |", "|---|---:|---|---:|"]
+    resumed = "resumed, it ends bit for bit alike"
+    outcomes = {"killed": resumed, "interrupted": resumed, "a byte": "found, and its file named", "code": "refused, and not run"}
+    lines = ["| fault | tried | what must happen | failed |", "| --- | ---: | --- | ---: |"]
     for row in rows:
         outcome = next(said for begin, said in outcomes.items() if row.fault.startswith(begin))
         lines.append(f"| {row.fault} | {row.tried} | {outcome} | {len(row.wrong)} |")

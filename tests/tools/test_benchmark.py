@@ -76,3 +76,10 @@ def test_something_must_be_asked_for(capsys):
     assert run_tool(lambda: main([])) == 2
     assert run_tool(lambda: main(["date"])) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_a_checkpoint_is_measured_beside_a_bare_save(capsys):
+    assert run_tool(lambda: main(["checkpoint", "--quick", "--json"])) == 0
+    saves = json.loads(capsys.readouterr().out)
+    assert saves["times"] == pytest.approx(saves["ms"] / saves["bare_ms"])
+    assert 85 < saves["megabytes"] < 95  # 11.17 M parameters, and as many momenta
