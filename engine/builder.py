@@ -174,6 +174,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
             config.seed,
             clip_grad_norm=train.clip_grad_norm,
             clip_grad_value=train.clip_grad_value,
+            averaging_decay=_averaging_decay(ema, config, n_steps),
             most_skipped=train.most_skipped if train.nonfinite == "skip" else 0,
         ),
         schedule=schedule,
@@ -229,13 +230,23 @@ def _checkpoint_gradients(model: nn.Module, config: LoadedConfig) -> None:
 
 def _make_ema(model: nn.Module, config: LoadedConfig, accelerator: Accelerator) -> nn.Module | None:
     """Made before Accelerate puts anything around the model. Its decay is a function of the step, so it needs no state."""
-    if config.train.ema is None:
+    train = config.train
+    if train.ema is None and train.average_last is None:
         return None
     from timm.utils import ModelEmaV3
 
-    ema = ModelEmaV3(model, config.train.ema, use_warmup=config.train.ema_warmup).requires_grad_(False)
+    ema = ModelEmaV3(model, train.ema or 0.0, use_warmup=train.ema_warmup).requires_grad_(False)
     accelerator.prepare_model(ema.module, evaluation_mode=True)
     return ema
+
+
+def _averaging_decay(ema: nn.Module | None, config: LoadedConfig, n_steps: int) -> Callable[[int], float] | None:
+    """By the number of updates done. A plain average over the last part weighs each of n weights by 1 / n."""
+    last = config.train.average_last
+    if last is None:
+        return ema.get_decay if ema is not None else None
+    first = n_steps - round(n_steps * last)
+    return lambda n_updates: max(0.0, 1 - 1 / max(1, n_updates - first))
 
 
 def build_model(config: LoadedConfig, data: Data) -> nn.Module:

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from engine.errors import RunError
 from engine.run_folder import MANIFEST, committed_checkpoints, remove_tree
 
 log = logging.getLogger(__name__)
+
+Bytes = bytes | memoryview
 
 WEIGHTS, EMA_WEIGHTS, TRAIN_STATE = "model.safetensors", "model_ema.safetensors", "train_state.pt"
 
@@ -139,20 +142,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InvalidCheckpoint(f"{path} is refused: it holds more than tensors and plain values{said}") from error
 
 
+def _sha256(content: Bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _read_verified(path: Path, sha256: str) -> bytes:
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if _sha256(content) != sha256:
         raise InvalidCheckpoint(f"{path} is damaged (its sha256 isn't the one in the manifest)")
     return content
 
 
-def _write(folder: Path, step: int, files: dict[str, bytes]) -> None:
+def _write(folder: Path, step: int, files: dict[str, Bytes]) -> None:
     if folder.exists():
         remove_tree(folder)
     folder.mkdir()
-    for name, content in files.items():
-        _write_flushed(folder / name, content)
-    manifest = {"step": step, "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
+    with ThreadPoolExecutor(len(files)) as pool:  # digests are made while the disk is busy
+        digests = {name: pool.submit(_sha256, content) for name, content in files.items()}
+        for name, content in files.items():
+            _write_flushed(folder / name, content)
+    manifest = {"step": step, "files": {name: digest.result() for name, digest in digests.items()}}
     manifest["digest"] = _manifest_digest(manifest)
     _write_flushed(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
     _flush(folder)
@@ -162,7 +171,7 @@ def _manifest_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _write_flushed(path: Path, content: bytes) -> None:
+def _write_flushed(path: Path, content: Bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -190,7 +199,7 @@ def _weights_bytes(weights: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save(separate)
 
 
-def _state_bytes(train_state: dict[str, Any]) -> bytes:
+def _state_bytes(train_state: dict[str, Any]) -> memoryview:
     buffer = io.BytesIO()
     torch.save(train_state, buffer)
-    return buffer.getvalue()
+    return buffer.getbuffer()

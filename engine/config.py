@@ -395,6 +395,11 @@ def _check_together(config: LoadedConfig) -> None:
             f"warning: augment.auto_magnitude ({config.origin('augment.auto_magnitude').name}) has no effect with augment.auto "
             f"{config.augment.auto or 'null'}; it is for randaugment"
         )
+    if train.ema is not None and train.average_last is not None:
+        raise ConfigError(
+            f"train.ema {train.ema:g} ({config.origin('train.ema').name}) and train.average_last {train.average_last:g} "
+            f"({config.origin('train.average_last').name}) are two ways to average the weights; give one of them"
+        )
     without_effect = [
         ("augment.mix_epochs", config.augment.mixup == config.augment.cutmix == 0, "augment.mixup and augment.cutmix 0"),
         ("augment.resize_epochs", config.augment.resize_from is None, "augment.resize_from null"),

@@ -178,6 +178,9 @@ class TrainConfig:
         below=1,
     )
     ema_warmup: bool = key(True, "the decay rises to train.ema from 0, so that the first weights are soon forgotten")
+    average_last: float | None = key(
+        None, "instead of train.ema: the plain average of the weights over this last part of the run (SWA)", above=0, most=1
+    )
     eval_first: bool = key(False, "evaluate before the first step too")
     patience: int | None = key(None, "evaluations without a better one after which the run ends early", least=1)
     time_limit: float | None = key(None, "minutes after which the run saves and ends as by SIGTERM; -r continues it", above=0)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ class Update:
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
     most_skipped: int = 0  # 0: gradients are not looked at
+    averaging_decay: Callable[[int], float] | None = None  # of the average, by the number of updates done
 
     def __call__(self, state: TrainState, batch: Any, *, measure: bool) -> None:
         """Take one step; with `measure` the gradient's norm is left in the window."""
@@ -54,7 +55,8 @@ class Update:
             state.add_to_window(window)
             state.optimizer.step()
             if state.ema is not None:
-                state.ema.update(state.model, step=state.step + 1)
+                with torch.no_grad():
+                    state.ema.apply_update_(state.model, self.averaging_decay(state.step + 1))
         state.optimizer.zero_grad()
         state.step += 1
 

@@ -32,6 +32,16 @@ def test_the_averaged_weights_follow_the_closed_formula():
         torch.testing.assert_close(averaged[name], expected)
 
 
+def test_the_plain_average_is_that_of_the_weights_of_the_last_part():
+    run = built(("train.n_steps", 8), ("train.batch_size", 64), ("train.average_last", 0.5))
+    seen = []
+    for batch in run.train_batches(0):
+        run.update(run.state, batch, measure=False)
+        seen.append(copy.deepcopy(run.model.state_dict()))
+    for name, averaged in run.state.ema.module.state_dict().items():
+        torch.testing.assert_close(averaged, torch.stack([weights[name] for weights in seen[4:]]).mean(0))
+
+
 def test_the_average_is_evaluated_beside_the_weights_saved_and_survives_a_resume_bit_for_bit(tmp_path):
     argv = (*SMALL, "--train.n_steps", 24, "--train.save_freq", 8, "--train.ema", 0.99, "--model.pdrop", 0.2)
     assert run_main("-e", tmp_path / "whole", *argv) == 0
@@ -116,6 +126,7 @@ def test_a_time_limit_saves_and_ends_and_the_run_goes_on_from_there(tmp_path, ca
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
+        (("--train.ema", 0.9, "--train.average_last", 0.5), ["train.ema 0.9", "train.average_last 0.5"]),
         (("--train.ema", 1.5), ["train.ema", "below 1"]),
         (("--train.clip_grad_norm", 0), ["train.clip_grad_norm", "above 0"]),
         (("--train.freeze", "[nothing_here]"), ["train.freeze", "nothing_here"]),

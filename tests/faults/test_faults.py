@@ -119,6 +119,19 @@ class SignalInEvaluation:
         metric.update = signalled
 
 
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    run = tmp_path / "run"
+    assert train(run, *KILLED, fault=TwoSignals()).codes == [130]
+    assert [path.name for path in committed_checkpoints(run)] == ["step-000006"]  # not that of the step it happened in
+    assert not (run / "results.json").exists()
+
+
+class TwoSignals:
+    def __call__(self, run_dir):
+        AtStep(7, "SIGINT")(run_dir)
+        AtStep(7, "SIGINT")(run_dir)
+
+
 class TestNaNOnOneRank:
     def test_both_stop_and_no_checkpoint_holds_it(self, tmp_path):
         run = tmp_path / "run"
