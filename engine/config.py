@@ -355,13 +355,19 @@ def _settle_t_max(config: LoadedConfig, length: Origin) -> None:
             f"train.sched.t_max {sched.t_max} ({origin.name}) is left out and follows it"
         )
         sched.t_max = None
-    elif origin.rank == length.rank and is_in_steps:
+    elif origin.rank == length.rank and is_in_steps and not _is_of_a_run(origin):
         raise ConfigError(
             f"train.sched.t_max {sched.t_max} contradicts {said} ({origin.name}, {length.name}); "
             "leave t_max out, or null, to follow the run's length"
         )
     elif is_in_steps:
         config.notes.append(f"warning: train.sched.t_max {sched.t_max} ({origin.name}) differs from {said}; it is kept")
+
+
+def _is_of_a_run(origin: Origin) -> bool:
+    """A run's own config is settled: what was kept with a warning when it began stays kept."""
+    path = Path(origin.name)
+    return path.name == "config.yaml" and (path.parent / "environment.json").is_file()
 
 
 SCHEDULE_KEYS = {  # and the types that they are for

@@ -165,6 +165,17 @@ def test_mixing_and_cutout_survive_a_resume_bit_for_bit(tmp_path):
     assert untimed(metrics(tmp_path / "whole")) == untimed(metrics(tmp_path / "resumed"))
 
 
+def test_a_run_whose_t_max_was_kept_with_a_warning_can_be_resumed(tmp_path, capsys):
+    config, run = tmp_path / "twenty.yaml", tmp_path / "run"
+    config.write_text("data: {name: digits, img_size: 28}\nmodel: {name: lenet}\ntrain: {n_steps: 20, batch_size: 64, save_freq: 10}\n")
+    assert run_main("-c", config, "-e", run, "--train.sched.t_max", 100) == 0
+    before = weights(run)
+    capsys.readouterr()
+    assert run_main("-r", run / "ckpt" / "step-000010") == 0
+    assert "train.sched.t_max 100" in capsys.readouterr().out
+    assert_same_weights(before, weights(run))
+
+
 def test_a_complete_run_finishes_what_is_missing(whole_run, tmp_path):
     run = tmp_path / "run"
     assert run_main("-e", run, *SHORT) == 0
