@@ -167,7 +167,8 @@ def test_mixing_and_cutout_survive_a_resume_bit_for_bit(tmp_path):
 
 def test_a_run_whose_t_max_was_kept_with_a_warning_can_be_resumed(tmp_path, capsys):
     config, run = tmp_path / "twenty.yaml", tmp_path / "run"
-    config.write_text("data: {name: digits, img_size: 28}\nmodel: {name: lenet}\ntrain: {n_steps: 20, batch_size: 64, save_freq: 10}\n")
+    lines = "data: {name: digits, img_size: 28}", "model: {name: lenet}", "train: {n_steps: 20, batch_size: 64, save_freq: 10}"
+    config.write_text("\n".join(lines))
     assert run_main("-c", config, "-e", run, "--train.sched.t_max", 100) == 0
     before = weights(run)
     capsys.readouterr()
