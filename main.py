@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from engine import check, load_config, train
 from engine.command_line import Parser, run_tool
 from engine.config import to_yaml
+from engine.plugins import expect_those_of
 from engine.run_folder import find_resumption
 
 EXAMPLES = """
@@ -24,7 +25,7 @@ examples:
 def parser() -> Parser:
     options = Parser(
         prog="main.py",
-        usage="%(prog)s [-c CONFIG] [-e EXP_DIR] [-r RESUME] [--key.sub value ...]",
+        usage="%(prog)s [-c CONFIG] [-e EXP_DIR] [-r RESUME] [--plugin FILE.py] [--key.sub value ...]",
         description=__doc__,
         epilog=EXAMPLES,
     )
@@ -41,6 +42,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = parser().parse_with_overrides(argv)
     resumption = find_resumption(args.resume, args.exp_dir)
+    if resumption:
+        expect_those_of(resumption.run_dir)
     config = load_config(resumption.run_dir / "config.yaml" if resumption else args.config, overrides)
     if args.print_config:
         check(config)

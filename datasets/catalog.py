@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -17,11 +18,20 @@ def _specs() -> dict[str, DatasetSpec]:
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name in NOT_FAMILIES:
             continue
-        for spec in importlib.import_module(f"datasets.{module.name}").DATASETS:
-            if _plain(spec.name) in specs:
-                raise ValueError(f"datasets/{module.name}.py names its data set {spec.name!r}, which another file has taken")
-            specs[_plain(spec.name)] = spec
+        _add(specs, importlib.import_module(f"datasets.{module.name}").DATASETS, f"datasets/{module.name}.py")
     return specs
+
+
+def _add(specs: dict[str, DatasetSpec], more: Sequence[DatasetSpec], source: str) -> None:
+    for spec in more:
+        if _plain(spec.name) in specs:
+            raise ValueError(f"{source} names its data set {spec.name!r}, which is taken")
+    specs.update({_plain(spec.name): spec for spec in more})
+
+
+def register_datasets(specs: Sequence[DatasetSpec], source: str) -> None:
+    """Make data sets from elsewhere available by name, like those of the files here."""
+    _add(_specs(), specs, source)
 
 
 def list_datasets() -> list[str]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import load_config
 from engine.errors import ConfigError, RunError
+from engine.plugins import load_plugin
 
 if TYPE_CHECKING:
     from engine.config import LoadedConfig
     from engine.session import Result
 
-__all__ = ["ConfigError", "RunError", "check", "load_config", "train"]
+__all__ = ["ConfigError", "RunError", "check", "load_config", "load_plugin", "train"]
 
 
 # Both import torch only when they are called: reading a config, and --help, do without it.

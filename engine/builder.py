@@ -27,9 +27,9 @@ from engine.freeze import freeze
 from engine.optim import find_optimizer, make_optimizer, optimizer_arguments
 from engine.schedule import Schedule, make_schedule
 from engine.schema import AugmentConfig
+from engine.sharpness import Sharpness
 from engine.state import TrainState
-from engine.tasks import Task
-from engine.tasks.classification import Classification
+from engine.tasks import Task, find_task
 from engine.update import Update
 from models import create_model, model_signature
 
@@ -100,6 +100,10 @@ class Run:
 
 def check(config: LoadedConfig) -> None:
     """What can be known to be wrong before data is looked for: names, and arguments against signatures."""
+    try:
+        find_task(config.task)
+    except ValueError as error:
+        raise ConfigError(f"task: {error} ({config.origin('task').name})") from error
     try:
         signature = model_signature(config.model.name)
     except ValueError as error:
@@ -174,6 +178,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
             config.seed,
             clip_grad_norm=train.clip_grad_norm,
             clip_grad_value=train.clip_grad_value,
+            sharpness=Sharpness(train.sam, train.sam_adaptive) if train.sam is not None else None,
             averaging_decay=_averaging_decay(ema, config, n_steps),
             most_skipped=train.most_skipped if train.nonfinite == "skip" else 0,
         ),
@@ -273,21 +278,7 @@ def new_model(config: LoadedConfig, n_classes: int, in_channels: int, img_size: 
 
 
 def make_task(config: LoadedConfig, data: Data) -> Task:
-    train, n_classes = config.train, len(data.classes)
-    no, yes = train.label_smoothing / n_classes, 1 - train.label_smoothing + train.label_smoothing / n_classes
-    if train.loss == "bce" and train.bce_threshold is not None and not no <= train.bce_threshold < yes:
-        raise ConfigError(
-            f"train.bce_threshold {train.bce_threshold:g} ({config.origin('train.bce_threshold').name}) would give every class "
-            f"the same answer: train.label_smoothing {train.label_smoothing:g} makes {no:.4g} of a no and {yes:.4g} of a yes"
-        )
-    return Classification(
-        data.classes,
-        aux_weight=train.aux_weight,
-        loss=train.loss,
-        label_smoothing=train.label_smoothing,
-        bce_threshold=train.bce_threshold,
-        tta=config.eval.tta,
-    )
+    return find_task(config.task)(config, data)
 
 
 def make_mixing(config: LoadedConfig, n_classes: int) -> Mixing | None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from engine import yaml12
 from engine.errors import ConfigError, RunError
+from engine.plugins import load_plugin
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +17,13 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.add_argument(
+            "--plugin",
+            action="append",
+            default=[],
+            metavar="FILE.py",
+            help="models, data sets or tasks of your own; may be given again",
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -40,6 +48,12 @@ class Parser(argparse.ArgumentParser):
                 override_tokens.append(argv.pop(0))
         overrides = parse_overrides(override_tokens, own)
         return self.parse_args(own_tokens), overrides
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        parsed = super().parse_args(args, namespace)
+        for file in parsed.plugin:
+            load_plugin(file)
+        return parsed
 
 
 def run_tool(main: Callable[[], int]) -> int:

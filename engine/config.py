@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine import yaml12
 from engine.errors import ConfigError
-from engine.schedule import FOLLOW_THE_LENGTH, expect_t_max_after_warmup, expect_to_fit
+from engine.schedule import FOLLOW_THE_LENGTH, base_lr, expect_t_max_after_warmup, expect_to_fit
 from engine.schema import REQUIRED, Config
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "lenet_digits.yaml"
@@ -410,6 +410,7 @@ def _check_together(config: LoadedConfig) -> None:
         ("augment.mix_epochs", config.augment.mixup == config.augment.cutmix == 0, "augment.mixup and augment.cutmix 0"),
         ("augment.resize_epochs", config.augment.resize_from is None, "augment.resize_from null"),
         ("augment.resize_step", config.augment.resize_from is None, "augment.resize_from null"),
+        ("train.sam_adaptive", train.sam is None, "train.sam null"),
         ("train.ema_warmup", train.ema is None, "train.ema null"),
         ("train.compile_mode", not train.compile, "train.compile false"),
         ("train.most_skipped", train.nonfinite != "skip", "train.nonfinite stop"),
@@ -454,7 +455,7 @@ def _check_schedule(config: LoadedConfig) -> None:
 
 
 def _warn_of_schedule(config: LoadedConfig) -> None:
-    sched, lr = config.train.sched, config.train.optim.lr
+    sched, lr = config.train.sched, base_lr(config.train)
     for name, kinds in SCHEDULE_KEYS.items():
         if sched.type not in kinds and getattr(sched, name) not in (None, [], _default(sched, name)):
             said = f"train.sched.{name}{_of_key(config, name)} has no effect with {sched.type}"

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from engine.errors import ConfigError
+from engine.plugins import loaded
 from engine.schema import Config
 
 PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "safetensors", "omegaconf")
@@ -77,6 +78,7 @@ def describe(accelerator: Accelerator) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
+        "plugins": loaded(),
     }
 
 

@@ -15,6 +15,7 @@ from engine.arguments import check_arguments, nearest
 from engine.config import LoadedConfig
 from engine.errors import ConfigError
 from engine.freeze import classifier, layers
+from engine.schedule import base_lr
 from engine.schema import OptimConfig
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def find_optimizer(name: str, config: LoadedConfig) -> Callable[..., Optimizer]:
 def optimizer_arguments(config: LoadedConfig, constructor: Callable[..., Optimizer]) -> tuple[dict[str, Any], list[str]]:
     """The arguments that this optimizer takes, and the names of those that only others take. One that none takes is an error."""
     optim = config.train.optim
-    given = {"lr": optim.lr, "weight_decay": optim.weight_decay, "momentum": optim.momentum, **optim.args}
+    given = {"lr": base_lr(config.train), "weight_decay": optim.weight_decay, "momentum": optim.momentum, **optim.args}
     takes = inspect.signature(constructor).parameters
     arguments, left_out = {}, []
     for name, value in given.items():

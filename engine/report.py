@@ -69,6 +69,10 @@ def say_what_changed(run_dir: Path, config: LoadedConfig, environment: Mapping[s
             log.info("%s is now %s, was %s%s", key, now.get(key), began_as.get(key), "" if key.startswith(HARMLESS) else inexact)
     written = run_dir / "environment.json"
     before = json.loads(written.read_text()) if written.is_file() else environment
+    digests = {Path(path).name: digest for path, digest in environment["plugins"].items()}
+    for path, digest in before.get("plugins", {}).items():
+        if digests.get(Path(path).name) != digest:
+            log.info("the plugin %s was changed%s", Path(path).name, inexact)
     for name, said in (("world_size", "ranks"), ("threads", "threads"), ("device", "device")):
         if before.get(name) != environment[name]:
             log.info(

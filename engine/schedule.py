@@ -8,11 +8,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from engine.errors import ConfigError
-from engine.schema import SchedConfig
+from engine.schema import SchedConfig, TrainConfig
 
 Schedule = Callable[[int, float], float]  # (update, base learning rate) -> learning rate of this update
 
 FOLLOW_THE_LENGTH = ("CosineAnnealingLR", "LinearLR", "PolynomialLR", "OneCycleLR")  # the types that t_max is for
+
+
+def base_lr(train: TrainConfig) -> float:
+    """The learning rate that the schedule is applied to: train.optim.lr, in proportion to the batch where that is asked for."""
+    return train.optim.lr * (train.batch_size / train.scale_lr if train.scale_lr else 1)
 
 
 class Span(NamedTuple):

@@ -171,6 +171,15 @@ class TrainConfig:
     channels_last: bool = key(False, "keep weights and feature maps with the channels last in memory")
     clip_grad_norm: float | None = key(None, "gradients whose norm is larger are scaled down to it", above=0)
     clip_grad_value: float | None = key(None, "no element of a gradient is further from zero", above=0)
+    sam: float | None = key(
+        None,
+        "sharpness-aware minimisation: gradients are taken so far up the slope (rho; 0.05 is usual), which doubles their cost",
+        above=0,
+    )
+    sam_adaptive: bool = key(False, "train.sam in units of each weight (ASAM, where rho is about ten times as large)")
+    scale_lr: int | None = key(
+        None, "train.optim.lr is for batches of so many images, and is scaled in proportion to train.batch_size", least=1
+    )
     ema: float | None = key(
         None,
         "decay of an exponential moving average of the weights, evaluated (valid_ema) and saved beside them",
@@ -220,7 +229,7 @@ class Config:
     deterministic: bool = key(
         False, "only kernels that give the same bits each time; without it that isn't promised on a GPU, nor for another one"
     )
-    task: Literal["classification"] = key("classification", "what is learnt")
+    task: str = key("classification", "what is learnt: a file of engine/tasks, or a plugin's")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)

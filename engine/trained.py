@@ -14,6 +14,7 @@ from engine.config import LoadedConfig, load_config
 from engine.environment import make_accelerator
 from engine.errors import RunError
 from engine.evaluate import evaluate
+from engine.plugins import expect_those_of
 from engine.run_folder import MANIFEST
 from engine.tasks import Task
 
@@ -48,6 +49,7 @@ def find_checkpoint(path: Path) -> Path:
 def load_trained(path: Path, overrides: Mapping[str, Any], *, averaged: bool = False) -> Trained:
     """With `averaged`, the moving average of the weights (train.ema)."""
     folder = find_checkpoint(path)
+    expect_those_of(folder.parent.parent)
     config = load_config(folder.parent.parent / "config.yaml", overrides)
     check(config)
     try:

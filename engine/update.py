@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datasets.counters import derive
 from engine.errors import RunError
 from engine.schedule import Schedule
+from engine.sharpness import Sharpness
 from engine.state import TrainState
 from engine.tasks import Task
 
@@ -32,16 +33,19 @@ class Update:
     seed: int
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
+    sharpness: Sharpness | None = None
     most_skipped: int = 0  # 0: gradients are not looked at
     averaging_decay: Callable[[int], float] | None = None  # of the average, by the number of updates done
 
     def __call__(self, state: TrainState, batch: Any, *, measure: bool) -> None:
         """Take one step; with `measure` the gradient's norm is left in the window."""
-        torch.manual_seed(derive(self.seed, STEP, state.step, self.accelerator.process_index))
         for group in state.optimizer.param_groups:
             group["lr"] = self.schedule(state.step, group["initial_lr"]) * group["lr_scale"]
         buffers = [buffer.clone() for buffer in state.model.buffers()] if self.most_skipped else []
-        window = self._gradients(batch)
+        window = self._gradients(state.step, batch)
+        if self.sharpness is not None:
+            with self.sharpness.uphill(state.model):
+                self._gradients(state.step, batch)
         if measure or self.clip_grad_norm or self.clip_grad_value or self.most_skipped:
             self.accelerator.unscale_gradients(state.optimizer)
             grad_norm = self._clip()
@@ -60,8 +64,9 @@ class Update:
         state.optimizer.zero_grad()
         state.step += 1
 
-    def _gradients(self, batch: Any) -> dict[str, Any]:
+    def _gradients(self, step: int, batch: Any) -> dict[str, Any]:
         """Of the whole batch, micro-batch by micro-batch; gives the sums that the log wants."""
+        torch.manual_seed(derive(self.seed, STEP, step, self.accelerator.process_index))
         weight = self._weight(batch)
         window: dict[str, Any] = {"weight": weight}
         parts = list(self._micro_batches(batch))

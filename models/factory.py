@@ -20,11 +20,20 @@ def _models() -> dict[str, Callable[..., nn.Module]]:
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name in NOT_FAMILIES:
             continue
-        for name, constructor in importlib.import_module(f"models.{module.name}").MODELS.items():
-            if name in models:
-                raise ValueError(f"models/{module.name}.py names its model {name!r}, which another file has taken")
-            models[name] = constructor
+        _add(models, importlib.import_module(f"models.{module.name}").MODELS, f"models/{module.name}.py")
     return models
+
+
+def _add(models: dict[str, Callable[..., nn.Module]], more: dict[str, Callable[..., nn.Module]], source: str) -> None:
+    for name in more:
+        if name in models or name.startswith(TIMM):
+            raise ValueError(f"{source} names its model {name!r}, which is taken")
+    models.update(more)
+
+
+def register_models(models: dict[str, Callable[..., nn.Module]], source: str) -> None:
+    """Make models from elsewhere available by name, like those of the files here."""
+    _add(_models(), models, source)
 
 
 def list_models() -> list[str]:

@@ -129,7 +129,7 @@ def schedule(args: Namespace, overrides: dict[str, Any]) -> int:
 
 def course_of(name: str, path: str, overrides: dict[str, Any], n_images: int | None) -> Course:
     from engine.builder import check
-    from engine.schedule import make_schedule, warmup_and_cooldown
+    from engine.schedule import base_lr, make_schedule, warmup_and_cooldown
 
     config = load_config(path, overrides)
     check(config)
@@ -142,7 +142,7 @@ def course_of(name: str, path: str, overrides: dict[str, Any], n_images: int | N
     assumed = of_epoch or NOMINAL_STEPS
     n_steps = train.n_steps or train.n_epochs * assumed
     at = make_schedule(sched, n_steps, assumed)
-    rates = [at(step, train.optim.lr) for step in range(n_steps)]
+    rates = [at(step, base_lr(train)) for step in range(n_steps)]
     warmup, cooldown = warmup_and_cooldown(sched, n_steps, assumed)
     return Course(name, sched.type, rates, min(warmup, n_steps), cooldown, of_epoch, in_epochs=train.n_steps is None)
 

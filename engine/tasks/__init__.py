@@ -1,6 +1,14 @@
-"""What differs between tasks, and nothing else does: how a batch becomes a loss, a metric, a picture."""
+"""What differs between tasks, and nothing else does: how a batch becomes a loss, a metric, a picture.
 
-from collections.abc import Sequence
+A file here holds a table TASKS, name -> what makes the task of a config and its data, and is found by being here.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -37,4 +45,27 @@ class Task(Protocol):
         """A figure of images with truth and prediction."""
 
 
-__all__ = ["Metric", "Sequence", "Task"]
+MakeTask = Callable[..., Task]  # make(config: LoadedConfig, data: Data) -> Task
+
+
+@cache
+def _tasks() -> dict[str, MakeTask]:
+    tasks: dict[str, MakeTask] = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        tasks |= getattr(importlib.import_module(f"engine.tasks.{module.name}"), "TASKS", {})
+    return tasks
+
+
+def find_task(name: str) -> MakeTask:
+    if name not in _tasks():
+        near = get_close_matches(name, list(_tasks()), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_tasks()))}"
+        raise ValueError(f"unknown task {name!r}: {hint}")
+    return _tasks()[name]
+
+
+def register_tasks(tasks: dict[str, MakeTask], source: str) -> None:
+    """Make tasks from elsewhere available by name, like those of the files here."""
+    if taken := sorted(tasks.keys() & _tasks().keys()):
+        raise ValueError(f"{source} names its task {taken[0]!r}, which is taken")
+    _tasks().update(tasks)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.config import LoadedConfig
+from engine.errors import ConfigError
+
 Batch = tuple[Tensor, Tensor]  # images; class numbers or, where images were mixed, probabilities
 Loss = Literal["cross_entropy", "bce"]
 
@@ -164,3 +167,24 @@ class Accuracy:
         if "confusion" in self.tables:  # rows are the true classes
             metrics["confusion"] = confusion.astype(int).reshape(len(n), len(n)).tolist()
         return metrics
+
+
+def from_config(config: LoadedConfig, data: Any) -> Classification:
+    train, n_classes = config.train, len(data.classes)
+    no, yes = train.label_smoothing / n_classes, 1 - train.label_smoothing + train.label_smoothing / n_classes
+    if train.loss == "bce" and train.bce_threshold is not None and not no <= train.bce_threshold < yes:
+        raise ConfigError(
+            f"train.bce_threshold {train.bce_threshold:g} ({config.origin('train.bce_threshold').name}) would give every class "
+            f"the same answer: train.label_smoothing {train.label_smoothing:g} makes {no:.4g} of a no and {yes:.4g} of a yes"
+        )
+    return Classification(
+        data.classes,
+        aux_weight=train.aux_weight,
+        loss=train.loss,
+        label_smoothing=train.label_smoothing,
+        bce_threshold=train.bce_threshold,
+        tta=config.eval.tta,
+    )
+
+
+TASKS = {"classification": from_config}
