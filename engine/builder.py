@@ -30,6 +30,9 @@ from engine.schema import AugmentConfig
 from engine.sharpness import Sharpness
 from engine.state import TrainState
 from engine.tasks import Task, find_task
+from engine.tasks.distillation import Distillation
+from engine.teacher import check_teacher, load_teacher
+from engine.trackers import check_trackers
 from engine.update import Update
 from models import create_model, model_signature
 
@@ -72,6 +75,7 @@ class Run:
     mix_epochs: int | None = None
     patience: int | None = None
     eval_first: bool = False
+    profile: int = 0
     max_eval_batches: int | None = None
 
     def train_batches(self, first: int) -> Iterator[Any]:
@@ -119,6 +123,8 @@ def check(config: LoadedConfig) -> None:
         _check_n_classes(config, spec.n_classes)
     _check_channels(config, spec)
     _check_augmentation(config, spec)
+    check_teacher(config)
+    check_trackers(config)
     optimizer_arguments(config, find_optimizer(config.train.optim.type, config))
     if config.dataloader.num_workers == 0 and "dataloader.prefetch_factor" in config.origins:
         origin = config.origins["dataloader.prefetch_factor"].name
@@ -147,9 +153,14 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
             "an epoch would have no step"
         )
     task = task or make_task(config, data)
+    if config.distill.teacher is not None:
+        teacher = load_teacher(config, len(data.classes), data.spec.channels, data.img_size, accelerator)
+        task = Distillation(task, teacher, temperature=config.distill.temperature, weight=config.distill.weight)
     model = model if model is not None else build_model(config, data)
     model.to(accelerator.device, memory_format=torch.channels_last if train.channels_last else torch.preserve_format)
     _check_sizes(model, config, data)
+    if train.sync_batchnorm:
+        model = _synchronised(model, config, accelerator)
     _freeze(model, config)
     if train.grad_checkpointing:
         _checkpoint_gradients(model, config)
@@ -194,6 +205,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         mix_epochs=config.augment.mix_epochs,
         patience=train.patience,
         eval_first=train.eval_first,
+        profile=train.profile,
     )
 
 
@@ -213,6 +225,18 @@ def _check_sizes(model: nn.Module, config: LoadedConfig, data: Data) -> None:
                 f"data.img_size {data.img_size} and can't take it: {str(error).splitlines()[0]}"
             ) from error
     model.train(was_training)
+
+
+def _synchronised(model: nn.Module, config: LoadedConfig, accelerator: Accelerator) -> nn.Module:
+    """Before anything is frozen, since each BatchNorm is replaced by another module, of the same names."""
+    from timm.layers import convert_sync_batchnorm  # torch's own loses the activation of timm's BatchNormAct2d
+
+    origin, where = config.origin("train.sync_batchnorm").name, accelerator.device.type
+    if where != "cuda":
+        raise ConfigError(f"train.sync_batchnorm ({origin}) needs GPUs, and this run is on {where}: leave it out here")
+    if accelerator.num_processes == 1:
+        log.warning("train.sync_batchnorm (%s) has no effect on a single device", origin)
+    return convert_sync_batchnorm(model)
 
 
 def _freeze(model: nn.Module, config: LoadedConfig) -> None:

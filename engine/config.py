@@ -407,6 +407,10 @@ def _check_together(config: LoadedConfig) -> None:
             f"({config.origin('train.average_last').name}) are two ways to average the weights; give one of them"
         )
     without_effect = [
+        ("distill.pretrained", config.distill.teacher is None, "distill.teacher null"),
+        ("distill.temperature", config.distill.teacher is None, "distill.teacher null"),
+        ("tracking.project", not config.tracking.to, "tracking.to []"),
+        ("distill.weight", config.distill.teacher is None, "distill.teacher null"),
         ("augment.mix_epochs", config.augment.mixup == config.augment.cutmix == 0, "augment.mixup and augment.cutmix 0"),
         ("augment.resize_epochs", config.augment.resize_from is None, "augment.resize_from null"),
         ("augment.resize_step", config.augment.resize_from is None, "augment.resize_from null"),
@@ -416,8 +420,8 @@ def _check_together(config: LoadedConfig) -> None:
         ("train.most_skipped", train.nonfinite != "skip", "train.nonfinite stop"),
     ]
     for name, is_idle, why in without_effect:
-        section = config.augment if name.startswith("augment.") else train
-        if is_idle and getattr(section, last := name.rpartition(".")[2]) != _default(section, last):
+        section, _, last = name.partition(".")
+        if is_idle and getattr(getattr(config, section), last) != _default(getattr(config, section), last):
             config.notes.append(f"warning: {name} ({config.origin(name).name}) has no effect with {why}")
     if train.bce_threshold is not None and train.loss != "bce":
         origin = config.origin("train.bce_threshold").name

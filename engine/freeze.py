@@ -17,7 +17,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
     A pattern is `trunk` (all but the classifier), a glob over the names of modules and parameters (`layer1`, `conv1*`), or one of
     `stages(model)`. BatchNorm's running statistics stand still with its parameters. To be called on the bare model, before it
-    is wrapped, copied or compiled, and before SyncBatchNorm takes the place of BatchNorm.
+    is wrapped, copied or compiled, and after SyncBatchNorm has taken the place of BatchNorm.
     """
     frozen = {name for pattern in patterns for name in _matching(model, pattern)}
     parameters = dict(model.named_parameters())

@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -18,6 +18,7 @@ from engine.builder import Run
 from engine.checkpoint import Checkpoint, Checkpoints
 from engine.errors import RunError
 from engine.run_folder import RunFolder
+from engine.trackers import Trackers
 from engine.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,13 @@ MOST_FAILED_SAVES = 3  # in a row
 class Journal:
     """Rank 0 writes; every rank calls, since sums over ranks are taken here."""
 
-    def __init__(self, run: Run, folder: RunFolder, checkpoints: Checkpoints | None) -> None:
+    def __init__(
+        self, run: Run, folder: RunFolder, checkpoints: Checkpoints | None, open_trackers: Callable[[], Trackers] | None = None
+    ) -> None:
         self.run, self.folder, self.checkpoints = run, folder, checkpoints
         self.accelerator: Accelerator = run.accelerator
         self.tracker = Tracker(folder, run.state.step, run.state.metrics_bytes) if self.accelerator.is_main_process else None
+        self.trackers = open_trackers() if open_trackers is not None and self.accelerator.is_main_process else None
         self.failed_saves = 0
         self.images = self.seconds = 0.0  # trained in this session, and the time that this took
         self._begin_window()
@@ -43,6 +47,18 @@ class Journal:
     def progress_bar(self, first: int, last: int) -> tqdm:
         visible = self.accelerator.is_main_process and sys.stderr.isatty()
         return tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, leave=False, disable=not visible)
+
+    def profiled(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches, with a trace of some updates where train.profile asks for one."""
+        run = self.run
+        if not run.profile:
+            return batches
+        from engine.profiler import profiled
+
+        n_left = run.n_steps - run.state.step
+        return profiled(
+            batches, self.folder.path / "profile", rank=self.accelerator.process_index, n_updates=run.profile, n_left=n_left
+        )
 
     def show_batch(self, batch: Any) -> None:
         """The first images as the model sees them."""
@@ -96,6 +112,8 @@ class Journal:
         if self.tracker is not None:
             times = {"epoch": round(state.step / self.run.steps_per_epoch, 4), "elapsed": round(state.elapsed, 3)}
             self.tracker.record(state.step, times | metrics)
+            if self.trackers is not None:
+                self.trackers.record(state.step, times | metrics)
             log.info("%s", self._line(metrics))
         for name, value in metrics.items():
             if name.endswith("/loss") and not math.isfinite(value):
@@ -146,9 +164,11 @@ class Journal:
         if state.best_metrics:
             self.tracker.hyperparameters(config, {f"hparam/{monitor}": state.best_metrics[f"valid/{monitor}"]}, state.step)
 
-    def close(self) -> None:
+    def close(self, status: str = "completed") -> None:
         if self.tracker is not None:
             self.tracker.close()
+        if self.trackers is not None:
+            self.trackers.close(status)
 
     def _weights_are_finite(self) -> bool:
         """On every rank alike: buffers such as BatchNorm's may differ between them."""

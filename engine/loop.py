@@ -14,7 +14,7 @@ def fit(run: Run, journal: Journal, agreement: Agreement) -> None:
             state.open_line = {}
         if state.open_line is not None:  # or a signal came before the evaluation of this step was through
             _close_line(journal, agreement, save_due=False)
-        for batch in run.train_batches(first=state.step):
+        for batch in journal.profiled(run.train_batches(first=state.step)):
             if run.is_over():
                 break
             if state.step == 0:

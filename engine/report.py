@@ -20,8 +20,8 @@ from engine.tracking import read_metrics
 log = logging.getLogger(__name__)
 
 # Keys whose change leaves the weights as they would have been.
-HARMLESS = ("train.print_freq", "train.save_freq", "train.eval_freq", "train.keep_last", "dataloader.", "eval.")
-HARMLESS += ("data.dataroot", "data.verify", "data.download")
+HARMLESS = ("train.print_freq", "train.save_freq", "train.eval_freq", "train.keep_last", "train.profile")
+HARMLESS += ("dataloader.", "eval.", "tracking.", "data.dataroot", "data.verify", "data.download")
 
 
 @dataclass

@@ -21,6 +21,17 @@ def committed_checkpoints(run_dir: Path) -> list[Path]:
     return sorted((f for f in folders if (f / MANIFEST).is_file()), key=lambda f: int(f.name.removeprefix("step-")))
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or a run's best, or its latest where none was evaluated."""
+    path = path.expanduser()
+    if (path / MANIFEST).is_file():
+        return path.resolve()
+    for name in ("best", "latest"):
+        if (path / "ckpt" / name / MANIFEST).is_file():
+            return (path / "ckpt" / name).resolve()
+    raise RunError(f"{path} is no run folder with a checkpoint, and no checkpoint")
+
+
 @dataclass(frozen=True)
 class Resumption:
     """What `-r` asks for: the run's folder, and which of its checkpoints."""

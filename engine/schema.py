@@ -194,6 +194,12 @@ class TrainConfig:
     patience: int | None = key(None, "evaluations without a better one after which the run ends early", least=1)
     time_limit: float | None = key(None, "minutes after which the run saves and ends as by SIGTERM; -r continues it", above=0)
     timeout: int = key(600, "seconds after which a worker, or another rank, that doesn't answer ends the run; 0: never", least=0)
+    profile: int = key(
+        0,
+        "so many updates are recorded by torch's profiler, into profile/ of the run's folder; the first 11 are not",
+        least=0,
+    )
+    sync_batchnorm: bool = key(False, "BatchNorm normalises by the batch of all GPUs together, not by each one's part")
     num_threads: int | None = key(None, "of torch on the CPU, for each process; null: torch's own choice", least=1)
     loss: Literal["cross_entropy", "bce"] = key(
         "cross_entropy", "bce: each class is its own yes/no question (binary cross entropy, the mean over the classes)"
@@ -212,6 +218,21 @@ class TrainConfig:
     )
     optim: OptimConfig = field(default_factory=OptimConfig)
     sched: SchedConfig = field(default_factory=SchedConfig)
+
+
+@dataclass
+class DistillConfig:
+    teacher: str | None = key(None, "what a student learns from: a run of this project, or a model by name; null: labels alone")
+    pretrained: str | bool = key(False, "of a teacher by name: a file of its weights; true: the published ones")
+    temperature: float = key(4.0, "softens both distributions before they are compared", above=0)
+    weight: float = key(0.5, "the teacher's part of the loss; the labels have the rest", above=0, most=1)
+    args: dict[str, Any] = further("arguments of the constructor of a teacher by name, such as first_block")
+
+
+@dataclass
+class TrackingConfig:
+    to: list[Literal["wandb", "mlflow"]] = key([], "where metrics go beside TensorBoard and metrics.jsonl")
+    project: str = key("image-backbones", "the project, or experiment, that the run is part of there")
 
 
 @dataclass
@@ -235,4 +256,6 @@ class Config:
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

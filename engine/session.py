@@ -6,6 +6,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -24,6 +25,7 @@ from engine.loop import fit
 from engine.report import Result, closing, draw, opening, say_what_changed, write_beginning, write_results
 from engine.run_folder import Resumption, RunFolder, find_resumption, remove_tree
 from engine.tasks import Task
+from engine.trackers import Trackers
 from engine.tracking import add_log_file, remove_log_file, set_up_terminal
 
 log = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ def _train_in(
             say_what_changed(folder.path, config, environment)
             checkpoints.rewind(run.state.step, run.state.best_step)
         write_beginning(folder, config, environment)
-    journal = Journal(run, folder, checkpoints)
+    journal = Journal(run, folder, checkpoints, partial(Trackers, config, folder))
     log.info("%s", opening(config, run, folder, resumed=resumption is not None))
     result = Result(folder.path)
     try:
@@ -100,7 +102,7 @@ def _train_in(
         raise
     finally:
         result.step, result.best, result.last = run.state.step, run.state.best_metrics, run.state.last_metrics
-        journal.close()
+        journal.close(result.status)
         if accelerator.is_main_process:
             write_results(folder, run, journal, result)
     if result.status == "completed":

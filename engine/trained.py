@@ -15,7 +15,7 @@ from engine.environment import make_accelerator
 from engine.errors import RunError
 from engine.evaluate import evaluate
 from engine.plugins import expect_those_of
-from engine.run_folder import MANIFEST
+from engine.run_folder import find_checkpoint
 from engine.tasks import Task
 
 
@@ -33,17 +33,6 @@ class Trained:
         """`test` is the validation split where none was kept apart."""
         known = split if split in self.data.splits else "valid"
         return evaluate(self.model, self.data.loader(known), self.task, self.accelerator)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or a run's best, or its latest where none was evaluated."""
-    path = path.expanduser()
-    if (path / MANIFEST).is_file():
-        return path.resolve()
-    for name in ("best", "latest"):
-        if (path / "ckpt" / name / MANIFEST).is_file():
-            return (path / "ckpt" / name).resolve()
-    raise RunError(f"{path} is no run folder with a checkpoint, and no checkpoint")
 
 
 def load_trained(path: Path, overrides: Mapping[str, Any], *, averaged: bool = False) -> Trained:

@@ -23,8 +23,11 @@ PREFIXES = ("module.", "_orig_mod.", "model.")  # of DDP and averaging, torch.co
 PLACES = ("", "model.safetensors", "ckpt/best/model.safetensors")  # in a file, a checkpoint folder, a run folder
 
 
-def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> None:
-    """Fill `model` with the weights of `source`: a file, or true for the published ones."""
+def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> dict[str, int]:
+    """Fill `model` with the weights of `source`: a file, or true for the published ones.
+
+    The result names what was left out, since it belongs to a classifier of other classes, with the length of each.
+    """
     if source is True:
         weights, said = _published(model, name), f"the published weights of {name}"
         for attribute, value in getattr(model, "PUBLISHED_WITH", {}).items():
@@ -40,6 +43,7 @@ def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> N
         logging.WARNING if left_out or initial else logging.INFO,
         "; ".join([f"weights from {said}", *(f"{what}: {', '.join(keys)}" for what, keys in notes.items() if keys)]),
     )
+    return left_out
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -83,8 +87,9 @@ def _is_named_tensor(item: tuple[object, object]) -> bool:
     return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
-def _fill(model: nn.Module, given: dict[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Load what fits. The result names what the file has too much, what the model keeps of its own, and what was adapted."""
+def _fill(model: nn.Module, given: dict[str, Tensor]) -> tuple[dict[str, int], list[str], list[str]]:
+    """Load what fits. The result names what the file has too much, with its length, what the model keeps of its own, and what
+    was adapted."""
     own, head = model.state_dict(), _head(model)
     weights = _convert(model, given)
     for key in (f"{layer}.weight" for layer in _first_convs(model)):
@@ -93,7 +98,11 @@ def _fill(model: nn.Module, given: dict[str, Tensor]) -> tuple[list[str], list[s
 
     reshaped = [key for key, value in weights.items() if key in own and own[key].shape != value.shape]
     replaced = {_layer(key) for key in reshaped if _within(key, head)}
-    left_out = [key for key in weights if _within(key, head) and (key not in own or _layer(key) in replaced)]
+    left_out = {
+        key: len(value)
+        for key, value in weights.items()
+        if value.ndim and _within(key, head) and (key not in own or _layer(key) in replaced)
+    }
     fitting = {key: value for key, value in weights.items() if key not in left_out and key not in reshaped}
     missing, unexpected = model.load_state_dict(fitting, strict=False)
 

@@ -1,0 +1,36 @@
+"""A trace of some updates, by torch's profiler."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from torch.profiler import profile, schedule
+
+log = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+LEFT_OUT = 10  # updates, which are slower than those that follow: kernels are chosen, memory is asked for
+WARM_UP = 1  # of the profiler itself
+
+
+def profiled(batches: Iterator[Batch], folder: Path, *, rank: int, n_updates: int, n_left: int) -> Iterator[Batch]:
+    """The same batches; what happens between one and the next is an update, marked as ProfilerStep in the trace.
+
+    `n_left` is how many updates are still to come: of a short run the last ones are recorded.
+    """
+    n_updates = min(n_updates, max(1, n_left - WARM_UP))
+    wait = min(LEFT_OUT, max(0, n_left - WARM_UP - n_updates))
+
+    def write(profiler: profile) -> None:
+        folder.mkdir(exist_ok=True)
+        path = folder / f"trace-rank{rank}.json"
+        profiler.export_chrome_trace(str(path))
+        log.info("a profile of %d updates is in %s; https://ui.perfetto.dev opens it", n_updates, path)
+
+    plan = schedule(wait=wait, warmup=WARM_UP, active=n_updates, repeat=1)
+    with profile(schedule=plan, on_trace_ready=write) as profiler:
+        for batch in batches:
+            yield batch
+            profiler.step()

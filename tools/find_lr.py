@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""Find a learning rate: train for a few updates while it rises, and look where the loss is lowest before it diverges.
+
+Smith (2017): Cyclical Learning Rates for Training Neural Networks. https://arxiv.org/abs/1506.01186
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from engine.command_line import Parser, run_tool
+from engine.config import load_config
+from engine.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from engine.builder import Run
+    from engine.config import LoadedConfig
+
+EXAMPLES = """
+Everything else is as the config says: optimizer, batch, augmentation, precision. Nothing is saved but the picture.
+
+examples:
+  python tools/find_lr.py -c configs/lenet_digits.yaml
+  python tools/find_lr.py -c configs/resnet18_cifar10.yaml --train.optim.type AdamW --lowest 1e-7 --highest 1 -o adamw.png
+"""
+SMOOTHING = 0.9  # of the loss: an average that forgets
+DIVERGED = 4.0  # times the lowest loss so far
+SAFETY = 10.0  # the suggestion is so many times below the rate of the lowest loss, as is usual
+FEWEST = 20  # updates that make a curve
+
+
+@dataclass(frozen=True)
+class Curve:
+    rates: list[float]
+    losses: list[float]  # smoothed
+
+    @property
+    def lowest(self) -> float:
+        """The rate at which the loss is lowest: a little more, and the training diverges."""
+        return self.rates[min(range(len(self.losses)), key=self.losses.__getitem__)]
+
+    @property
+    def suggestion(self) -> float:
+        """A safe distance below."""
+        return self.lowest / SAFETY
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        prog="find_lr.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        usage="%(prog)s [-c CONFIG] [--lowest LR] [--highest LR] [--n_updates N] [-o PATH.png] [--show] [--key.sub value ...]",
+    )
+    parser.add_argument("-c", "--config", help="a YAML of configs/; without it, LeNet on digits")
+    parser.add_argument("--lowest", type=float, default=1e-5, metavar="LR", help="where it begins (default: 1e-5)")
+    parser.add_argument("--highest", type=float, default=10.0, metavar="LR", help="where it ends, or before (default: 10)")
+    parser.add_argument("--n_updates", type=int, default=200, metavar="N", help="default: 200")
+    parser.add_argument("-o", "--output", type=Path, default=Path("find_lr.png"), help="default: find_lr.png")
+    parser.add_argument("--show", action="store_true", help="open a window, too")
+    args, overrides = parser.parse_with_overrides(argv)
+    if not 0 < args.lowest < args.highest:
+        raise ConfigError(f"--lowest {args.lowest:g} and --highest {args.highest:g}: expected 0 < lowest < highest")
+    if args.n_updates < FEWEST:
+        raise ConfigError(f"--n_updates {args.n_updates}: at least {FEWEST} make a curve")
+
+    from engine.builder import build, check
+    from engine.environment import make_accelerator
+    from engine.tracking import set_up_terminal
+    from tools.visualize import new_figure, show_and_save
+
+    config = load_config(args.config, overrides)
+    set_up_terminal(is_main=True)
+    check(config)
+    run = build(config, make_accelerator(config))
+    curve = sweep(run, args.lowest, args.highest, args.n_updates)
+    if curve.lowest == curve.rates[0]:
+        raise RunError(f"the loss doesn't fall at any rate from {args.lowest:g} on; a lower --lowest may help")
+    figure = new_figure(7, 4.2, show=args.show)
+    draw(figure, curve, title=f"{config.model.name} on {run.data.spec.name}, {config.train.optim.type}")
+    show_and_save(figure, args.output, show=args.show)
+    print(f"the loss is lowest at a learning rate of {curve.lowest:.2g}; a tenth of it is a good one to begin with:")
+    print(f"  --train.optim.lr {as_option(curve.suggestion, config)}")
+    return 0
+
+
+def sweep(run: "Run", lowest: float, highest: float, n_updates: int) -> Curve:
+    """Updates of the run itself, at rates that rise by the same factor each time, until the loss has clearly diverged."""
+    from tqdm import tqdm
+
+    rates = [lowest * (highest / lowest) ** (i / (n_updates - 1)) for i in range(n_updates)]
+    run.n_steps = n_updates
+    run.update.schedule = lambda step, lr: rates[step]
+    run.model.train()
+    losses: list[float] = []
+    average = 0.0
+    batches = tqdm(run.train_batches(first=0), total=n_updates, unit="step", leave=False, disable=not sys.stderr.isatty())
+    for step, batch in enumerate(batches):
+        run.update(run.state, batch, measure=False)
+        if not run.state.window:  # an update that was left out
+            break
+        loss = float(run.state.window["loss"] / run.state.window["weight"])
+        run.state.window.clear()
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        losses.append(average / (1 - SMOOTHING ** (step + 1)))
+        if not math.isfinite(loss) or losses[-1] > DIVERGED * min(losses):
+            break
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return Curve(rates[: len(finite)], finite)
+
+
+def as_option(suggestion: float, config: "LoadedConfig") -> str:
+    """train.optim.lr is what train.scale_lr multiplies."""
+    scale = config.train.batch_size / config.train.scale_lr if config.train.scale_lr else 1
+    return f"{suggestion / scale:.2g}"
+
+
+def draw(figure: object, curve: Curve, title: str) -> None:
+    import matplotlib
+
+    from engine.figures import STYLE, TRAIN, VALID
+
+    with matplotlib.rc_context(STYLE):
+        axes = figure.subplots()
+        axes.plot(curve.rates, curve.losses, color=TRAIN, label="training loss, smoothed")
+        axes.axvline(
+            curve.suggestion, color=VALID, linestyle="--", label=f"a tenth of the lowest point's: {curve.suggestion:.2g}"
+        )
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss", title=title)
+        low, first = min(curve.losses), curve.losses[0]
+        axes.set_ylim(low - 0.1 * (first - low) - 0.01, first + 0.5 * (first - low) + 0.01)
+        axes.legend(frameon=False)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
