@@ -130,7 +130,7 @@ def draw(figure: object, curve: Curve, title: str) -> None:
         axes = figure.subplots()
         axes.plot(curve.rates, curve.losses, color=TRAIN, label="training loss, smoothed")
         axes.axvline(
-            curve.suggestion, color=VALID, linestyle="--", label=f"a tenth of the lowest point's: {curve.suggestion:.2g}"
+            curve.suggestion, color=VALID, linestyle="--", label=f"suggestion: {curve.suggestion:.2g}"
         )
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss", title=title)
         low, first = min(curve.losses), curve.losses[0]
