@@ -5,9 +5,11 @@ import pytest
 
 from engine.command_line import run_tool
 from tests.running import run_command
-from tools.benchmark import Comparison, Size, main, measure, run, write_jpegs
+from tools.benchmark import main
+from tools.benchmarks.data import write_jpegs
+from tools.benchmarks.measure import Comparison, Effort, measure, run
 
-TINY = Size(rounds=3, seconds=0.0, warm_up=2, n_images=0, n_files=0)
+TINY = Effort(rounds=3, seconds=0.0, warm_up=2)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,8 @@ def test_pipelines_take_turns_and_a_warm_up_is_not_counted():
 
 
 def test_a_rival_that_is_not_installed_is_left_out_and_named(monkeypatch, capsys):
-    monkeypatch.setattr("tools.benchmark.find_spec", lambda name: None if name == "timm" else find_spec(name))
-    monkeypatch.setattr("tools.benchmark.run", lambda batches, size: (1, 1.0, 1.0))
+    monkeypatch.setattr("tools.benchmarks.data.find_spec", lambda name: None if name == "timm" else find_spec(name))
+    monkeypatch.setattr("tools.benchmarks.measure.run", lambda batches, size: (1, 1.0, 1.0))
     assert run_tool(lambda: main(["data", "--quick"])) == 0
     said = capsys.readouterr().out
     assert "left out: timm, which is not installed" in said

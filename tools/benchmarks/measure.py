@@ -1,0 +1,112 @@
+"""How all benchmarks measure: what is compared takes turns, and the median counts."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Effort:
+    rounds: int
+    seconds: float  # of each measurement
+    warm_up: int  # batches
+
+
+FULL, QUICK = Effort(5, 4.0, 12), Effort(1, 0.2, 2)
+
+Batches = Callable[[], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first pipeline is this project's, the others are its rivals."""
+
+    title: str
+    pipelines: dict[str, Batches]
+
+
+@dataclass(frozen=True)
+class Row:
+    comparison: str
+    pipeline: str
+    images_per_sec: float  # the median of the rounds
+    lowest: float
+    highest: float
+    faster_by: float  # we than this one
+    core_ms_per_image: float  # of all its processes; other load on the machine hardly changes it
+    fewer_core_ms_by: float
+
+
+def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str = "") -> dict[str, list[T]]:
+    """What each action gave, round by round."""
+    from tqdm import tqdm
+
+    given: dict[str, list[T]] = {name: [] for name in actions}
+    turns = [item for _ in range(rounds) for item in actions.items()]
+    for name, action in tqdm(turns, desc=title, leave=False, disable=not sys.stderr.isatty()):
+        given[name].append(action())
+    return given
+
+
+def measure(comparison: Comparison, effort: Effort) -> list[Row]:
+    measured = take_turns(
+        effort.rounds,
+        {name: lambda start=start: run(start(), effort) for name, start in comparison.pipelines.items()},
+        comparison.title,
+    )
+    rates = {name: [n / seconds for n, seconds, _ in runs] for name, runs in measured.items()}
+    core_ms = {name: [1000 * core_seconds / n for n, _, core_seconds in runs] for name, runs in measured.items()}
+    ours = next(iter(rates))
+    return [
+        Row(
+            comparison.title,
+            name,
+            median(rates[name]),
+            min(rates[name]),
+            max(rates[name]),
+            median(rates[ours]) / median(rates[name]),
+            median(core_ms[name]),
+            median(core_ms[name]) / median(core_ms[ours]),
+        )
+        for name in rates
+    ]
+
+
+def run(batches: Iterator[Any], effort: Effort) -> tuple[int, float, float]:
+    """Images, seconds, and seconds of all cores, while the pipeline runs: neither its start nor its end is counted."""
+    for _ in range(effort.warm_up):
+        next(batches)
+    n, begin, cores_begin = 0, time.perf_counter(), core_seconds()
+    for images, _ in batches:
+        n += len(images)
+        elapsed = time.perf_counter() - begin
+        if elapsed > effort.seconds:
+            return n, elapsed, core_seconds() - cores_begin
+    raise RuntimeError("the data ended before the time did")
+
+
+def core_seconds() -> float:
+    """Spent so far by this process and its workers."""
+    import psutil
+
+    of_workers = [worker.cpu_times() for worker in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(times.user + times.system for times in of_workers)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """A block of lines for each comparison."""
+    lines = ["times: how many times as fast this project is, or as few core milliseconds it needs"]
+    for title in dict.fromkeys(row.comparison for row in rows):
+        lines += ["", f"{title:46s} images/s   (lowest to highest)   times  core ms/image   times"]
+        for row in (row for row in rows if row.comparison == title):
+            span = f"({row.lowest:,.0f} to {row.highest:,.0f})"
+            lines.append(
+                f"  {row.pipeline:44s} {row.images_per_sec:8,.0f} {span:>21s} {row.faster_by:7.2f} "
+                f"{row.core_ms_per_image:14.4f} {row.fewer_core_ms_by:7.2f}"
+            )
+    return lines
