@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from engine import yaml12
@@ -68,6 +69,14 @@ def run_tool(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:  # before the first step, or of a tool: there is nothing to save
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def expect_installed(*modules: str, asked_by: str) -> None:
+    """The packages of requirements-extra.txt that `asked_by`, a tool or an option of one, imports."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        said = f"{asked_by} needs what is not installed: {', '.join(missing)}"
+        raise RunError(f"{said}; pip install -r requirements-extra.txt")
 
 
 def parse_overrides(tokens: Sequence[str], own: Sequence[str] | set[str] = ()) -> dict[str, Any]:
