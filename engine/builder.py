@@ -262,6 +262,12 @@ def _make_ema(model: nn.Module, config: LoadedConfig, accelerator: Accelerator) 
     train = config.train
     if train.ema is None and train.average_last is None:
         return None
+    if accelerator.is_fsdp2:
+        name = "ema" if train.ema is not None else "average_last"
+        raise ConfigError(
+            f"train.{name} ({config.origin(f'train.{name}').name}) averages whole weights, and FSDP (the launcher) divides them: "
+            "leave one of the two out; --multi_gpu trains on several devices without dividing"
+        )
     from timm.utils import ModelEmaV3
 
     ema = ModelEmaV3(model, train.ema or 0.0, use_warmup=train.ema_warmup).requires_grad_(False)

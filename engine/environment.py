@@ -34,6 +34,7 @@ def make_accelerator(config: Config) -> Accelerator:
     _set_deterministic(config.deterministic)
     if precision == "fp16" and not has_device:
         raise ConfigError("train.precision fp16 needs a GPU, and there is none; bf16 and fp32 run on a CPU")
+    _check_fsdp(has_device)
     AcceleratorState._reset_state()  # a second training in one process may ask for another precision
     # Without cpu=True, ranks on a machine with no GPU would each train on their own.
     handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout))] if config.train.timeout else []
@@ -48,6 +49,15 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.train.batch_size % accelerator.num_processes:
         raise ConfigError(f"train.batch_size {config.train.batch_size} doesn't divide by the {accelerator.num_processes} ranks")
     return accelerator
+
+
+def _check_fsdp(has_device: bool) -> None:
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if not has_device:
+        raise ConfigError("the launcher asks for FSDP, which divides a model over GPUs, and there is none: launch without it")
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError("the launcher asks for the first FSDP, of which no checkpoint could be written here: fsdp_version: 2")
 
 
 def _set_deterministic(wanted: bool) -> None:

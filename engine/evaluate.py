@@ -12,6 +12,7 @@ from datasets.files import UnreadableImage
 from datasets.loaders import EvalLoader
 from engine.agreement import Interrupted
 from engine.errors import RunError
+from engine.sharding import is_sharded
 from engine.tasks import Task
 
 
@@ -40,11 +41,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     metric = task.metric(accelerator.device)
+    n_batches = 0
     try:
-        for i, batch in enumerate(readable(islice(loader.batches(), max_batches))):
+        for n_batches, batch in enumerate(readable(islice(loader.batches(), max_batches)), start=1):
             metric.update(model, batch)
-            if stop is not None and i < loader.n_common_batches and (signum := stop()):
+            if stop is not None and n_batches <= loader.n_common_batches and (signum := stop()):
                 raise Interrupted(signum)
+        if 0 < n_batches == loader.n_common_batches and is_sharded(model):
+            model(batch[0])  # where another rank has one batch more, this one must take part in its forward
     finally:
         model.train(was_training)
     return metric.compute(accelerator.reduce(metric.sums(), reduction="sum"))

@@ -18,6 +18,7 @@ from engine.builder import Run
 from engine.checkpoint import Checkpoint, Checkpoints
 from engine.errors import RunError
 from engine.run_folder import RunFolder
+from engine.sharding import gathered, load_weights, own_part
 from engine.trackers import Trackers
 from engine.tracking import Tracker
 
@@ -136,15 +137,17 @@ class Journal:
             raise self._diverged("a weight is no finite number")
         self._tick()
         must |= self.run.state.step == self.run.n_steps
-        on_main(self.accelerator, partial(self._commit, self._windows_of_all_ranks(), must))
+        state = self.run.state
+        weights, optimizer = gathered(state.model.state_dict()), gathered(state.optimizer.state_dict())
+        on_main(self.accelerator, partial(self._commit, weights, optimizer, self._windows_of_all_ranks(), must))
         self._begin_window_after_pause()
 
-    def _commit(self, windows: dict[str, Tensor], must: bool) -> None:
+    def _commit(self, weights: dict[str, Tensor], optimizer: dict[str, Any], windows: dict[str, Tensor], must: bool) -> None:
         state = self.run.state
         try:
             state.metrics_bytes = self.tracker.flush()
             ema_weights = state.ema.module.state_dict() if state.ema is not None else None
-            self.checkpoints.save(state.step, state.model.state_dict(), state.state_dict(windows), state.best_step, ema_weights)
+            self.checkpoints.save(state.step, weights, state.state_dict(optimizer, windows), state.best_step, ema_weights)
             self.failed_saves = 0
         except OSError as error:
             self.failed_saves += 1
@@ -172,7 +175,7 @@ class Journal:
 
     def _weights_are_finite(self) -> bool:
         """On every rank alike: buffers such as BatchNorm's may differ between them."""
-        tensors = [t for t in self.run.state.model.state_dict().values() if t.is_floating_point()]
+        tensors = [own_part(t) for t in self.run.state.model.state_dict().values() if t.is_floating_point()]
         n_bad = torch.stack([t.isfinite().logical_not().any() for t in tensors]).sum().float()
         return self.accelerator.reduce(n_bad, reduction="sum").item() == 0
 
@@ -229,7 +232,7 @@ def _say(name: str, value: float) -> str:
 def restore(run: Run, checkpoint: Checkpoint) -> None:
     """Put a verified checkpoint into the run."""
     try:
-        run.state.model.load_state_dict(checkpoint.weights)
+        load_weights(run.state.model, checkpoint.weights)
         if run.state.ema is not None:  # an average that is asked for only now begins with the weights as they are
             run.state.ema.module.load_state_dict(checkpoint.ema_weights or checkpoint.weights)
         run.state.load_state_dict(checkpoint.train_state, run.accelerator.process_index, run.accelerator.num_processes)

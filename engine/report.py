@@ -15,10 +15,12 @@ from engine.builder import Run
 from engine.config import LoadedConfig, flatten, load_config, to_dict, to_yaml
 from engine.journal import Journal
 from engine.run_folder import RunFolder
+from engine.sharding import is_sharded
 from engine.tracking import read_metrics
 
 log = logging.getLogger(__name__)
 
+DRAWN = 32  # predictions
 # Keys whose change leaves the weights as they would have been.
 HARMLESS = ("train.print_freq", "train.save_freq", "train.eval_freq", "train.keep_last", "train.profile")
 HARMLESS += ("dataloader.", "eval.", "tracking.", "data.dataroot", "data.verify", "data.download")
@@ -127,15 +129,19 @@ def closing(run: Run, result: Result) -> str:
 
 
 @torch.no_grad()
-def draw(run: Run, config: LoadedConfig, folder: RunFolder) -> None:
+def predict_some(run: Run) -> tuple[Any, Any]:
+    """The first validation images of this rank, and what is predicted. On every rank, as sharded weights need all of them."""
+    batch = tuple(part[:DRAWN] for part in next(iter(run.data.loader("valid").batches())))
+    run.model.eval()
+    return batch, run.task.predict(run.model, batch)
+
+
+def draw(run: Run, config: LoadedConfig, folder: RunFolder, batch: Any, predictions: Any) -> None:
     """figures/curves.png and figures/predictions.png."""
     from engine.figures import draw_curves, save_figure
 
     figures = folder.path / "figures"
     save_figure(draw_curves(read_metrics(folder.path), f"{config.model.name} on {run.data.spec.name}"), figures / "curves.png")
-    batch = tuple(part[:32] for part in next(iter(run.data.loader("valid").batches())))
-    run.model.eval()
-    predictions = run.task.predict(run.model, batch)
     save_figure(run.task.draw(run.train_loader.normalise.undo(batch[0]), batch, predictions), figures / "predictions.png")
 
 
@@ -145,6 +151,8 @@ def _n_params(run: Run) -> int:
 
 def _count_macs(run: Run) -> int | None:
     """On a copy without what Accelerate has put around its forward; a model of somebody's own may not be traceable."""
+    if is_sharded(run.model):  # a part of it can't be counted
+        return None
     from engine.macs import count
 
     model = run.accelerator.unwrap_model(copy.deepcopy(run.model), keep_fp32_wrapper=False).float()

@@ -22,8 +22,9 @@ from engine.errors import ConfigError, RunError
 from engine.failures import explained
 from engine.journal import Journal, restore
 from engine.loop import fit
-from engine.report import Result, closing, draw, opening, say_what_changed, write_beginning, write_results
+from engine.report import Result, closing, draw, opening, predict_some, say_what_changed, write_beginning, write_results
 from engine.run_folder import Resumption, RunFolder, find_resumption, remove_tree
+from engine.sharding import load_weights
 from engine.tasks import Task
 from engine.trackers import Trackers
 from engine.tracking import add_log_file, remove_log_file, set_up_terminal
@@ -92,8 +93,9 @@ def _train_in(
             fit(run, journal, agreement)
             if "test" in run.data.splits:
                 result.test = _evaluate_best(run, folder, journal, agreement)
+            predictions = predict_some(run)
             if accelerator.is_main_process:
-                draw(run, config, folder)
+                draw(run, config, folder, *predictions)
                 journal.write_hyperparameters(to_dict(config))
     except Interrupted as interruption:
         result.status, result.exit_code = "interrupted", EXIT_CODES[interruption.signum]
@@ -173,7 +175,7 @@ def _dry_run(
 def _evaluate_best(run: Run, folder: RunFolder, journal: Journal, agreement: Agreement) -> dict[str, float]:
     """The test split, with the weights that validation chose."""
     last = {name: value.clone() for name, value in run.model.state_dict().items()}
-    run.model.load_state_dict(read_checkpoint((folder.path / "ckpt" / "best").resolve()).weights)
+    load_weights(run.model, read_checkpoint((folder.path / "ckpt" / "best").resolve()).weights)
     metrics = run.evaluate("test", agreement.stop)
     run.model.load_state_dict(last)
     journal.write(metrics)

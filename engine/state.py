@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from engine.sharding import divided_state
+
 COUNTERS = (
     "evaluations_since_best",
     "skipped",
@@ -61,14 +63,14 @@ class TrainState:
     def counters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in COUNTERS}
 
-    def state_dict(self, windows: dict[str, Tensor]) -> dict[str, Any]:
-        """Everything but the weights; `windows` holds the sums of every rank."""
+    def state_dict(self, optimizer: dict[str, Any], windows: dict[str, Tensor]) -> dict[str, Any]:
+        """Everything but the weights; the optimizer's state in whole tensors, and in `windows` the sums of every rank."""
         scaler = self.scaler.state_dict() if self.scaler is not None else None
-        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "windows": windows, **self.counters()}
+        return {"optimizer": optimizer, "scaler": scaler, "windows": windows, **self.counters()}
 
     def load_state_dict(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
         options = [{name: group[name] for name in self.configured} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(divided_state(self.optimizer, saved["optimizer"]))
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)
         if self.scaler is not None and saved["scaler"] is not None:

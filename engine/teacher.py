@@ -82,7 +82,9 @@ def _of_run(path: Path, sizes: dict[str, int], config: LoadedConfig) -> nn.Modul
     try:
         teacher.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"its weights don't fit images of {sizes['img_size']}x{sizes['img_size']}: {error}") from error
+        first = str(error).splitlines()[1].strip()
+        shape = f"{sizes['in_channels']} channels of {sizes['img_size']}x{sizes['img_size']}"
+        raise ValueError(f"its weights don't fit the images of {config.data.name}, {shape}: {first}") from error
     for name in ("mean", "std"):
         if getattr(own.data, name) != getattr(config.data, name) or own.data.name.lower() != config.data.name.lower():
             log.warning("the teacher learnt from %s, normalised its way; here it sees %s", own.data.name, config.data.name)

@@ -6,6 +6,7 @@ warning: metrics.jsonl has everything.
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -91,8 +92,11 @@ class MLflow:
 
     STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
     MOST_PARAMS = 100  # in one request
+    PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}  # with a server that is away
 
     def __init__(self, config: LoadedConfig, folder: RunFolder, run_id: str | None) -> None:
+        for name, value in self.PATIENCE.items():
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
         from mlflow.entities import Param
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datasets.counters import derive
 from engine.errors import RunError
 from engine.schedule import Schedule
+from engine.sharding import gathered
 from engine.sharpness import Sharpness
 from engine.state import TrainState
 from engine.tasks import Task
@@ -101,7 +102,7 @@ class Update:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
         if self.clip_grad_value:
             torch.nn.utils.clip_grad_value_(parameters, self.clip_grad_value)
-        return norm
+        return gathered(norm)
 
     def _weight(self, batch: Any) -> float | Tensor:
         """This rank's share of the weight of the global batch: gradients are averaged over ranks, not added."""

@@ -129,9 +129,7 @@ def draw(figure: object, curve: Curve, title: str) -> None:
     with matplotlib.rc_context(STYLE):
         axes = figure.subplots()
         axes.plot(curve.rates, curve.losses, color=TRAIN, label="training loss, smoothed")
-        axes.axvline(
-            curve.suggestion, color=VALID, linestyle="--", label=f"suggestion: {curve.suggestion:.2g}"
-        )
+        axes.axvline(curve.suggestion, color=VALID, linestyle="--", label=f"suggestion: {curve.suggestion:.2g}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss", title=title)
         low, first = min(curve.losses), curve.losses[0]
         axes.set_ylim(low - 0.1 * (first - low) - 0.01, first + 0.5 * (first - low) + 0.01)

@@ -34,6 +34,11 @@ FEATURES: dict[str, Sequence[object]] = {
     "mixing": ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--train.label_smoothing", 0.1),
     "progressive resizing": ("--augment.resize_from", 20, "--augment.resize_step", 4, "--model.name", "resnet18"),
     "EMA and clipping": ("--train.ema", 0.99, "--train.clip_grad_norm", 1.0, "--model.pdrop", 0.1),
+    "SAM": (
+        *("--train.sam", 0.05, "--train.precision", "bf16", "--train.clip_grad_norm", 1.0, "--train.ema", 0.9),
+        *("--train.micro_batch_size", 1, "--model.pdrop", 0.1),
+    ),
+    "distillation": ("--distill.teacher", "TEACHER", "--augment.mixup", 0.8, "--model.pdrop", 0.1, "--train.sam", 0.1),
     "AdamW with parameter groups": (
         *("--train.optim.type", "AdamW", "--train.optim.layer_decay", 0.7, "--train.optim.decay_norm_and_bias", "false"),
         *("--train.sched.type", "OneCycleLR"),
@@ -156,9 +161,13 @@ def resume_matrix(folder: Path, features: Sequence[str], workers: Sequence[int] 
     """Interrupted twice in one epoch: the same weights, lines and TensorBoard as of a run that was left alone."""
     data = write_image_folder(folder / "data", n_classes=4, n_train=6)
     row = Row("interrupted twice in an epoch", 0)
+    teacher = folder / "teacher"
+    if any("TEACHER" in FEATURES[feature] for feature in features):
+        assert train(teacher, *IN_FILES, "--data.dataroot", data).codes == [0]
     for feature, n_workers, n_ranks in itertools.product(features, workers, ranks):
         cell = f"{feature}, {n_workers} workers, {n_ranks} ranks"
-        argv = (*IN_FILES, "--data.dataroot", data, "--dataloader.num_workers", n_workers, *FEATURES[feature])
+        argv = (*IN_FILES, "--data.dataroot", data, "--dataloader.num_workers", n_workers)
+        argv += tuple(teacher if word == "TEACHER" else word for word in FEATURES[feature])
         whole, cut = folder / f"{cell} whole", folder / f"{cell} cut"
         row.tried += 1
         steps = [

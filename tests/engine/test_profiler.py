@@ -1,0 +1,29 @@
+"""train.profile leaves a trace that a viewer opens."""
+
+import json
+
+import pytest
+
+from tests.faults.campaign import SMALL
+from tests.running import metrics, run_main, untimed
+
+
+@pytest.mark.parametrize(("n_steps", "first"), [(30, 11), (4, 1)])
+def test_the_trace_has_a_marker_for_each_update_and_what_happened_in_it(tmp_path, n_steps, first):
+    run = tmp_path / "run"
+    assert run_main("-e", run, *SMALL, "--train.n_steps", n_steps, "--train.profile", 3) == 0
+    (path,) = (run / "profile").iterdir()
+    assert path.name == "trace-rank0.json"
+    events = json.loads(path.read_text())["traceEvents"]
+    markers = sorted({event["name"] for event in events if event["name"].startswith("ProfilerStep#")})
+    assert markers == sorted(f"ProfilerStep#{first + i}" for i in range(3))
+    names = {event["name"] for event in events}
+    assert "aten::convolution_backward" in names
+    assert any(name.startswith("Optimizer.step") for name in names)
+
+
+def test_it_changes_nothing_else(tmp_path):
+    for name, options in (("plain", ()), ("profiled", ("--train.profile", 2))):
+        assert run_main("-e", tmp_path / name, *SMALL, "--train.n_steps", 15, "--train.print_freq", 5, *options) == 0
+    assert untimed(metrics(tmp_path / "plain")) == untimed(metrics(tmp_path / "profiled"))
+    assert not (tmp_path / "plain" / "profile").exists()

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from tests.faults.campaign import SMALL
+from tests.running import results, run_command, run_main, run_tool
+from tools import find_lr
+from tools.find_lr import Curve
+
+DIGITS = ("--train.num_threads", 1)
+
+
+def suggested(capsys, *argv: object) -> float:
+    assert run_tool(lambda: find_lr.main([str(word) for word in argv])) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.strip().startswith("--train.optim.lr ")
+    return float(said.split()[-1])
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_what_it_suggests_for_lenet_on_digits_trains_well(tmp_path, capsys, optimizer):
+    chosen = ("--train.optim.type", optimizer)
+    lr = suggested(capsys, *DIGITS, *chosen, "-o", tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+    assert run_main("-e", tmp_path / "run", *SMALL, *chosen, "--train.optim.lr", lr, "--train.n_epochs", 12) == 0
+    assert results(tmp_path / "run")["best"]["valid/acc@1"] > 0.97
+
+
+def test_the_suggestion_is_a_tenth_of_the_rate_of_the_lowest_loss():
+    assert Curve([0.01, 0.1, 1.0, 10.0], [2.0, 1.5, 0.5, 3.0]).suggestion == pytest.approx(0.1)
+
+
+def test_the_rates_rise_by_the_same_factor_and_it_stops_where_the_loss_diverges():
+    from engine import load_config
+    from engine.builder import build
+    from engine.environment import make_accelerator
+
+    torch.set_num_threads(1)
+    config = load_config(None, {"train.num_threads": 1})
+    curve = find_lr.sweep(build(config, make_accelerator(config)), 1e-3, 1e3, 61)
+    assert [b / a for a, b in zip(curve.rates, curve.rates[1:], strict=False)] == pytest.approx(
+        [10 ** (6 / 60)] * (len(curve.rates) - 1)
+    )
+    assert len(curve.losses) == len(curve.rates) < 61
+
+
+def test_it_suggests_for_the_batch_that_scale_lr_names(tmp_path, capsys):
+    plain = suggested(capsys, *DIGITS, "-o", tmp_path / "a.png", "--train.batch_size", 64)
+    scaled = suggested(capsys, *DIGITS, "-o", tmp_path / "a.png", "--train.batch_size", 64, "--train.scale_lr", 32)
+    assert scaled == pytest.approx(plain / 2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--lowest", 1, "--highest", 0.1), "--lowest 1 and --highest 0.1"),
+        (("--n_updates", 3), "--n_updates 3: at least 20"),
+        (("--train.optim.typo", 3), "train.optim.typo"),
+        (("-o", "curve.txt"), "-o curve.txt"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, argv, says):
+    assert run_tool(lambda: find_lr.main([str(word) for word in (*DIGITS, *argv)])) == 2
+    line = capsys.readouterr().err.strip()
+    assert says in line
+    assert len(line.splitlines()) == 1
+
+
+def test_help_has_examples_and_needs_no_torch():
+    code = (
+        "import sys, runpy; sys.argv = ['find_lr.py', '--help']\ntry: runpy.run_path('tools/find_lr.py', run_name='__main__')\n"
+    )
+    code += "except SystemExit: pass\nassert 'torch' not in sys.modules"
+    shown = run_command("python", "-c", code)
+    assert shown.returncode == 0, shown.stderr
+    assert "examples:" in shown.stdout
