@@ -162,6 +162,14 @@ class TestGroups:
         assert group["params"] == list(model.parameters())
         assert (group["lr"], group["initial_lr"], group["lr_scale"]) == (0.2, 0.2, 1.0)
 
+    def test_the_learning_rate_grows_with_the_batch_where_that_is_asked_for(self):
+        options = {"train.optim.lr": 0.1, "train.optim.head_lr": 0.3, "train.batch_size": 512, "train.scale_lr": 256}
+        model = resnet18()
+        optimizer, _ = make_optimizer(load_config(None, options), model)
+        rates = by_parameter(model, optimizer, "lr")
+        assert rates.pop("fc.weight") == rates.pop("fc.bias") == pytest.approx(0.6)
+        assert set(rates.values()) == {0.2}
+
     def test_weight_decay_spares_exactly_the_one_dimensional_parameters(self):
         model = resnet18()
         optimizer = optimizer_of("AdamW", model, weight_decay=0.05, decay_norm_and_bias=False)

@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
+import torch
 
+from tests.faults.children import train
 from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, run_on_two_ranks, untimed, weights
 
 ARGV = (
@@ -61,6 +64,44 @@ def test_accumulation_on_two_ranks_weighs_a_smaller_tail_by_its_samples(on_one_r
     assert finished.returncode == 0, finished.stderr
     for two, one in zip(metrics(tmp_path / "run"), metrics(on_one_rank), strict=True):
         assert two["train/loss"] == pytest.approx(one["train/loss"], abs=1e-4)
+
+
+def test_micro_batches_send_their_gradients_once(tmp_path):
+    """As often as whole batches do: once for each bucket of each update."""
+    sent = {}
+    for size in (0, 8):
+        counted = tmp_path / f"sent-{size}"
+        argv = ("--train.n_steps", 3, "--train.batch_size", 64, "--train.micro_batch_size", size, "--train.num_threads", 1)
+        ended = train(tmp_path / f"run-{size}", *argv, fault=CountReductions(str(counted)), ranks=2)
+        assert ended.codes == [0, 0], ended.said
+        sent[size] = counted.read_text().splitlines()
+    assert len(sent[8]) == len(sent[0]) >= 3
+
+
+@dataclass
+class CountReductions:
+    """Write a line whenever rank 0 sends a bucket of gradients."""
+
+    path: str
+
+    def __call__(self, run_dir):
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+        from engine.update import Update
+
+        create = Update.__init__
+
+        def counted(group, bucket):
+            if torch.distributed.get_rank() == 0:
+                with open(self.path, "a") as file:
+                    file.write("sent\n")
+            return allreduce_hook(group, bucket)
+
+        def with_hook(this, model, *args, **options):
+            model.register_comm_hook(None, counted)
+            create(this, model, *args, **options)
+
+        Update.__init__ = with_hook
 
 
 def test_a_sigterm_makes_both_save_the_same_step_and_the_resumed_run_is_bit_exact(on_two_ranks, tmp_path):
