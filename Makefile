@@ -8,7 +8,7 @@ ARGS   ?=
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow faults lint format clean
+.PHONY: help install install-dev train test test-slow faults docs lint format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,8 +36,13 @@ test: install-dev  ## the tests, in at most 15 minutes on two cores
 test-slow: install-dev  ## what takes longer: real trainings, whole model lists
 	$(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS) || test $$? -eq 5  # 5: there is none yet
 
-faults: install-dev  ## kill, interrupt and damage runs, and print what was survived; 10 minutes
-	$(BIN)/python -m tests.faults
+faults: install-dev  ## kill, interrupt and damage runs, and write what was survived; 10 minutes
+	$(BIN)/python -m tests.faults > .faults.md
+	mv .faults.md docs/measured/faults.md
+	cat docs/measured/faults.md
+
+docs: install-dev  ## write what documents derive from the code and from the figures in docs/measured
+	$(BIN)/python tools/document.py
 
 lint: install-dev  ## check the style
 	$(BIN)/ruff check .

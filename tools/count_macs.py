@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("--model and --config: give one of the two")
         rows = [_of_model(args.model, args.n_classes or 1000, args.in_channels or 3, args.img_size or 224, overrides)]
     else:
-        rows = _of_configs(args.config or sorted(str(path) for path in CONFIGS.glob("*.yaml")), overrides)
+        rows = of_configs(args.config or sorted(str(path) for path in CONFIGS.glob("*.yaml")), overrides)
     if args.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return 0
@@ -99,7 +99,7 @@ def _stages(row: Row) -> str:
     return f"{row.config or row.model}\n{_markdown(rows, right=(1, 2))}\noperations without a count: {not_counted}"
 
 
-def _of_configs(paths: Sequence[str], overrides: dict) -> list[Row]:
+def of_configs(paths: Sequence[str], overrides: dict) -> list[Row]:
     from tqdm import tqdm
 
     configs = [(path, load_config(path, overrides)) for path in paths]

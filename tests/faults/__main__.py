@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
 
 from tests.faults.campaign import table, whole
@@ -14,5 +15,6 @@ if __name__ == "__main__":
         for row in whole(Path(folder)):
             rows.append(row)
             print(f"{row.fault}: {row.tried} tried, {len(row.wrong)} wrong", *row.wrong, sep="\n  ", file=sys.stderr, flush=True)
+    print(f"{len(os.sched_getaffinity(0))} cores (CPU), {date.today()}:\n")
     print(table(rows))
     sys.exit(any(row.wrong for row in rows))

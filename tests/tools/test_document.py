@@ -1,0 +1,76 @@
+"""What documents derive from the code is up to date, and an editor's schema says of a config what the program says."""
+
+import json
+
+import jsonschema
+import pytest
+import yaml
+
+from engine import ConfigError, load_config
+from engine.config import keys, to_dict
+from engine.schema import Config
+from tests.running import ROOT, run_command
+from tools.document import BLOCK, MEASURED, configuration, json_schema
+
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "base").glob("*.yaml")])
+
+
+def test_the_page_of_keys_and_the_schema_are_up_to_date():
+    assert (ROOT / "docs" / "configuration.md").read_text() == configuration()
+    assert json.loads((ROOT / "configs" / "schema.json").read_text()) == json_schema()
+
+
+def test_the_page_has_every_key():
+    page = configuration()
+    assert [key for key in keys() if f"| `{key}` |" not in page] == []
+
+
+def test_measured_tables_are_those_in_the_documents():
+    names = {"make faults": "faults.md", "make bench": "benchmark.md"}
+    found = {block["command"]: block["content"] for block in BLOCK.finditer((ROOT / "README.md").read_text())}
+    for command, name in names.items():
+        if command in found:
+            assert found[command] == (MEASURED / name).read_text()
+    assert "make faults" in found
+
+
+@pytest.mark.slow
+def test_making_the_documents_again_changes_nothing():
+    checked = run_command("python", "tools/document.py", "--check")
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_an_editor_finds_no_mistake_in_a_config_of_this_project(path):
+    text = path.read_text()
+    jsonschema.validate(yaml.safe_load(text), json_schema())
+    place = "schema.json" if path.parent.name == "configs" else "../schema.json"
+    assert text.startswith(f"# yaml-language-server: $schema={place}\n")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"train": {"optm": {"lr": 0.1}}},
+        {"train": {"n_steps": "many"}},
+        {"train": {"n_steps": 0}},
+        {"train": {"precision": "fp8"}},
+        {"augment": {"hflip": "always"}},
+        {"sed": 1},
+    ],
+)
+def test_an_editor_finds_the_mistakes_that_the_program_finds(mistake, tmp_path):
+    path = tmp_path / "config.yaml"
+    whole = {"data": {"name": "digits"}, "model": {"name": "lenet"}, **mistake}
+    path.write_text(yaml.safe_dump(whole))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(whole, json_schema())
+    with pytest.raises(ConfigError):
+        load_config(path)
+
+
+def test_the_defaults_of_the_schema_are_those_of_the_program():
+    defaults = to_dict(Config())
+    schema = json_schema()["properties"]
+    assert schema["seed"]["default"] == defaults["seed"]
+    assert schema["train"]["properties"]["optim"]["properties"]["lr"]["default"] == defaults["train"]["optim"]["lr"]
