@@ -11,14 +11,19 @@ block starts at one, not zero, unless `zero_init_residual`. `first_block` is the
 a pooling, "cifar10" a 3x3 of stride 1 without one, which keeps a 32x32 image's resolution. (The paper's own CIFAR networks are
 other, thinner ones; what everybody calls ResNet-18 on CIFAR-10 is this.)
 
+`drop_path` is stochastic depth (Huang, Sun, Liu, Sedra, Weinberger, 2016: Deep Networks with Stochastic Depth.
+https://arxiv.org/abs/1603.09382): in training a block gives only its input to some of the images, the last one to that part of
+them, those before it to fewer, down to none for the first.
+
 Module names are torchvision's, so its weights load unchanged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -34,7 +39,7 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None, drop_path: float) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, channels, stride)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -42,12 +47,13 @@ class BasicBlock(nn.Module):
         self.conv2 = conv3x3(channels, channels)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = downsample
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
-        return self.relu(x + shortcut)
+        return self.relu(self.drop_path(x) + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -55,7 +61,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None, drop_path: float) -> None:
         super().__init__()
         self.conv1 = conv1x1(in_channels, channels)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -65,13 +71,14 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(channels * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.bn3(self.conv3(x))
-        return self.relu(x + shortcut)
+        return self.relu(self.drop_path(x) + shortcut)
 
 
 class ResNet(nn.Module):
@@ -89,6 +96,7 @@ class ResNet(nn.Module):
         img_size: int = 224,
         first_block: Literal["imagenet", "cifar10"] = "imagenet",
         pdrop: float = 0.0,
+        drop_path: float = 0.0,
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
@@ -104,10 +112,11 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.channels = 64
-        self.layer1 = self._stage(block, 64, layers[0], stride=1)
-        self.layer2 = self._stage(block, 128, layers[1], stride=2)
-        self.layer3 = self._stage(block, 256, layers[2], stride=2)
-        self.layer4 = self._stage(block, 512, layers[3], stride=2)
+        rates = (drop_path * i / (sum(layers) - 1) for i in range(sum(layers)))
+        self.layer1 = self._stage(block, 64, layers[0], stride=1, rates=rates)
+        self.layer2 = self._stage(block, 128, layers[1], stride=2, rates=rates)
+        self.layer3 = self._stage(block, 256, layers[2], stride=2, rates=rates)
+        self.layer4 = self._stage(block, 512, layers[3], stride=2, rates=rates)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(pdrop)
         self.num_features = self.channels
@@ -125,13 +134,15 @@ class ResNet(nn.Module):
             elif zero_init_residual and isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
 
-    def _stage(self, block: type[BasicBlock | Bottleneck], channels: int, n_blocks: int, stride: int) -> nn.Sequential:
+    def _stage(
+        self, block: type[BasicBlock | Bottleneck], channels: int, n_blocks: int, stride: int, rates: Iterator[float]
+    ) -> nn.Sequential:
         out_channels = channels * block.expansion
         downsample = None
         if stride != 1 or self.channels != out_channels:
             downsample = nn.Sequential(conv1x1(self.channels, out_channels, stride), nn.BatchNorm2d(out_channels))
-        blocks = [block(self.channels, channels, stride, downsample)]
-        blocks += [block(out_channels, channels, 1, None) for _ in range(n_blocks - 1)]
+        blocks = [block(self.channels, channels, stride, downsample, next(rates))]
+        blocks += [block(out_channels, channels, 1, None, next(rates)) for _ in range(n_blocks - 1)]
         self.channels = out_channels
         return nn.Sequential(*blocks)
 

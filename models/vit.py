@@ -17,6 +17,8 @@ Where copies differ:
   on the attention weights.
 - Initial weights are timm's: dense layers and the position embedding of std 0.02, the class token of 1e-6, the patch embedding
   PyTorch's default. (The authors draw dense layers by Glorot and start with a head of zeros.)
+- `drop_path` leaves out attention or MLP for some of the images in training, in the last block for that part of them, in the
+  others for less, in the first for none (Touvron et al. 2021, after Huang et al. 2016, https://arxiv.org/abs/1603.09382).
 - The head is one linear layer, which is what the published weights have; the paper's hidden tanh layer was for pre-training only.
 
 The position embedding binds a network to its image size; `pretrained` resizes it. Module names are timm's.
@@ -28,6 +30,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 
 class PatchEmbedding(nn.Module):
@@ -75,16 +78,17 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, n_heads: int, pdrop: float) -> None:
+    def __init__(self, width: int, n_heads: int, pdrop: float, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, n_heads, pdrop)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width, pdrop)
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class VisionTransformer(nn.Module):
@@ -109,6 +113,7 @@ class VisionTransformer(nn.Module):
         img_size: int = 224,
         patch_size: int = 16,
         pdrop: float = 0.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if img_size % patch_size:
@@ -119,7 +124,8 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.side**2, width))
         self.dropout = nn.Dropout(pdrop)
-        self.blocks = nn.Sequential(*(Block(width, n_heads, pdrop) for _ in range(depth)))
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.Sequential(*(Block(width, n_heads, pdrop, rate) for rate in rates))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.num_features = width
         self.head = nn.Linear(width, n_classes)

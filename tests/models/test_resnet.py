@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 import torchvision
 
@@ -30,3 +31,17 @@ def test_convolutions_start_with_the_variance_of_their_fan_out():
 def test_an_unknown_stem_is_named():
     with pytest.raises(ValueError, match="first_block is 'mnist'"):
         create_model("resnet18", first_block="mnist")
+
+
+def test_drop_path_leaves_out_the_blocks_that_timm_leaves_out():
+    theirs = timm.create_model("resnet18", num_classes=5, drop_path_rate=0.6, zero_init_last=False).double().train()
+    ours = create_model("resnet18", n_classes=5, drop_path=0.6).double().train()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(6, 3, 64, 64, dtype=torch.float64)
+    outputs = []
+    for model in (ours, theirs):
+        torch.manual_seed(3)
+        outputs.append(model(images))
+    torch.testing.assert_close(*outputs)
+    torch.manual_seed(4)
+    assert not torch.allclose(ours(images), outputs[0])

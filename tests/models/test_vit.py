@@ -141,3 +141,18 @@ def test_an_image_of_another_size_is_named():
 def test_an_image_that_patches_do_not_fill_is_named():
     with pytest.raises(ValueError, match="img_size 28 can't be cut into patches of 16; give a patch_size that divides it"):
         create_model("vit_tiny", img_size=28)
+
+
+def test_drop_path_leaves_out_what_timm_leaves_out():
+    options = {"img_size": 32, "patch_size": 8, "depth": 4}
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=5, drop_path_rate=0.6, **options).double().train()
+    ours = create_model("vit_tiny", n_classes=5, drop_path=0.6, **options).double().train()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    outputs = []
+    for model in (ours, theirs):
+        torch.manual_seed(3)
+        outputs.append(model(images))
+    torch.testing.assert_close(*outputs)
+    torch.manual_seed(4)
+    assert not torch.allclose(ours(images), outputs[0])
