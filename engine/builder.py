@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from engine.errors import ConfigError, RunError
 from engine.evaluate import evaluate, readable
 from engine.freeze import freeze
 from engine.optim import find_optimizer, make_optimizer, optimizer_arguments
+from engine.recompute import recompute_blocks
 from engine.schedule import Schedule, make_schedule
-from engine.schema import AugmentConfig
+from engine.schema import AugmentConfig, TrainConfig
 from engine.sharpness import Sharpness
 from engine.state import TrainState
 from engine.tasks import Task, find_task
@@ -161,6 +163,9 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     _check_sizes(model, config, data)
     if train.sync_batchnorm:
         model = _synchronised(model, config, accelerator)
+    if train.aux_weight != TrainConfig().aux_weight and len(getattr(model, "CLASSIFIERS", ())) == 1:
+        origin = config.origin("train.aux_weight").name
+        log.warning("train.aux_weight (%s) has no effect on %s, which has no auxiliary head", origin, config.model.name)
     _freeze(model, config)
     if train.grad_checkpointing:
         _checkpoint_gradients(model, config)
@@ -249,12 +254,11 @@ def _freeze(model: nn.Module, config: LoadedConfig) -> None:
 
 
 def _checkpoint_gradients(model: nn.Module, config: LoadedConfig) -> None:
-    if not hasattr(model, "set_grad_checkpointing"):
+    if not recompute_blocks(model):
         raise ConfigError(
             f"train.grad_checkpointing ({config.origin('train.grad_checkpointing').name}): model.name {config.model.name} "
-            "doesn't offer it; most models of timm do (timm/...)"
+            "doesn't offer it, as it isn't made of blocks; a ResNet or a ViT is"
         )
-    model.set_grad_checkpointing()
 
 
 def _make_ema(model: nn.Module, config: LoadedConfig, accelerator: Accelerator) -> nn.Module | None:
@@ -376,6 +380,12 @@ def _growth(config: LoadedConfig, img_size: int, n_epochs: float) -> Growth | No
     if augment.resize_from > img_size:
         origin = config.origin("augment.resize_from").name
         raise ConfigError(f"augment.resize_from {augment.resize_from} ({origin}) is more than data.img_size {img_size}")
+    if (img_size - augment.resize_from) % augment.resize_step:
+        fits = math.gcd(img_size - augment.resize_from, augment.resize_step)
+        raise ConfigError(
+            f"augment.resize_step {augment.resize_step} ({config.origin('augment.resize_step').name}) doesn't lead from "
+            f"augment.resize_from {augment.resize_from} to data.img_size {img_size}; {fits} would"
+        )
     return Growth(augment.resize_from, augment.resize_epochs or n_epochs, augment.resize_step)
 
 
@@ -386,7 +396,7 @@ def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int, growth: 
         mean=tuple(config.data.mean or spec.mean),
         std=tuple(config.data.std or spec.std),
         augment=augment.enabled,
-        crop_padding=spec.crop_padding if augment.crop_padding is None else augment.crop_padding,
+        crop_padding=_crop_padding(config, spec),
         padding_mode=augment.padding_mode,
         hflip=spec.hflip if augment.hflip is None else augment.hflip,
         cutout=augment.cutout,
@@ -400,6 +410,10 @@ def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int, growth: 
         repeats=augment.repeats,
         growth=growth,
     )
+
+
+def _crop_padding(config: LoadedConfig, spec: DatasetSpec) -> int:
+    return spec.crop_padding if config.augment.crop_padding is None else config.augment.crop_padding
 
 
 def workers(config: LoadedConfig) -> Workers:
@@ -434,6 +448,9 @@ def _check_augmentation(config: LoadedConfig, spec: DatasetSpec) -> None:
             f"{key} {getattr(config.augment, asked[0])} ({config.origin(key).name}) is for images "
             f"{'in memory' if in_files else 'in files'}, and those of {spec.name} are {'in files' if in_files else 'in memory'}"
         )
+    if not in_files and config.augment.padding_mode != "constant" and not _crop_padding(config, spec):
+        origin = config.origin("augment.padding_mode").name
+        config.notes.append(f"warning: augment.padding_mode ({origin}) has no effect with augment.crop_padding 0")
     for name in () if in_files else ("scale", "crop_pct", "interpolation"):
         if f"augment.{name}" in config.origins and getattr(config.augment, name) != getattr(AugmentConfig(), name):
             origin = config.origins[f"augment.{name}"].name
