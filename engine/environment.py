@@ -7,33 +7,36 @@ import sys
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
+from engine.config import LoadedConfig
 from engine.errors import ConfigError
 from engine.plugins import loaded
-from engine.schema import Config
+from engine.schema import Precision
 
 PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "safetensors", "omegaconf")
 
 
-def make_accelerator(config: Config) -> Accelerator:
+def make_accelerator(config: LoadedConfig) -> Accelerator:
     """The devices that the launcher gave, in the config's precision or else the launcher's."""
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
-    precision = config.train.precision or _launcher_precision()
+    precision, asked_by = asked_precision(config)
     has_device = torch.accelerator.is_available()
-    if precision == "tf32" and not torch.cuda.is_available():
-        raise ConfigError("train.precision tf32 needs an NVIDIA GPU, and there is none; bf16 and fp32 run on a CPU")
+    if precision not in get_args(Precision):
+        offered = ", ".join(get_args(Precision))
+        raise ConfigError(f"precision {precision} ({asked_by}) isn't offered; train.precision can be {offered}")
+    if (precision == "tf32" and not torch.cuda.is_available()) or (precision == "fp16" and not has_device):
+        device = "an NVIDIA GPU" if precision == "tf32" else "a GPU"
+        raise ConfigError(f"precision {precision} ({asked_by}) needs {device}; --train.precision bf16 or fp32 runs here")
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     _set_deterministic(config.deterministic)
-    if precision == "fp16" and not has_device:
-        raise ConfigError("train.precision fp16 needs a GPU, and there is none; bf16 and fp32 run on a CPU")
     _check_fsdp(has_device)
     AcceleratorState._reset_state()  # a second training in one process may ask for another precision
     # Without cpu=True, ranks on a machine with no GPU would each train on their own.
@@ -67,9 +70,14 @@ def _set_deterministic(wanted: bool) -> None:
     torch.backends.cudnn.benchmark = not wanted
 
 
-def _launcher_precision() -> str:
+def asked_precision(config: LoadedConfig) -> tuple[str, str]:
+    """The precision to train in, and who asks for it."""
+    if config.train.precision is not None:
+        return config.train.precision, f"train.precision, {config.origin('train.precision').name}"
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return "fp32" if launched == "no" else launched
+    if launched != "no":
+        return launched, "the launcher's mixed precision, as train.precision is null"
+    return "fp32", "neither train.precision nor the launcher asks for another"
 
 
 def precision_of(accelerator: Accelerator) -> str:

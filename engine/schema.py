@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 REQUIRED = "???"  # stands where there is no default
 
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+
 
 def key(default: Any, meaning: str, **bounds: float) -> Any:
     """A key with its meaning and its bounds: above and below exclude the bound, least and most include it."""
@@ -155,7 +157,7 @@ class TrainConfig:
     save_freq: int | None = key(None, "updates between two checkpoints; null: once per epoch", least=1)
     eval_freq: int | None = key(None, "updates between two evaluations; null: once per epoch", least=1)
     keep_last: int = key(3, "checkpoints that are kept, beside the best", least=2)
-    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = key(
+    precision: Precision | None = key(
         None, "null: what the launcher says, fp32 without it; tf32: fp32 whose products a GPU rounds to 10 bits"
     )
     compile: bool = key(False, "torch.compile the model")

@@ -17,7 +17,7 @@ from engine.agreement import EXIT_CODES, Agreement, Interrupted, on_main
 from engine.builder import Run, build, check
 from engine.checkpoint import Checkpoints, read_checkpoint
 from engine.config import LoadedConfig, to_dict
-from engine.environment import describe, make_accelerator, precision_of
+from engine.environment import asked_precision, describe, make_accelerator, precision_of
 from engine.errors import ConfigError, RunError
 from engine.failures import explained
 from engine.journal import Journal, restore
@@ -30,6 +30,11 @@ from engine.trackers import Trackers
 from engine.tracking import add_log_file, remove_log_file, set_up_terminal
 
 log = logging.getLogger(__name__)
+
+NOT_GUARANTEED = (
+    "deterministic false: two runs get the same batches and random numbers, but kernels of a GPU may add up in another order, "
+    "and their weights then differ in the last bits; deterministic true allows only kernels that give the same bits"
+)
 
 
 def train(
@@ -49,9 +54,10 @@ def train(
     set_up_terminal(is_main=os.environ.get("RANK", "0") == "0")
     check(config)
     accelerator = make_accelerator(config)
-    if config.train.precision is None and (of_launcher := precision_of(accelerator)) != "fp32":
-        config.notes.append(f"precision {of_launcher}, as the launcher says; train.precision is null")
+    _, asked_by = asked_precision(config)
     config.train.precision = precision_of(accelerator)
+    config.notes.append(f"precision {config.train.precision}: {asked_by}")
+    config.notes += [NOT_GUARANTEED] if not config.deterministic else []
     agreement = Agreement(config.train.timeout, config.train.time_limit)
     try:
         if dry_run:

@@ -396,7 +396,8 @@ class TestBadInput:
             (("--train.optim.betaz", "[0.9,0.99]"), 2, "did you mean train.optim.betas?"),
             (("--train.optim.type", "LBFGS"), 2, "no optimizer"),
             (("--train.batch_size", 5000), 2, "1437 training samples"),
-            (("--train.precision", "fp16"), 2, "fp16 needs a GPU"),
+            (("--train.precision", "fp16"), 2, "precision fp16 (train.precision, --train.precision) needs a GPU"),
+            (("--train.precision", "tf32"), 2, "needs an NVIDIA GPU"),
             (("--model.pretrained", "nowhere.pth"), 1, "no such file"),
             (("--data.name", "imagefolder", "--model.name", "resnet18", "--data.dataroot", "nowhere"), 1, "no such folder"),
             (
