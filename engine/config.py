@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import reduce
 from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -370,6 +371,8 @@ def _is_of_a_run(origin: Origin) -> bool:
     return path.name == "config.yaml" and (path.parent / "environment.json").is_file()
 
 
+AUGMENTATION = ("crop_padding", "padding_mode", "hflip", "cutout", "scale", "auto", "color_jitter", "erasing", "resize_from")
+
 SCHEDULE_KEYS = {  # and the types that they are for
     "t_max": FOLLOW_THE_LENGTH,
     "eta_min": ("CosineAnnealingLR", "CosineAnnealingWarmRestarts", "LinearLR", "PolynomialLR"),
@@ -395,43 +398,49 @@ def _check_together(config: LoadedConfig) -> None:
         raise ConfigError(f"data.std: must be above 0, got {config.data.std}")
     if train.batch_size % config.augment.repeats:
         raise ConfigError(f"train.batch_size {train.batch_size} doesn't divide by augment.repeats {config.augment.repeats}")
-    changed = config.augment.auto_magnitude != _default(config.augment, "auto_magnitude")
-    if config.augment.auto != "randaugment" and changed:
-        config.notes.append(
-            f"warning: augment.auto_magnitude ({config.origin('augment.auto_magnitude').name}) has no effect with augment.auto "
-            f"{config.augment.auto or 'null'}; it is for randaugment"
-        )
     if train.ema is not None and train.average_last is not None:
         raise ConfigError(
             f"train.ema {train.ema:g} ({config.origin('train.ema').name}) and train.average_last {train.average_last:g} "
             f"({config.origin('train.average_last').name}) are two ways to average the weights; give one of them"
         )
-    without_effect = [
-        ("distill.pretrained", config.distill.teacher is None, "distill.teacher null"),
-        ("distill.temperature", config.distill.teacher is None, "distill.teacher null"),
-        ("tracking.project", not config.tracking.to, "tracking.to []"),
-        ("distill.weight", config.distill.teacher is None, "distill.teacher null"),
-        ("augment.mix_epochs", config.augment.mixup == config.augment.cutmix == 0, "augment.mixup and augment.cutmix 0"),
-        ("augment.resize_epochs", config.augment.resize_from is None, "augment.resize_from null"),
-        ("augment.resize_step", config.augment.resize_from is None, "augment.resize_from null"),
-        ("train.sam_adaptive", train.sam is None, "train.sam null"),
-        ("train.ema_warmup", train.ema is None, "train.ema null"),
-        ("train.compile_mode", not train.compile, "train.compile false"),
-        ("train.most_skipped", train.nonfinite != "skip", "train.nonfinite stop"),
-    ]
-    for name, is_idle, why in without_effect:
-        section, _, last = name.partition(".")
-        if is_idle and getattr(getattr(config, section), last) != _default(getattr(config, section), last):
-            config.notes.append(f"warning: {name} ({config.origin(name).name}) has no effect with {why}")
-    if train.bce_threshold is not None and train.loss != "bce":
-        origin = config.origin("train.bce_threshold").name
-        config.notes.append(f"warning: train.bce_threshold ({origin}) has no effect with train.loss {train.loss}; it is for bce")
+    _warn_of_idle_keys(config)
     optim, lr = config.origin("train.optim.type"), config.origin("train.optim.lr")
     if optim.rank > lr.rank and train.optim.type.lower() != "sgd":
         config.notes.append(
             f"warning: train.optim.lr {train.optim.lr:g} ({lr.name}) was not chosen for {train.optim.type} ({optim.name}); "
             "--train.optim.lr sets it"
         )
+
+
+def _warn_of_idle_keys(config: LoadedConfig) -> None:
+    """Keys that were set and change nothing, since another one doesn't let them."""
+    train, augment = config.train, config.augment
+    n_mixings = (augment.mixup > 0) + (augment.cutmix > 0)
+    without_effect = [
+        ("distill.pretrained", config.distill.teacher is None, "distill.teacher null"),
+        ("distill.temperature", config.distill.teacher is None, "distill.teacher null"),
+        ("tracking.project", not config.tracking.to, "tracking.to []"),
+        ("distill.weight", config.distill.teacher is None, "distill.teacher null"),
+        ("augment.mix_epochs", n_mixings == 0, "augment.mixup and augment.cutmix 0"),
+        ("augment.mix_prob", n_mixings == 0, "augment.mixup and augment.cutmix 0"),
+        ("augment.mix_switch_prob", n_mixings < 2, "augment.mixup or augment.cutmix 0"),
+        ("augment.auto_magnitude", augment.auto != "randaugment", f"augment.auto {augment.auto or 'null'}; randaugment has one"),
+        ("augment.resize_epochs", augment.resize_from is None, "augment.resize_from null"),
+        ("augment.resize_step", augment.resize_from is None, "augment.resize_from null"),
+        *((f"augment.{name}", not augment.enabled, "augment.enabled false") for name in AUGMENTATION),
+        ("train.sam_adaptive", train.sam is None, "train.sam null"),
+        ("train.ema_warmup", train.ema is None, "train.ema null"),
+        ("train.bce_threshold", train.loss != "bce", f"train.loss {train.loss}; it is for bce"),
+        ("train.compile_mode", not train.compile, "train.compile false"),
+        ("train.most_skipped", train.nonfinite != "skip", "train.nonfinite stop"),
+        ("train.micro_batch_size", train.micro_batch_size >= train.batch_size, f"train.batch_size {train.batch_size}"),
+        ("train.optim.decay_norm_and_bias", train.optim.weight_decay == 0, "train.optim.weight_decay 0"),
+    ]
+    for name, is_idle, why in without_effect:
+        *sections, last = name.split(".")
+        section = reduce(getattr, sections, config)
+        if is_idle and getattr(section, last) != _default(section, last):
+            config.notes.append(f"warning: {name} ({config.origin(name).name}) has no effect with {why}")
 
 
 def _check_schedule(config: LoadedConfig) -> None:

@@ -271,6 +271,40 @@ def test_a_key_without_effect_is_a_warning(write):
     assert any("eta_min" in note and "no effect" in note for note in config.notes)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "because"),
+    [
+        ("augment.mix_prob", 0.5, "augment.mixup and augment.cutmix 0"),
+        ("augment.mix_epochs", 2, "augment.mixup and augment.cutmix 0"),
+        ("augment.mix_switch_prob", 0.3, "augment.mixup or augment.cutmix 0"),
+        ("augment.auto_magnitude", 7, "augment.auto null"),
+        ("augment.resize_step", 4, "augment.resize_from null"),
+        ("train.ema_warmup", False, "train.ema null"),
+        ("train.compile_mode", "max-autotune", "train.compile false"),
+        ("train.most_skipped", 3, "train.nonfinite stop"),
+        ("train.bce_threshold", 0.2, "train.loss cross_entropy"),
+        ("train.micro_batch_size", 128, "train.batch_size 128"),
+    ],
+)
+def test_a_key_that_another_one_leaves_without_effect_is_a_warning_that_names_both(write, key, value, because):
+    (note,) = load_config(write(MINIMAL), {key: value}).notes
+    assert note.startswith(f"warning: {key} (--{key}) has no effect with {because}")
+    assert not load_config(write(MINIMAL)).notes
+
+
+def test_augmentation_that_is_off_leaves_its_keys_without_effect(write):
+    keys = {"augment.cutout": 4, "augment.hflip": True, "augment.color_jitter": 0.1, "augment.resize_from": 16}
+    notes = load_config(write(MINIMAL), {"augment.enabled": False, **keys}).notes
+    assert sorted(note.split()[1] for note in notes) == sorted(keys)
+    assert not load_config(write(MINIMAL), keys).notes
+
+
+def test_no_decay_to_spare_anything_from_is_a_warning(write):
+    keys = {"train.optim.weight_decay": 0.0, "train.optim.decay_norm_and_bias": False}
+    (note,) = load_config(write(MINIMAL), keys).notes
+    assert "train.optim.decay_norm_and_bias (--train.optim.decay_norm_and_bias) has no effect" in note
+
+
 def test_a_learning_rate_chosen_for_another_optimizer_is_a_warning(write):
     config = load_config(write(AS_IN_THE_CONTRACT), {"train.optim.type": "Adam"})
     assert any("train.optim.lr 0.1" in note and "Adam" in note for note in config.notes)
