@@ -1,6 +1,10 @@
 """What each key of a recipe does, by its effect."""
 
 import copy
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -9,7 +13,7 @@ from safetensors.torch import load_file
 from engine import builder, load_config
 from engine.environment import make_accelerator
 from engine.trained import load_trained
-from tests.running import assert_same_weights, metrics, results, run_main, untimed, weights
+from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, untimed, weights
 
 SMALL = ("--train.batch_size", 64, "--train.num_threads", 1, "--train.print_freq", 4, "--train.eval_freq", 8)
 
@@ -79,6 +83,22 @@ def test_gradients_are_clipped_by_value():
     assert max(steps) == pytest.approx(1e-4, rel=1e-2)
 
 
+def test_dropout_and_drop_path_reach_the_model():
+    run = built(*SHAPES, ("train.n_steps", 1), ("model.pdrop", 0.25), ("model.drop_path", 0.3))
+    rates = [module.p for module in run.model.modules() if type(module).__name__ == "StochasticDepth"]
+    assert rates == pytest.approx([0.3 * i / 7 for i in range(8)])
+    assert run.model.dropout.p == 0.25
+    run = built(*SHAPES, ("train.n_steps", 1), ("model.name", "timm/test_resnet"), ("model.drop_path_rate", 0.3))
+    assert max(getattr(module, "drop_prob", 0.0) or 0.0 for module in run.model.modules()) == pytest.approx(0.3)
+
+
+def test_the_mode_reaches_the_compiler(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options) or model)
+    built(("train.n_steps", 1), ("train.compile", "true"), ("train.compile_mode", "max-autotune"))
+    assert asked == [{"mode": "max-autotune"}]
+
+
 def test_mixing_stops_after_its_epochs():
     run = built(("train.n_epochs", 3), ("train.batch_size", 512), ("augment.mixup", 0.8), ("augment.mix_epochs", 2))
     assert [batch[1].ndim for batch in run.train_batches(0)] == [2, 2, 2, 2, 1, 1]
@@ -121,6 +141,15 @@ def test_a_time_limit_saves_and_ends_and_the_run_goes_on_from_there(tmp_path, ca
     assert 0 < step < 100_000
     assert run_main("-e", tmp_path / "run", "-r", "latest") == 143
     assert results(tmp_path / "run")["step"] > step
+
+
+def test_a_weight_of_heads_that_a_model_has_not_and_a_mode_of_no_padding_are_warnings(tmp_path):
+    argv = (*SMALL, "--train.n_steps", 1, "--train.aux_weight", 0.5, "--augment.padding_mode", "reflect")
+    argv += ("--augment.crop_padding", 0)
+    assert run_main("-e", tmp_path / "run", *argv) == 0
+    said = (tmp_path / "run" / "output.log").read_text()
+    assert "train.aux_weight (--train.aux_weight) has no effect on lenet, which has no auxiliary head" in said
+    assert "augment.padding_mode (--augment.padding_mode) has no effect with augment.crop_padding 0" in said
 
 
 @pytest.mark.parametrize(
@@ -191,20 +220,26 @@ class TestGradientsThatAreNoNumber:
         assert ["train/loss" in line for line in metrics(tmp_path / "run")] == [False, True]
 
 
-def test_checkpointed_gradients_are_the_same_gradients():
-    options = [("data.name", "shapes"), ("data.n_train", 64), ("data.n_test", 64), ("model.name", "timm/vit_tiny_patch16_224")]
-    options += [("train.n_steps", 1), ("train.batch_size", 4), ("train.num_threads", 1), ("data.img_size", 32)]
-    runs = [built(*options, ("train.grad_checkpointing", value)) for value in ("false", "true")]
-    batch = next(runs[0].train_batches(0))
-    for run in runs:
-        run.task.loss_sum(run.model, batch)[0].backward()
-    for (name, a), b in zip(runs[0].model.named_parameters(), runs[1].model.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, msg=name)
+def test_checkpointed_gradients_give_the_same_run(tmp_path):
+    argv = [f"--{name}={value}" for name, value in SHAPES]
+    argv += ["--train.n_steps=4", "--model.layers=[1,1,1,1]", "--train.ema=0.9", "--model.drop_path=0.2"]
+    for name, value in (("plain", "false"), ("recomputed", "true")):
+        assert run_main("-e", tmp_path / name, *argv, "--train.grad_checkpointing", value) == 0
+    assert_same_weights(weights(tmp_path / "plain"), weights(tmp_path / "recomputed"))
+    assert untimed(metrics(tmp_path / "plain")) == untimed(metrics(tmp_path / "recomputed"))
 
 
 def test_a_model_that_does_not_offer_checkpointing_is_one_line(tmp_path, capsys):
     assert run_main("-e", tmp_path / "run", "--train.grad_checkpointing", "true", "--train.n_steps", 2) == 2
     assert "model.name lenet doesn't offer it" in capsys.readouterr().err
+
+
+def test_the_default_says_what_is_not_guaranteed_and_deterministic_needs_not_to(tmp_path):
+    for run, value in (("a", "false"), ("b", "true")):
+        assert run_main("-e", tmp_path / run, *SMALL, "--train.n_steps", 1, "--deterministic", value) == 0
+    torch.use_deterministic_algorithms(False)
+    said = [(tmp_path / run / "output.log").read_text() for run in ("a", "b")]
+    assert ["kernels of a GPU may add up in another order" in log for log in said] == [True, False]
 
 
 def test_deterministic_asks_torch_for_it_and_gives_the_same_bits_twice(tmp_path):
@@ -265,6 +300,13 @@ def test_images_in_files_grow_too(data_root, n_workers):
     assert [batch[0].shape[-1] for batch in run.train_batches(0)] == [16] * 3 + [24] * 3 + [24] * 3
 
 
+def test_a_step_that_does_not_lead_to_the_full_size_is_one_line(tmp_path, capsys):
+    argv = [f"--{name}={value}" for name, value in SHAPES]
+    assert run_main("-e", tmp_path / "run", *argv, "--train.n_steps", 2, "--augment.resize_from", 20, "--data.img_size", 32) == 2
+    line = capsys.readouterr().err.strip()
+    assert "augment.resize_step 16 (the default) doesn't lead from augment.resize_from 20 to data.img_size 32; 4 would" in line
+
+
 def test_a_size_that_can_not_be_is_one_line(tmp_path, capsys):
     argv = [f"--{name}={value}" for name, value in SHAPES]
     assert run_main("-e", tmp_path / "run", *argv, "--train.n_steps", 2, "--augment.resize_from", 64, "--data.img_size", 32) == 2
@@ -279,3 +321,38 @@ def test_a_batch_too_small_for_batchnorm_is_one_line(tmp_path, capsys):
     line = capsys.readouterr().err.strip()
     assert len(line.splitlines()) == 1
     assert "train.micro_batch_size 1 is too small" in line
+
+
+MANY = (
+    *("--data.name", "shapes", "--data.n_train", 64, "--data.n_test", 32, "--data.img_size", 32, "--train.batch_size", 16),
+    *("--model.name", "timm/test_resnet", "--model.drop_path_rate", 0.1, "--model.drop_rate", 0.1, "--train.n_steps", 16),
+    *("--train.save_freq", 4, "--train.eval_freq", 8, "--train.print_freq", 4, "--train.num_threads", 1),
+    *("--augment.crop_padding", 4, "--augment.padding_mode", "reflect", "--augment.hflip", "alternating"),
+    *("--augment.cutout", 8, "--augment.color_jitter", 0.2, "--augment.mixup", 0.8, "--augment.cutmix", 1.0),
+    *("--augment.mix_epochs", 3, "--augment.resize_from", 24, "--augment.resize_step", 4, "--train.loss", "bce"),
+    *("--train.precision", "bf16", "--train.channels_last", "true", "--train.grad_checkpointing", "true"),
+    *("--train.micro_batch_size", 6, "--train.ema", 0.9, "--train.clip_grad_norm", 1.0, "--train.label_smoothing", 0.1),
+    *("--train.optim.nesterov", "true", "--train.optim.layer_decay", 0.8, "--train.optim.decay_norm_and_bias", "false"),
+    *("--train.optim.lr", 0.02, "--train.optim.weight_decay", 0.001, "--train.sched.type", "PolynomialLR"),
+    *("--train.sched.warmup_steps", 3, "--train.sched.cooldown_epochs", 0.5, "--train.sched.eta_min", 0.001),
+    *("--train.nonfinite", "skip", "--train.sam", 0.05, "--train.freeze", "[stem]", "--train.patience", 9),
+    *("--eval.tta", "flip", "--eval.img_size", 40, "--train.eval_first", "true"),
+)
+
+
+def test_a_run_with_many_recipes_at_once_that_is_killed_and_resumed_ends_bit_for_bit_alike(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_main("-e", whole, *MANY) == 0
+    process = subprocess.Popen([sys.executable, "main.py", "-e", str(cut), *map(str, MANY)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (cut / "ckpt" / "step-000004" / "manifest.json").exists():
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    finished = run_command("python", "main.py", "-e", cut, "-r", "latest")
+    assert finished.returncode == 0, finished.stderr
+    assert "resuming at step 0," not in finished.stdout
+    assert "warning" not in (whole / "output.log").read_text().lower()  # every key of them has its effect
+    assert_same_weights(weights(whole), weights(cut))
+    assert untimed(metrics(whole)) == untimed(metrics(cut))
+    files = [load_file(run / "ckpt" / "latest" / "model_ema.safetensors") for run in (whole, cut)]
+    assert_same_weights(*files)

@@ -104,6 +104,23 @@ class CountReductions:
         Update.__init__ = with_hook
 
 
+def test_recipes_give_what_they_give_on_one_rank_the_average_included(tmp_path):
+    argv = (*ARGV, "--train.n_steps", 40, "--train.ema", 0.9, "--train.clip_grad_norm", 0.5, "--train.micro_batch_size", 12)
+    argv += ("--train.loss", "bce", "--train.label_smoothing", 0.1, "--eval.tta", "flip", "--train.nonfinite", "skip")
+    argv += ("--train.optim.type", "AdamW", "--train.optim.lr", 0.002, "--train.optim.layer_decay", 0.7)
+    argv += ("--train.optim.head_lr", 0.004, "--train.optim.decay_norm_and_bias", "false", "--train.freeze", "[conv1]")
+    argv += ("--train.sched.type", "LinearLR", "--train.sched.warmup_steps", 5, "--train.sched.cooldown_steps", 5)
+    finished = run_on_two_ranks("-e", tmp_path / "two", *argv)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["world_size"] == 2
+    assert run_main("-e", tmp_path / "one", *argv) == 0
+    for two, one in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert two.keys() == one.keys()
+        for name in one.keys() & {"train/loss", "train/grad_norm", "train/lr", "valid/loss", "valid_ema/loss", "valid_ema/count"}:
+            assert two[name] == pytest.approx(one[name], abs=1e-4), name
+    assert metrics(tmp_path / "two")[-1]["valid_ema/count"] == 360
+
+
 def test_a_sigterm_makes_both_save_the_same_step_and_the_resumed_run_is_bit_exact(on_two_ranks, tmp_path):
     run = tmp_path / "run"
     command = [
