@@ -1,4 +1,4 @@
-"""Find a data set by its name; case, dashes and underscores do not matter."""
+"""Find a data set by its name and by what its targets are; case, dashes and underscores do not matter."""
 
 import importlib
 import pkgutil
@@ -9,12 +9,18 @@ from pathlib import Path
 
 from datasets.splits import DatasetSpec
 
-NOT_FAMILIES = {"augment", "cache", "catalog", "counters", "downloads", "files", "loaders", "mixing", "order", "splits"}
+NOT_FAMILIES = {
+    *("augment", "boxes", "cache", "catalog", "counters", "downloads", "files", "loaders", "masks", "mixing", "order", "scenes"),
+    "splits",
+}
+
+
+Specs = dict[tuple[str, str], DatasetSpec]  # by plain name and targets
 
 
 @cache
-def _specs() -> dict[str, DatasetSpec]:
-    specs: dict[str, DatasetSpec] = {}
+def _specs() -> Specs:
+    specs: Specs = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name in NOT_FAMILIES:
             continue
@@ -22,11 +28,11 @@ def _specs() -> dict[str, DatasetSpec]:
     return specs
 
 
-def _add(specs: dict[str, DatasetSpec], more: Sequence[DatasetSpec], source: str) -> None:
+def _add(specs: Specs, more: Sequence[DatasetSpec], source: str) -> None:
     for spec in more:
-        if _plain(spec.name) in specs:
+        if (_plain(spec.name), spec.targets) in specs:
             raise ValueError(f"{source} names its data set {spec.name!r}, which is taken")
-    specs.update({_plain(spec.name): spec for spec in more})
+    specs.update({(_plain(spec.name), spec.targets): spec for spec in more})
 
 
 def register_datasets(specs: Sequence[DatasetSpec], source: str) -> None:
@@ -34,16 +40,20 @@ def register_datasets(specs: Sequence[DatasetSpec], source: str) -> None:
     _add(_specs(), specs, source)
 
 
-def list_datasets() -> list[str]:
-    return sorted(spec.name for spec in _specs().values())
+def list_datasets(targets: str | None = None) -> list[str]:
+    """All, or those with such targets."""
+    return sorted({spec.name for spec in _specs().values() if targets in (None, spec.targets)})
 
 
-def find_dataset(name: str) -> DatasetSpec:
-    if _plain(name) not in _specs():
-        near = get_close_matches(_plain(name), list(_specs()), n=1)
-        hint = f"did you mean {_specs()[near[0]].name}?" if near else f"there are {', '.join(list_datasets())}"
-        raise ValueError(f"unknown data set {name!r}: {hint}")
-    return _specs()[_plain(name)]
+def find_dataset(name: str, targets: str = "classes") -> DatasetSpec:
+    if (_plain(name), targets) in _specs():
+        return _specs()[_plain(name), targets]
+    if other := sorted(of for plain, of in _specs() if plain == _plain(name)):
+        raise ValueError(f"{name} gives {' or '.join(other)}, not {targets}; {', '.join(list_datasets(targets))} do")
+    names = {_plain(known): known for known in list_datasets(targets)}
+    near = get_close_matches(_plain(name), list(names), n=1)
+    hint = f"did you mean {names[near[0]]}?" if near else f"there are {', '.join(list_datasets(targets))}"
+    raise ValueError(f"unknown data set {name!r}: {hint}")
 
 
 def _plain(name: str) -> str:

@@ -156,7 +156,7 @@ class TrainingImages:
             if self.hflip and of_sample[self.FLIP] < 0.5:
                 image = image.flip(-1)
             if self.distortions:
-                with _seeded(derive(self.seed, AUGMENT, request.epoch, sample)):
+                with seeded(derive(self.seed, AUGMENT, request.epoch, sample)):
                     for distort in self.distortions:
                         image = distort(image)
             into.copy_(image)
@@ -214,7 +214,7 @@ def _distortions(policy: str | None, magnitude: int, color_jitter: float) -> lis
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """torchvision draws from torch's own generator, which belongs to others where there are no workers."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)

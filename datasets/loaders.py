@@ -28,7 +28,7 @@ from datasets.files import EvaluationImages, Request, TrainingImages, Unreadable
 from datasets.order import Order
 from datasets.splits import Files, Images, Split
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor]  # images and labels; masks or boxes have other targets
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Preparation:
     cutout: int
     color_jitter: float = 0.0
     scale: tuple[float, float] = (0.08, 1.0)  # from here on: of images in files
+    zoom: tuple[float, float] = (0.5, 2.0)  # of images with masks
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
     policy: str | None = None  # randaugment, trivialaugment or augmix
@@ -98,6 +99,8 @@ class EvalLoader(Protocol):
 
 
 def train_loader(split: Split, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> TrainLoader:
+    if hasattr(split, "train_loader"):
+        return split.train_loader(order, prepare, workers, device)
     if isinstance(split, Images):
         return InMemoryTraining(split, order, prepare, device)
     return FileTraining(split, order, prepare, workers, device)
@@ -108,7 +111,9 @@ def eval_loader(
 ) -> EvalLoader:
     first, last = len(split) * rank // world_size, len(split) * (rank + 1) // world_size
     part = split.subset(torch.arange(first, last)) if world_size > 1 else split
-    if isinstance(part, Images):
+    if hasattr(part, "eval_loader"):
+        loader = part.eval_loader(batch_size, prepare, workers, device)
+    elif isinstance(part, Images):
         loader = InMemoryEvaluation(part, batch_size, prepare, device)
     else:
         loader = FileEvaluation(part, batch_size, prepare, workers, device)
@@ -240,7 +245,7 @@ class FileBatches:
                 yield n % n_slots, request, size
 
         loader = DataLoader(_Slots(self.read, slots), sampler=keys(), batch_size=None, **self.workers.options())
-        with _workers_ended(loader) as filled:
+        with workers_ended(loader) as filled:
             for slot in filled:
                 if isinstance(slot, str):
                     raise UnreadableImage(slot)
@@ -305,7 +310,7 @@ class ReusedMemory:
 
 
 @contextmanager
-def _workers_ended(loader: DataLoader) -> Iterator[Iterator]:
+def workers_ended(loader: DataLoader) -> Iterator[Iterator]:
     """What the loader gives. Its workers end with the block, or with the program where that is left in the middle of it.
 
     torch asks them to end and waits, at exit forever; one that hangs wouldn't, nor one that leaves signals to its parent.

@@ -4,7 +4,8 @@ An image is a textured background, clutter behind and in front, one or more obje
 rotation and position, light from one side, and noise. Image i of a seed is a function of (seed, i) alone: it does not depend on
 how many are generated, in what order or in what batches.
 
-`generate` gives a class, a box and a mask for each object. `load` makes a classification set of it, with one object per image.
+`generate` gives a class, a box and a mask for each object. `load` makes a classification set of it, with one object per image,
+`load_masks` one for segmentation, with several.
 Shapes and textures are looked up in pictures made once, each image through an affine map of its own, so that a batch costs a few
 lookups per figure and no loop over samples. The arithmetic is a sequence of single float operations, which give the same bits
 wherever in a batch a number stands; functions such as sin and lerp need not.
@@ -13,13 +14,14 @@ wherever in a batch a number stands; functions such as sin and lerp need not.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.counters import below, derive, draws
+from datasets.masks import MaskedImages
 from datasets.splits import DatasetSpec, Images, Loaded, Source
 
 SHAPES = 4  # separates this use of the seed from the order's, the augmentation's and the steps'
@@ -48,14 +50,37 @@ class Shapes:
 
 def load(source: Source, *, n_train: int = 20000, n_test: int = 4000, size: int | None = None, difficulty: float = 0.5) -> Loaded:
     """`size` null generates images as large as the model sees them, data.img_size; another size is resized to that."""
-    if n_train < 1 or n_test < 1:
-        raise ValueError(f"n_train and n_test are {n_train} and {n_test}; they must be at least 1")
-    size = next(given for given in (size, source.img_size, IMG_SIZE) if given is not None)
+    _check_counts(n_train, n_test)
+    size = _size(source, size)
     _check(size, difficulty, max_objects=1)
     train, test = (
         _one_object_each(derive(source.seed, SHAPES, part), n, size, difficulty) for part, n in ((TRAIN, n_train), (TEST, n_test))
     )
     return Loaded(train, test, CLASSES)
+
+
+def load_masks(
+    source: Source,
+    *,
+    n_train: int = 4000,
+    n_test: int = 500,
+    size: int | None = None,
+    difficulty: float = 0.5,
+    max_objects: int = 3,
+) -> Loaded:
+    """Every pixel has the class of the object that is seen there, or the first one, background."""
+    _check_counts(n_train, n_test)
+    size = _size(source, size)
+    _check(size, difficulty, max_objects)
+    splits = []
+    for part, n in ((TRAIN, n_train), (TEST, n_test)):
+        images, masks = torch.empty((n, 3, size, size), dtype=torch.uint8), torch.empty((n, size, size), dtype=torch.uint8)
+        seed = derive(source.seed, SHAPES, part)
+        for some, (rendered, labels, of_objects) in _chunks(seed, torch.arange(n), size, difficulty, max_objects):
+            # masks of one image never overlap, and where there is no object its mask is empty
+            images[some], masks[some] = rendered, (of_objects * (labels + 1)[:, :, None, None]).sum(1).to(torch.uint8)
+        splits.append(MaskedImages(images, masks))
+    return Loaded(*splits, ("background", *CLASSES))
 
 
 def generate(seed: int, indices: Tensor, *, size: int, difficulty: float = 0.5, max_objects: int = 1) -> Shapes:
@@ -65,8 +90,18 @@ def generate(seed: int, indices: Tensor, *, size: int, difficulty: float = 0.5, 
     background, and how small an object can be.
     """
     _check(size, difficulty, max_objects)
-    images, labels, masks = map(torch.cat, zip(*_chunks(seed, indices, size, difficulty, max_objects), strict=True))
+    chunks = (rendered for _, rendered in _chunks(seed, indices, size, difficulty, max_objects))
+    images, labels, masks = map(torch.cat, zip(*chunks, strict=True))
     return Shapes(images, labels, boxes_of(masks), masks)
+
+
+def _check_counts(n_train: int, n_test: int) -> None:
+    if n_train < 1 or n_test < 1:
+        raise ValueError(f"n_train and n_test are {n_train} and {n_test}; they must be at least 1")
+
+
+def _size(source: Source, size: int | None) -> int:
+    return next(given for given in (size, source.img_size, IMG_SIZE) if given is not None)
 
 
 def _check(size: int, difficulty: float, max_objects: int) -> None:
@@ -81,19 +116,20 @@ def _check(size: int, difficulty: float, max_objects: int) -> None:
 
 
 def _one_object_each(seed: int, n: int, size: int, difficulty: float) -> Images:
-    chunks = _chunks(seed, torch.arange(n), size, difficulty, max_objects=1)
     images, labels = torch.empty((n, 3, size, size), dtype=torch.uint8), torch.empty(n, dtype=torch.int64)
-    done = 0
-    for some_images, some_labels, _ in chunks:
-        some = slice(done, done + len(some_images))
-        images[some], labels[some] = some_images, some_labels[:, 0]
-        done = some.stop
+    for some, (rendered, of_objects, _) in _chunks(seed, torch.arange(n), size, difficulty, max_objects=1):
+        images[some], labels[some] = rendered, of_objects[:, 0]
     return Images(images, labels)
 
 
-def _chunks(seed: int, indices: Tensor, size: int, difficulty: float, max_objects: int) -> Iterator[Rendered]:
+def _chunks(
+    seed: int, indices: Tensor, size: int, difficulty: float, max_objects: int
+) -> Iterator[tuple[slice, Rendered]]:
+    """A few images at a time, and which of `indices` they are."""
+    done = 0
     for chunk in indices.split(max(1, CHUNK // size**2)):
-        yield _render(seed, chunk, size, difficulty, max_objects)
+        yield slice(done, done + len(chunk)), _render(seed, chunk, size, difficulty, max_objects)
+        done += len(chunk)
 
 
 # What is drawn where
@@ -393,16 +429,11 @@ OUTLINES = SHAPE_OUTLINES | CLUTTER_OUTLINES
 CLASSES, CLUTTER = tuple(SHAPE_OUTLINES), tuple(CLUTTER_OUTLINES)
 IMG_SIZE = 32
 
+_SHAPES = partial(
+    DatasetSpec, name="shapes", channels=3, img_size=IMG_SIZE, mean=(0.5, 0.5, 0.5), std=(0.30, 0.30, 0.30), crop_padding=2, hflip=True
+)
+
 DATASETS = [
-    DatasetSpec(
-        "shapes",
-        load,
-        channels=3,
-        img_size=IMG_SIZE,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.30, 0.30, 0.30),
-        n_classes=len(CLASSES),
-        crop_padding=2,
-        hflip=True,
-    ),
+    _SHAPES(load=load, n_classes=len(CLASSES)),
+    _SHAPES(load=load_masks, targets="masks", n_classes=len(CLASSES) + 1),
 ]

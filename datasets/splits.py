@@ -1,7 +1,7 @@
 """What a data set is made of."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ class Images:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> "Images":
-        return Images(self.images[indices], self.labels[indices])
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Files:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> "Files":
-        return Files(self.paths[indices.numpy()], self.labels[indices])
+        return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices])
 
 
-Split = Images | Files
+Split = Images | Files  # or a kind of its own, such as those of masks.py, which brings its loaders
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Source:
     download: bool = True
     seed: int = 0
     img_size: int | None = None  # that the config asks for; None: the data set's own
+    n_classes: int | None = None  # likewise
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class DatasetSpec:
     n_classes: int | None = None  # None where only the files say so
     crop_padding: int = 0  # the usual augmentation: random crop of the padded image ...
     hflip: bool = False  # ... and mirroring, where a mirrored image is still of its class
+    targets: str = "classes"  # or masks, or boxes; a set that has several kinds has a spec for each
     in_files: bool = False  # decoded by workers, unless data.in_memory asks for something else
 
 

@@ -21,26 +21,27 @@ from datasets.order import Order
 from datasets.splits import Images, hold_out
 from engine.agreement import on_main
 from engine.arguments import check_arguments
-from engine.config import LoadedConfig
+from engine.config import LoadedConfig, flatten, to_dict
 from engine.errors import ConfigError, RunError
 from engine.evaluate import evaluate, readable
 from engine.freeze import freeze
 from engine.optim import find_optimizer, make_optimizer, optimizer_arguments
 from engine.recompute import recompute_blocks
 from engine.schedule import Schedule, make_schedule
-from engine.schema import AugmentConfig, TrainConfig
+from engine.schema import AugmentConfig, Config, TrainConfig
 from engine.sharpness import Sharpness
 from engine.state import TrainState
-from engine.tasks import Task, find_task
+from engine.tasks import Task, TaskKind, find_task
 from engine.tasks.distillation import Distillation
 from engine.teacher import check_teacher, load_teacher
 from engine.trackers import check_trackers
 from engine.update import Update
-from models import create_model, model_signature
+from models import model_signature
 
 log = logging.getLogger(__name__)
 
 MOST_WORKERS = 16  # that `auto` starts
+SECTIONS_OF_TASKS = ("segmentation", "detection")
 SET_BY_ENGINE = ("n_classes", "in_channels", "img_size", "pretrained", "features_only", "out_indices")
 
 
@@ -106,20 +107,15 @@ class Run:
 
 def check(config: LoadedConfig) -> None:
     """What can be known to be wrong before data is looked for: names, and arguments against signatures."""
-    try:
-        find_task(config.task)
-    except ValueError as error:
-        raise ConfigError(f"task: {error} ({config.origin('task').name})") from error
+    kind = task_kind(config)
+    _check_keys_of_other_tasks(config, kind)
     try:
         signature = model_signature(config.model.name)
     except ValueError as error:
         raise ConfigError(f"model.name: {error} ({config.origin('model.name').name})") from error
     if signature is not None:
         check_arguments(config.model.args, signature, "model", config, SET_BY_ENGINE)
-    try:
-        spec = find_dataset(config.data.name)
-    except ValueError as error:
-        raise ConfigError(f"data.name: {error} ({config.origin('data.name').name})") from error
+    spec = dataset_of(config)
     check_arguments(config.data.args, _options_of(spec), "data", config)
     if spec.n_classes is not None:
         _check_n_classes(config, spec.n_classes)
@@ -132,6 +128,20 @@ def check(config: LoadedConfig) -> None:
         origin = config.origins["dataloader.prefetch_factor"].name
         if config.origin("dataloader.prefetch_factor").rank == config.origin("dataloader.num_workers").rank:
             config.notes.append(f"warning: dataloader.prefetch_factor ({origin}) has no effect with dataloader.num_workers 0")
+
+
+def task_kind(config: LoadedConfig) -> TaskKind:
+    try:
+        return find_task(config.task)
+    except ValueError as error:
+        raise ConfigError(f"task: {error} ({config.origin('task').name})") from error
+
+
+def dataset_of(config: LoadedConfig) -> DatasetSpec:
+    try:
+        return find_dataset(config.data.name, task_kind(config).targets)
+    except ValueError as error:
+        raise ConfigError(f"data.name: {error} ({config.origin('data.name').name})") from error
 
 
 def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | None = None, task: Task | None = None) -> Run:
@@ -297,13 +307,12 @@ def new_model(config: LoadedConfig, n_classes: int, in_channels: int, img_size: 
     torch.manual_seed(config.seed)
     pretrained = config.model.pretrained
     try:
-        return create_model(
-            config.model.name,
+        return task_kind(config).create_model(
+            config,
             n_classes=n_classes,
             in_channels=in_channels,
             img_size=img_size,
             pretrained=str(Path(pretrained).expanduser()) if isinstance(pretrained, str) else pretrained,
-            **config.model.args,
         )
     except OSError as error:
         raise RunError(f"model.pretrained: {error}") from error
@@ -312,7 +321,7 @@ def new_model(config: LoadedConfig, n_classes: int, in_channels: int, img_size: 
 
 
 def make_task(config: LoadedConfig, data: Data) -> Task:
-    return find_task(config.task)(config, data)
+    return task_kind(config).make(config, data)
 
 
 def make_mixing(config: LoadedConfig, n_classes: int) -> Mixing | None:
@@ -324,12 +333,13 @@ def make_mixing(config: LoadedConfig, n_classes: int) -> Mixing | None:
 
 
 def source_of(config: LoadedConfig) -> Source:
-    root = Path(config.data.dataroot or f"~/data/{find_dataset(config.data.name).name}").expanduser()
-    return Source(root, config.data.verify, config.data.download, config.seed, config.data.img_size)
+    data = config.data
+    root = Path(data.dataroot or f"~/data/{dataset_of(config).name}").expanduser()
+    return Source(root, data.verify, data.download, config.seed, data.img_size, data.n_classes)
 
 
 def read_data(config: LoadedConfig) -> Loaded:
-    spec = find_dataset(config.data.name)
+    spec = dataset_of(config)
     try:
         return spec.load(source_of(config), **config.data.args)
     except OSError as error:
@@ -339,7 +349,7 @@ def read_data(config: LoadedConfig) -> Loaded:
 
 
 def load_data(config: LoadedConfig, accelerator: Accelerator) -> Data:
-    spec = find_dataset(config.data.name)
+    spec = dataset_of(config)
     by_main: list[Loaded] = []
     on_main(accelerator, lambda: by_main.append(read_data(config)))  # it downloads what the others then read
     loaded = by_main[0] if by_main else read_data(config)
@@ -402,6 +412,7 @@ def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int, growth: 
         cutout=augment.cutout,
         color_jitter=augment.color_jitter,
         scale=tuple(augment.scale),
+        zoom=tuple(augment.zoom),
         crop_pct=augment.crop_pct,
         interpolation=augment.interpolation,
         policy=augment.auto,
@@ -427,6 +438,18 @@ def _cores_of_this_rank() -> int:
     return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def _check_keys_of_other_tasks(config: LoadedConfig, kind: TaskKind) -> None:
+    now, default = flatten(to_dict(config)), flatten(to_dict(Config()))
+    own_section = f"{config.task}."
+    for key in now.keys() & default.keys():
+        is_of_another = key in kind.other_keys or (key.partition(".")[0] in SECTIONS_OF_TASKS and not key.startswith(own_section))
+        if is_of_another and now[key] != default[key]:
+            raise ConfigError(
+                f"{key} {now[key]} ({config.origin(key).name}) means nothing for task {config.task} "
+                f"({config.origin('task').name}); leave it out, or choose the task that it is for"
+            )
+
+
 def _check_channels(config: LoadedConfig, spec: DatasetSpec) -> None:
     for name in ("mean", "std"):
         asked = getattr(config.data, name)
@@ -438,7 +461,7 @@ def _check_channels(config: LoadedConfig, spec: DatasetSpec) -> None:
 def _check_augmentation(config: LoadedConfig, spec: DatasetSpec) -> None:
     """What is asked of images in files can't be had of images in memory, and the other way round."""
     in_files = spec.in_files and not config.data.args.get("in_memory")
-    elsewhere = ("cutout", "crop_padding") if in_files else ("auto", "erasing", "repeats")
+    elsewhere = ("cutout", "crop_padding") if in_files else ("auto", "erasing", "repeats", "zoom")
     asked = [name for name in elsewhere if getattr(config.augment, name) != getattr(AugmentConfig(), name)]
     if in_files and config.augment.hflip == "alternating":
         asked.append("hflip")

@@ -394,6 +394,8 @@ def _check_together(config: LoadedConfig) -> None:
     _check_schedule(config)
     if len(config.augment.scale) != 2 or not 0 < config.augment.scale[0] <= config.augment.scale[1] <= 1:
         raise ConfigError(f"augment.scale: two numbers, 0 < low <= high <= 1; got {config.augment.scale}")
+    if len(config.augment.zoom) != 2 or not 0 < config.augment.zoom[0] <= config.augment.zoom[1]:
+        raise ConfigError(f"augment.zoom: two numbers, 0 < low <= high; got {config.augment.zoom}")
     if min(config.data.std or [1]) <= 0:
         raise ConfigError(f"data.std: must be above 0, got {config.data.std}")
     if train.batch_size % config.augment.repeats:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
 from datasets.files import UnreadableImage
 from datasets.loaders import EvalLoader
@@ -51,4 +52,5 @@ def evaluate(
             model(batch[0])  # where another rank has one batch more, this one must take part in its forward
     finally:
         model.train(was_training)
-    return metric.compute(accelerator.reduce(metric.sums(), reduction="sum"))
+    sums = metric.sums()
+    return metric.compute(accelerator.reduce(sums, reduction="sum") if isinstance(sums, Tensor) else gather_object(sums))

@@ -214,19 +214,16 @@ class Journal:
         words = [f"epoch {state.step / run.steps_per_epoch:.4g}/{n_epochs:.4g}", f"step {state.step}/{run.n_steps}"]
         for part in dict.fromkeys(name.partition("/")[0] for name in metrics):
             own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{part}/")}
-            words.append(" ".join([part, *(_say(name, own[name]) for name in SHOWN if name in own)]))
+            shown = ("loss", *run.task.shown, "lr", "grad_norm")
+            words.append(" ".join([part, *(self._say(name, own[name]) for name in shown if name in own)]))
         if "train/images_per_sec" in metrics:
             words.append(f"{metrics['train/images_per_sec']:.0f} images/s")
         if state.best_step == state.step and any(name.startswith("valid/") for name in metrics):
             words.append("best")
         return " | ".join(words)
 
-
-SHOWN = ("loss", "acc@1", "acc@5", "lr", "grad_norm")
-
-
-def _say(name: str, value: float) -> str:
-    return f"{name} {100 * value:.2f} %" if name.startswith("acc") else f"{name} {value:.4g}"
+    def _say(self, name: str, value: float) -> str:
+        return f"{name} {100 * value:.2f} %" if name in self.run.task.shown else f"{name} {value:.4g}"
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:

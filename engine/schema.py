@@ -63,6 +63,10 @@ class AugmentConfig:
     auto_magnitude: int = key(9, "strength of randaugment", least=0, most=30)
     color_jitter: float = key(0.0, "brightness, contrast and saturation change by up to this part; 0: off", least=0, most=1)
     erasing: float = key(0.0, "image folders: probability that a rectangle is blotted out (Random Erasing)", least=0, most=1)
+    zoom: list[float] = key(
+        [0.5, 2.0],
+        "segmentation of images in files: the shorter side becomes so many times data.img_size, drawn from low to high, before the crop",
+    )
     resize_from: int | None = key(
         None, "progressive resizing: training begins with images of this height and width, which grow to data.img_size", least=1
     )
@@ -247,6 +251,16 @@ class EvalConfig:
 
 
 @dataclass
+class SegmentationConfig:
+    head: Literal["fcn", "deeplabv3", "hrnet"] = key("fcn", "what makes classes of feature maps; hrnet reads the last four of them")
+    output_stride: int | None = key(
+        8, "fcn, deeplabv3: strides beyond it are replaced by dilation; null: the backbone's own strides", least=1
+    )
+    aux_head: bool = key(False, "a second head, on the map before the last, while it trains; train.aux_weight is the weight of its loss")
+    dice_weight: float = key(0.0, "weight of the Dice loss beside the cross-entropy, which has 1", least=0)
+
+
+@dataclass
 class Config:
     seed: int = key(1234, "of the initial weights, the order, the augmentation and dropout", least=0)
     deterministic: bool = key(
@@ -261,3 +275,4 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)

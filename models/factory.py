@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 TIMM = "timm/"
-NOT_FAMILIES = {"factory", "features", "pretrained"}
+NOT_FAMILIES = {"detection", "dilation", "factory", "features", "pretrained", "segmentation"}
 
 
 @cache

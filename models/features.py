@@ -28,34 +28,45 @@ class FeatureInfo:
         return len(self._info)
 
 
+def trim(backbone: nn.Module, out_indices: Sequence[int] | None = None) -> FeatureInfo:
+    """Take the head off, and say what the feature maps of `out_indices` are, all by default."""
+    published = list(backbone.feature_info)
+    chosen = range(len(published)) if out_indices is None else out_indices
+    for index in chosen:
+        if not -len(published) <= index < len(published):
+            raise ValueError(
+                f"{type(backbone).__name__} has {len(published)} feature maps (0 to {len(published) - 1}), "
+                f"out_indices asks for {index}"
+            )
+    info = FeatureInfo(published, [index % len(published) for index in chosen])
+    if _is_of_timm(backbone):
+        backbone.prune_intermediate_layers(list(info.out_indices), prune_head=True)
+        return info
+    for name in backbone.HEAD:
+        parent, _, child = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), child, nn.Identity())
+    return info
+
+
+def feature_maps(backbone: nn.Module, info: FeatureInfo, x: Tensor) -> list[Tensor]:
+    """Those that `info` describes, of a backbone that was trimmed to them."""
+    if _is_of_timm(backbone):
+        return backbone.forward_intermediates(x, indices=list(info.out_indices), intermediates_only=True)
+    maps = backbone.forward_stages(x)
+    return [maps[i] for i in info.out_indices]
+
+
+def _is_of_timm(backbone: nn.Module) -> bool:
+    return not hasattr(backbone, "forward_stages")
+
+
 class FeatureExtractor(nn.Module):
     """A backbone without its head: the image in, a list of feature maps out."""
 
     def __init__(self, backbone: nn.Module, out_indices: Sequence[int] | None = None) -> None:
         super().__init__()
-        self._of_timm = not hasattr(backbone, "forward_stages")
-        published = list(backbone.feature_info)
-        chosen = range(len(published)) if out_indices is None else out_indices
-        for index in chosen:
-            if not -len(published) <= index < len(published):
-                raise ValueError(
-                    f"{type(backbone).__name__} has {len(published)} feature maps (0 to {len(published) - 1}), "
-                    f"out_indices asks for {index}"
-                )
-        self.feature_info = FeatureInfo(published, [index % len(published) for index in chosen])
-        if self._of_timm:
-            backbone.prune_intermediate_layers(self._indices(), prune_head=True)
-        else:
-            for name in backbone.HEAD:
-                parent, _, child = name.rpartition(".")
-                setattr(backbone.get_submodule(parent), child, nn.Identity())
+        self.feature_info = trim(backbone, out_indices)
         self.backbone = backbone
 
-    def _indices(self) -> list[int]:
-        return list(self.feature_info.out_indices)
-
     def forward(self, x: Tensor) -> list[Tensor]:
-        if self._of_timm:
-            return self.backbone.forward_intermediates(x, indices=self._indices(), intermediates_only=True)
-        maps = self.backbone.forward_stages(x)
-        return [maps[i] for i in self.feature_info.out_indices]
+        return feature_maps(self.backbone, self.feature_info, x)

@@ -1,11 +1,13 @@
 """What differs between tasks, and nothing else does: how a batch becomes a loss, a metric, a picture.
 
-A file here holds a table TASKS, name -> what makes the task of a config and its data, and is found by being here.
+A file here holds a table TASKS, name -> TaskKind, and is found by being here. Instead of a TaskKind there may be a bare function
+that makes the task of a config and its data: such a task has the models and the data of classification.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -13,20 +15,25 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from engine.config import LoadedConfig
+from models import create_model
+
 
 class Metric(Protocol):
-    """Sums over batches that can be added up over ranks."""
+    """What an evaluation counts, batch by batch."""
 
     def update(self, model: nn.Module, batch: Any) -> None: ...
 
-    def sums(self) -> Tensor: ...
+    def sums(self) -> Tensor | list[Any]:
+        """What was counted on this rank: a tensor, which is added up over ranks, or a list, which is joined."""
 
-    def compute(self, sums: Tensor) -> dict[str, Any]:
+    def compute(self, sums: Any) -> dict[str, Any]:
         """Numbers by name and, from a task `with_tables`, those tables."""
 
 
 class Task(Protocol):
     monitor: str  # the metric by which the best checkpoint is chosen; higher is better
+    shown: tuple[str, ...]  # metrics that are parts of 1, in percent in a line of the log
 
     def weight(self, batch: Any) -> int | Tensor:
         """What the loss is divided by: a number that is the same on every rank, or a tensor that is added up over them."""
@@ -48,15 +55,33 @@ class Task(Protocol):
 MakeTask = Callable[..., Task]  # make(config: LoadedConfig, data: Data) -> Task
 
 
+def create_classifier(config: LoadedConfig, **options: Any) -> nn.Module:
+    return create_model(config.model.name, **options, **config.model.args)
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task before its data are there: what it is made of."""
+
+    make: MakeTask
+    create_model: Callable[..., nn.Module] = create_classifier  # create_model(config, n_classes=..., in_channels=..., ...)
+    targets: str = "classes"  # of a data set: classes, masks, boxes
+    other_keys: tuple[str, ...] = ()  # keys that are for other tasks only
+
+
 @cache
-def _tasks() -> dict[str, MakeTask]:
-    tasks: dict[str, MakeTask] = {}
+def _tasks() -> dict[str, TaskKind]:
+    tasks: dict[str, TaskKind] = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        tasks |= getattr(importlib.import_module(f"engine.tasks.{module.name}"), "TASKS", {})
+        tasks |= _kinds(getattr(importlib.import_module(f"engine.tasks.{module.name}"), "TASKS", {}))
     return tasks
 
 
-def find_task(name: str) -> MakeTask:
+def _kinds(table: dict[str, TaskKind | MakeTask]) -> dict[str, TaskKind]:
+    return {name: kind if isinstance(kind, TaskKind) else TaskKind(kind) for name, kind in table.items()}
+
+
+def find_task(name: str) -> TaskKind:
     if name not in _tasks():
         near = get_close_matches(name, list(_tasks()), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_tasks()))}"
@@ -64,8 +89,8 @@ def find_task(name: str) -> MakeTask:
     return _tasks()[name]
 
 
-def register_tasks(tasks: dict[str, MakeTask], source: str) -> None:
+def register_tasks(tasks: dict[str, TaskKind | MakeTask], source: str) -> None:
     """Make tasks from elsewhere available by name, like those of the files here."""
     if taken := sorted(tasks.keys() & _tasks().keys()):
         raise ValueError(f"{source} names its task {taken[0]!r}, which is taken")
-    _tasks().update(tasks)
+    _tasks().update(_kinds(tasks))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from engine.config import LoadedConfig
 from engine.errors import ConfigError
+from engine.tasks import TaskKind
 
 Batch = tuple[Tensor, Tensor]  # images; class numbers or, where images were mixed, probabilities
 Loss = Literal["cross_entropy", "bce"]
@@ -21,6 +22,7 @@ GRAIN = 2.0**-24  # the distance of two float32 numbers just below 1
 
 class Classification:
     monitor = "acc@1"
+    shown = ("acc@1", "acc@5")
 
     def __init__(
         self,
@@ -187,4 +189,4 @@ def from_config(config: LoadedConfig, data: Any) -> Classification:
     )
 
 
-TASKS = {"classification": from_config}
+TASKS = {"classification": TaskKind(from_config, other_keys=("augment.zoom",))}

@@ -1,0 +1,83 @@
+"""Any folder of images and masks: train/images, train/masks, val/images, val/masks, or only images and masks.
+
+A mask is a PNG of the image's size with the number of a class in every pixel (or a palette, whose numbers count), and has the
+name of its image but for the ending.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.files import IMAGE_ENDINGS, UnreadableImage
+from datasets.masks import IGNORED, MaskedFiles, check_masks, highest_label
+from datasets.splits import DatasetSpec, Loaded, Source, hold_out
+
+MASK_ENDINGS = (".png", ".bmp", ".gif")  # what loses nothing
+
+
+def load(
+    source: Source, *, classes: list[str] | None = None, ignore_label: int = IGNORED, test_ratio: float = 0.2
+) -> Loaded:
+    """`classes` are the names of 0, 1, ...; null: as many as data.n_classes or, if that is null too, the masks say.
+
+    Where there is no val, `test_ratio` of the images are kept apart, the same ones for the same seed.
+    """
+    if not 0 <= ignore_label <= IGNORED:
+        raise ValueError(f"ignore_label is {ignore_label}; it can be 0 to {IGNORED}")
+    root = source.root
+    if (root / "train").is_dir():
+        train, test = (pairs_in(root / part, ignore_label) for part in ("train", "val"))
+    else:
+        train, test = hold_out(pairs_in(root, ignore_label), test_ratio, source.seed)
+    n_classes = len(classes) if classes else source.n_classes or _as_many_as_there_are(train, test)
+    for split in (train, test):
+        check_masks(split, n_classes)
+    return Loaded(train, test, tuple(classes or (f"class {i}" for i in range(n_classes))))
+
+
+def pairs_in(folder: Path, ignored: int) -> MaskedFiles:
+    images, masks = _by_name(folder / "images", IMAGE_ENDINGS), _by_name(folder / "masks", MASK_ENDINGS)
+    for these, those, what in ((masks, images, "image"), (images, masks, "mask")):
+        if alone := sorted(these.keys() - those.keys()):
+            expected = folder / f"{what}s" / f"{alone[0]}.*"
+            raise OSError(f"{these[alone[0]]} has no {what}: there is no {expected} ({len(alone)} such)")
+    names = sorted(images)
+    return MaskedFiles(*(np.array([os.fsencode(of[name]) for name in names]) for of in (images, masks)), ignored=ignored)
+
+
+def _by_name(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise OSError(f"{folder}: no such folder; expected images/ and masks/, each in train/ and val/ or both in the data folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.lower().endswith(tuple(endings)):
+            if path.stem in found:
+                raise OSError(f"{found[path.stem]} and {path} have the same name")
+            found[path.stem] = path
+    if not found:
+        raise OSError(f"{folder} holds no file that ends in {', '.join(endings)}")
+    return found
+
+
+def _as_many_as_there_are(*splits: MaskedFiles) -> int:
+    try:
+        return 1 + max(highest_label(split.labels, split.ignored) for split in splits)
+    except UnreadableImage as error:
+        raise OSError(str(error)) from error
+
+
+DATASETS = [
+    DatasetSpec(
+        "pairs",
+        load,
+        channels=3,
+        img_size=512,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        targets="masks",
+        hflip=True,
+        in_files=True,
+    )
+]

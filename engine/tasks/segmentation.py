@@ -1,0 +1,197 @@
+"""A class for every pixel."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datasets.masks import IGNORED, Batch, fitted
+from engine.config import LoadedConfig
+from engine.tasks import TaskKind
+from models.segmentation import create_segmenter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Segmentation:
+    monitor = "mIoU"
+    shown = ("mIoU", "pixel_acc")
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        aux_weight: float = 0.3,
+        dice_weight: float = 0.0,
+        tta: Literal["flip"] | None = None,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.aux_weight, self.dice_weight, self.tta = aux_weight, dice_weight, tta
+        self._tables: tuple[str, ...] = ()
+
+    def weight(self, batch: Batch) -> Tensor:
+        """Valid pixels. Where there are none, the loss is no number divided by almost nothing, but zero."""
+        return (batch[1] != IGNORED).sum().float().clamp(min=1e-6)
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        images, masks = batch
+        outputs, targets = model(images), masks.long()
+        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = self._loss(logits, targets)
+        sums = {"pixel_acc": (logits.argmax(1) == targets).sum()}
+        for i, aux_logits in enumerate(auxiliary, start=1):
+            sums[f"loss_aux{i}"] = self._loss(aux_logits, targets)
+            loss = loss + self.aux_weight * sums[f"loss_aux{i}"]
+        return loss, {"loss": loss, **sums}
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        return loss + self.dice_weight * dice_loss(logits, targets) if self.dice_weight else loss
+
+    def with_tables(self, *tables: Literal["per_class", "confusion"]) -> "Segmentation":
+        task = copy.copy(self)
+        task._tables = tables
+        return task
+
+    def metric(self, device: torch.device) -> "Overlap":
+        return Overlap(device, self.classes, self.logits, self._tables)
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        logits = model(images)
+        return (logits + model(images.flip(-1)).flip(-1)) / 2 if self.tta == "flip" else logits
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """The class of every pixel, in the size of each mask."""
+        images, masks = batch
+        return [
+            in_own_size(logits, mask.shape).argmax(0).to(torch.uint8)
+            for logits, mask in zip(self.logits(model, images), masks, strict=True)
+        ]
+
+    def draw(self, images: Tensor, batch: Batch, predictions: Sequence[Tensor] | None = None) -> "Figure":
+        from engine.scene_figures import draw_masks
+
+        shown = [image[:, :height, :width] for image, (height, width) in zip(images, self._shown(images, batch[1]), strict=True)]
+        return draw_masks(shown, list(batch[1]), None if predictions is None else list(predictions), self.classes)
+
+    @staticmethod
+    def _shown(images: Tensor, masks: Sequence[Tensor]) -> list[tuple[int, int]]:
+        """The part of each input that is image; what was filled up is ignored."""
+        return [fitted(*mask.shape, images.shape[-1]) for mask in masks]
+
+    def write(self, prediction: Tensor, path: Path) -> None:
+        """As a PNG whose pixels are class numbers, with a palette to look at."""
+        from engine.scene_figures import write_mask
+
+        write_mask(prediction, path)
+
+
+def in_own_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits C S S of an input that shows an image of this size, scaled to it: C H W."""
+    height, width = fitted(*size, logits.shape[-1])
+    if (height, width) == tuple(size):
+        return logits[:, :height, :width]
+    part = logits[None, :, :height, :width]
+    return F.interpolate(part, tuple(size), mode="bilinear", align_corners=False)[0]
+
+
+def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 less the overlap of probabilities and mask, the mean over the classes; each image weighs as much as its valid pixels.
+
+    Milletari, Navab, Ahmadi (2016): V-Net. https://arxiv.org/abs/1606.04797. A pixel is added to both sides of the fraction, so
+    that a class that is neither there nor predicted has no loss.
+    """
+    valid = targets != IGNORED
+    probabilities = logits.float().softmax(1) * valid.unsqueeze(1)
+    overlaps = []
+    for c, of_class in enumerate(probabilities.unbind(1)):
+        there = (targets == c).float()
+        common = (of_class * there).sum((1, 2))
+        overlaps.append((2 * common + 1) / (of_class.sum((1, 2)) + there.sum((1, 2)) + 1))
+    return ((1 - torch.stack(overlaps).mean(0)) * valid.sum((1, 2))).sum()
+
+
+class Overlap:
+    """The loss, and how often each class is taken for each other, counted over all valid pixels of the original masks.
+
+    Whole numbers, which float64 adds without rounding: they are the same however the images were divided over ranks.
+    """
+
+    def __init__(self, device: torch.device, classes: Sequence[str], logits: Any, tables: Sequence[str]) -> None:
+        self.classes, self.logits, self.tables = classes, logits, tables
+        where = "cpu" if device.type == "mps" else device  # which has no double precision
+        self._sums = torch.zeros(1 + len(classes) ** 2, dtype=torch.float64, device=where)
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        images, masks = batch
+        for logits, mask in _in_own_sizes(self.logits(model, images), masks):
+            targets = mask.long()
+            valid = targets != IGNORED
+            pairs = targets[valid] * len(self.classes) + logits.argmax(1)[valid]
+            self._sums[0] += F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").to(self._sums)
+            self._sums[1:] += pairs.bincount(minlength=len(self.classes) ** 2).to(self._sums)
+
+    def sums(self) -> Tensor:
+        return self._sums
+
+    def compute(self, sums: Tensor) -> dict[str, Any]:
+        loss, n = float(sums[0]), len(self.classes)
+        confusion = sums[1:].cpu().numpy().reshape(n, n)  # rows are the true classes
+        right, there, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        union, count = there + predicted - right, int(confusion.sum())
+        if not count:
+            raise ValueError("no pixel of these masks has a class: there is nothing to evaluate")
+        iou = [float(r / u) if u else None for r, u in zip(right, union, strict=True)]
+        metrics: dict[str, Any] = {
+            "loss": loss / count,
+            "mIoU": float(np.mean([value for value in iou if value is not None])),
+            "pixel_acc": float(right.sum()) / count,
+            "mean_acc": float(np.mean(right[there > 0] / there[there > 0])),
+            "count": count,
+        }
+        if "per_class" in self.tables:
+            metrics["per_class"] = dict(zip(self.classes, iou, strict=True))
+        if "confusion" in self.tables:
+            metrics["confusion"] = confusion.astype(int).tolist()
+        return metrics
+
+
+def _in_own_sizes(logits: Tensor, masks: Tensor | list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and masks of one size, B C H W and B H W; all at once where they are that already."""
+    if isinstance(masks, Tensor) and masks.shape[-2:] == logits.shape[-2:]:
+        yield logits, masks
+        return
+    for of_image, mask in zip(logits, masks, strict=True):
+        yield in_own_size(of_image, mask.shape).unsqueeze(0), mask.unsqueeze(0)
+
+
+def create_network(config: LoadedConfig, **options: Any) -> nn.Module:
+    own = config.segmentation
+    return create_segmenter(
+        config.model.name,
+        head=own.head,
+        output_stride=own.output_stride,
+        aux_head=own.aux_head,
+        **options,
+        **config.model.args,
+    )
+
+
+def from_config(config: LoadedConfig, data: Any) -> Segmentation:
+    train = config.train
+    return Segmentation(
+        data.classes, aux_weight=train.aux_weight, dice_weight=config.segmentation.dice_weight, tta=config.eval.tta
+    )
+
+
+OTHER_KEYS = ("augment.mixup", "augment.cutmix", "augment.cutout", "augment.auto", "augment.erasing", "augment.repeats")
+OTHER_KEYS += ("augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation")
+OTHER_KEYS += ("train.loss", "train.label_smoothing")
+
+TASKS = {"segmentation": TaskKind(from_config, create_network, targets="masks", other_keys=OTHER_KEYS)}
