@@ -8,7 +8,7 @@ network's input shows the whole image, scaled so that its longer side fits, in t
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,9 +114,7 @@ class MaskedFiles(Files):
 
 
 class FileMaskTraining:
-    def __init__(
-        self, split: MaskedFiles, order: Order, prepare: Preparation, workers: Workers, device: torch.device
-    ) -> None:
+    def __init__(self, split: MaskedFiles, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> None:
         self.split, self.order = split, order
         self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
         self.read = SceneBatches(ReadForTraining(prepare, split.ignored, order.seed), workers, device)
@@ -127,9 +125,7 @@ class FileMaskTraining:
 
 
 class FileMaskEvaluation:
-    def __init__(
-        self, split: MaskedFiles, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device
-    ) -> None:
+    def __init__(self, split: MaskedFiles, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> None:
         self.split, self.batch_size = split, batch_size
         self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
         self.read = SceneBatches(ReadForEvaluation(prepare, split.ignored), workers, device)

@@ -17,9 +17,7 @@ from datasets.splits import DatasetSpec, Loaded, Source, hold_out
 MASK_ENDINGS = (".png", ".bmp", ".gif")  # what loses nothing
 
 
-def load(
-    source: Source, *, classes: list[str] | None = None, ignore_label: int = IGNORED, test_ratio: float = 0.2
-) -> Loaded:
+def load(source: Source, *, classes: list[str] | None = None, ignore_label: int = IGNORED, test_ratio: float = 0.2) -> Loaded:
     """`classes` are the names of 0, 1, ...; null: as many as data.n_classes or, if that is null too, the masks say.
 
     Where there is no val, `test_ratio` of the images are kept apart, the same ones for the same seed.
@@ -49,7 +47,7 @@ def pairs_in(folder: Path, ignored: int) -> MaskedFiles:
 
 def _by_name(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     if not folder.is_dir():
-        raise OSError(f"{folder}: no such folder; expected images/ and masks/, each in train/ and val/ or both in the data folder")
+        raise OSError(f"{folder}: no such folder; expected images/ and masks/, in train/ and val/ or in the data folder itself")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.lower().endswith(tuple(endings)):

@@ -122,9 +122,7 @@ def _one_object_each(seed: int, n: int, size: int, difficulty: float) -> Images:
     return Images(images, labels)
 
 
-def _chunks(
-    seed: int, indices: Tensor, size: int, difficulty: float, max_objects: int
-) -> Iterator[tuple[slice, Rendered]]:
+def _chunks(seed: int, indices: Tensor, size: int, difficulty: float, max_objects: int) -> Iterator[tuple[slice, Rendered]]:
     """A few images at a time, and which of `indices` they are."""
     done = 0
     for chunk in indices.split(max(1, CHUNK // size**2)):
@@ -430,7 +428,14 @@ CLASSES, CLUTTER = tuple(SHAPE_OUTLINES), tuple(CLUTTER_OUTLINES)
 IMG_SIZE = 32
 
 _SHAPES = partial(
-    DatasetSpec, name="shapes", channels=3, img_size=IMG_SIZE, mean=(0.5, 0.5, 0.5), std=(0.30, 0.30, 0.30), crop_padding=2, hflip=True
+    DatasetSpec,
+    name="shapes",
+    channels=3,
+    img_size=IMG_SIZE,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.30, 0.30, 0.30),
+    crop_padding=2,
+    hflip=True,
 )
 
 DATASETS = [

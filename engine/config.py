@@ -430,6 +430,7 @@ def _warn_of_idle_keys(config: LoadedConfig) -> None:
         ("augment.resize_epochs", augment.resize_from is None, "augment.resize_from null"),
         ("augment.resize_step", augment.resize_from is None, "augment.resize_from null"),
         *((f"augment.{name}", not augment.enabled, "augment.enabled false") for name in AUGMENTATION),
+        ("segmentation.output_stride", config.segmentation.head == "hrnet", "segmentation.head hrnet"),
         ("train.sam_adaptive", train.sam is None, "train.sam null"),
         ("train.ema_warmup", train.ema is None, "train.ema null"),
         ("train.bce_threshold", train.loss != "bce", f"train.loss {train.loss}; it is for bce"),

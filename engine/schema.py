@@ -65,7 +65,7 @@ class AugmentConfig:
     erasing: float = key(0.0, "image folders: probability that a rectangle is blotted out (Random Erasing)", least=0, most=1)
     zoom: list[float] = key(
         [0.5, 2.0],
-        "segmentation of images in files: the shorter side becomes so many times data.img_size, drawn from low to high, before the crop",
+        "segmentation of files: before the crop, the shorter side becomes data.img_size times a factor from low to high",
     )
     resize_from: int | None = key(
         None, "progressive resizing: training begins with images of this height and width, which grow to data.img_size", least=1
@@ -252,11 +252,11 @@ class EvalConfig:
 
 @dataclass
 class SegmentationConfig:
-    head: Literal["fcn", "deeplabv3", "hrnet"] = key("fcn", "what makes classes of feature maps; hrnet reads the last four of them")
+    head: Literal["fcn", "deeplabv3", "hrnet"] = key("fcn", "on the last feature map; hrnet: on the last four")
     output_stride: int | None = key(
         8, "fcn, deeplabv3: strides beyond it are replaced by dilation; null: the backbone's own strides", least=1
     )
-    aux_head: bool = key(False, "a second head, on the map before the last, while it trains; train.aux_weight is the weight of its loss")
+    aux_head: bool = key(False, "in training, a second head on the map before the last; train.aux_weight weighs its loss")
     dice_weight: float = key(0.0, "weight of the Dice loss beside the cross-entropy, which has 1", least=0)
 
 

@@ -25,15 +25,19 @@ def replace_strides(backbone: nn.Module, output_stride: int) -> None:
     own = max(entry["reduction"] for entry in backbone.feature_info)
     if own <= output_stride:
         return
+    if output_stride & (output_stride - 1):
+        raise ValueError(f"output_stride {output_stride} is no power of two")
     try:
         for name, (before, after) in _reductions(backbone).items():
             _dilate(backbone.get_submodule(name), before, after, output_stride)
         reached = max(after for _, after in _reductions(backbone).values())
     except (RuntimeError, ValueError, AssertionError) as error:
         why = str(error) if isinstance(error, ValueError) else "maps that it joins would no longer be of one size"
-        raise ValueError(f"the strides of {type(backbone).__name__} can't be replaced by dilation: {why}") from error
+        raise ValueError(
+            f"output_stride {output_stride}: {type(backbone).__name__} can't be dilated: {why}; null does without"
+        ) from error
     if reached != output_stride:
-        raise ValueError(f"{type(backbone).__name__} reduces an image {own} times, by more than convolutions: it can't be dilated")
+        raise ValueError(f"output_stride {output_stride}: {type(backbone).__name__} can't be dilated to it; null does without")
     for entry in backbone.feature_info:
         entry["reduction"] = min(entry["reduction"], output_stride)
 

@@ -102,8 +102,8 @@ def create_segmenter(
 ) -> Segmenter:
     """The backbone `name` with a head.
 
-    `pretrained` is the weights of a classification network for the backbone, or those of a whole network like this one, whose head
-    is left out where it has other classes. `output_stride` null keeps the backbone's strides.
+    `pretrained` is the weights of a classification network for the backbone, or those of a whole network like this one, whose
+    head is left out where it has other classes. `output_stride` None keeps the backbone's strides.
     """
     of_whole = isinstance(pretrained, (str, Path)) and holds_a_network_around_a_backbone(Path(pretrained))
     of_backbone = False if of_whole else pretrained

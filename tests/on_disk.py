@@ -61,6 +61,40 @@ def write_image_folder(root: Path, n_classes: int = 3, n_train: int = 8, n_val: 
     return root
 
 
+def write_pairs(folder: Path, n: int = 8, n_classes: int = 3, seed: int = 0, ending: str = ".jpg") -> Path:
+    """images/ and masks/ of different sizes; the colour of a pixel follows its class, and the upper rows are ignored."""
+    random = np.random.default_rng(seed)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(n):
+        height, width = (int(side) for side in random.integers(30, 70, 2))
+        classes = random.integers(0, n_classes, (3, 3), dtype=np.uint8)
+        mask = np.array(Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST))
+        image = np.stack([mask * (250 // n_classes), 255 - mask * (250 // n_classes), np.full_like(mask, 100)], axis=-1)
+        mask[:2] = 255
+        Image.fromarray(image).save(folder / "images" / f"{i:04d}{ending}", quality=95)
+        Image.fromarray(mask).save(folder / "masks" / f"{i:04d}.png")
+    return folder
+
+
+def write_voc(root: Path, n_train: int = 6, n_val: int = 3) -> Path:
+    """As the archive unpacks. The masks have a palette, as the published ones do."""
+    folder = root / "VOCdevkit" / "VOC2012"
+    made = write_pairs(root / "made", n_train + n_val, n_classes=21)
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (made / "images").rename(folder / "JPEGImages")
+    (made / "masks").rename(folder / "SegmentationClass")
+    made.rmdir()
+    for path in (folder / "SegmentationClass").iterdir():
+        mask = Image.open(path)
+        mask.putpalette(list(range(256)) * 3)
+        mask.save(path)
+    names = [f"{i:04d}" for i in range(n_train + n_val)]
+    for part, of_part in (("train", names[:n_train]), ("trainaug", names[:n_train]), ("val", names[n_train:])):
+        (folder / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("".join(f"{name}\n" for name in of_part))
+    return root
+
+
 def write_all(root: Path) -> Path:
     """Every data set that a config of this project names, each in its own folder."""
     write_cifar10(root / "CIFAR-10")
@@ -69,6 +103,7 @@ def write_all(root: Path) -> Path:
     write_mnist(root / "FashionMNIST", "FashionMNIST")
     write_image_folder(root / "ImageNet")
     write_image_folder(root / "imagefolder")
+    write_voc(root / "VOC")
     return root
 
 

@@ -22,7 +22,7 @@ examples:
   python tools/evaluate.py runs/first --per_class --eval.tta flip
 """
 
-IN_PERCENT = ("acc@1", "acc@5", "balanced_acc", "ece")
+IN_PERCENT = ("acc@1", "acc@5", "balanced_acc", "ece", "mIoU", "pixel_acc", "mean_acc")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("path", metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--split", default="valid", choices=["train", "valid", "test"], help="default: valid")
-    parser.add_argument("--per_class", action="store_true", help="also the accuracy of each class")
+    parser.add_argument("--per_class", action="store_true", help="also the accuracy, or the overlap, of each class")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
     parser.add_argument(
         "--confusion", action="store_true", help="with --json: how often each class (row) is taken for each other"
