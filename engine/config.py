@@ -371,7 +371,8 @@ def _is_of_a_run(origin: Origin) -> bool:
     return path.name == "config.yaml" and (path.parent / "environment.json").is_file()
 
 
-AUGMENTATION = ("crop_padding", "padding_mode", "hflip", "cutout", "scale", "auto", "color_jitter", "erasing", "resize_from")
+AUGMENTATION = ("crop_padding", "padding_mode", "hflip", "cutout", "scale", "zoom", "auto", "color_jitter", "erasing")
+AUGMENTATION += ("resize_from",)
 
 SCHEDULE_KEYS = {  # and the types that they are for
     "t_max": FOLLOW_THE_LENGTH,

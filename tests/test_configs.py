@@ -12,7 +12,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
 # Large networks, and large images: each takes many seconds here, so they run with the slow tests.
 LARGE = re.compile(
-    r"101_|152_|101_\w+|vit_(base|large)|hrnet_w(32|48)|_b[3-7]_|shufflenet_(0|1_5|2)|vgg1[369]_224|_b[12]_cifar100"
+    r"101_|152_|101_\w+|vit_(base|large)|hrnet_w(32|48)|_b[3-7]_|shufflenet_(0|1_5|2)|vgg1[369]_224|_b[12]_cifar100|_voc$|_coco$"
 )
 
 

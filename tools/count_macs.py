@@ -108,11 +108,10 @@ def of_configs(paths: Sequence[str], overrides: dict) -> list[Row]:
 
 
 def _of_config(path: str, config: LoadedConfig) -> Row:
-    from datasets import find_dataset
-    from engine.builder import check
+    from engine.builder import check, dataset_of
 
     check(config)
-    spec = find_dataset(config.data.name)
+    spec = dataset_of(config)
     n_classes = config.data.n_classes or spec.n_classes or UNKNOWN_CLASSES
     published = PUBLISHED.search(Path(path).read_text())
     return _row(
@@ -154,14 +153,12 @@ def _without_weights(config: LoadedConfig, n_classes: int, in_channels: int, img
     """The network with whatever numbers lie in memory: initial weights take longer than counting."""
     import torch
 
-    from models import create_model
+    from engine.builder import task_kind
 
     own = not config.model.name.startswith("timm/")  # timm computes with numbers while it builds
     try:
         with torch.device("meta" if own else "cpu"):
-            model = create_model(
-                config.model.name, n_classes=n_classes, in_channels=in_channels, img_size=img_size, **config.model.args
-            )
+            model = task_kind(config).create_model(config, n_classes=n_classes, in_channels=in_channels, img_size=img_size)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model {config.model.name}: {error}") from error
     return model.to_empty(device="cpu") if own else model

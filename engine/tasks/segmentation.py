@@ -192,6 +192,6 @@ def from_config(config: LoadedConfig, data: Any) -> Segmentation:
 
 OTHER_KEYS = ("augment.mixup", "augment.cutmix", "augment.cutout", "augment.auto", "augment.erasing", "augment.repeats")
 OTHER_KEYS += ("augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation")
-OTHER_KEYS += ("train.loss", "train.label_smoothing")
+OTHER_KEYS += ("train.loss", "train.label_smoothing", "distill.teacher")
 
 TASKS = {"segmentation": TaskKind(from_config, create_network, targets="masks", other_keys=OTHER_KEYS)}

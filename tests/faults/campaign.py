@@ -17,7 +17,7 @@ from typing import Any
 from engine.checkpoint import InvalidCheckpoint, read_checkpoint
 from engine.run_folder import committed_checkpoints
 from tests.faults.children import AtStep, Ended, Fault, KillAfter, KillAtOperation, KillInsideWrite, train
-from tests.on_disk import write_image_folder
+from tests.on_disk import write_image_folder, write_pairs
 from tests.running import metrics, run_main, untimed
 
 SMALL = ("--train.num_threads", 1, "--train.timeout", 60)
@@ -52,6 +52,11 @@ FEATURES: dict[str, Sequence[object]] = {
         *("--train.optim.type", "NAdamW", "--train.optim.head_lr", 0.02, "--train.optim.decay_norm_and_bias", "false"),
         *("--train.sched.type", "LinearLR", "--train.sched.warmup_steps", 3, "--train.sched.cooldown_steps", 3),
         *("--eval.tta", "flip", "--train.channels_last", "true", "--train.loss", "bce"),
+    ),
+    "segmentation": (
+        *("--task", "segmentation", "--data.name", "pairs", "--data.dataroot", "PAIRS", "--train.batch_size", 2),
+        *("--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--segmentation.aux_head", "true"),
+        *("--segmentation.dice_weight", 0.5, "--augment.color_jitter", 0.2, "--train.optim.lr", 0.001),
     ),
 }
 
@@ -164,10 +169,13 @@ def resume_matrix(folder: Path, features: Sequence[str], workers: Sequence[int] 
     teacher = folder / "teacher"
     if any("TEACHER" in FEATURES[feature] for feature in features):
         assert train(teacher, *IN_FILES, "--data.dataroot", data).codes == [0]
+    pairs = folder / "pairs"
+    for part, n in (("train", 16), ("val", 4)):
+        write_pairs(pairs / part, n)
     for feature, n_workers, n_ranks in itertools.product(features, workers, ranks):
         cell = f"{feature}, {n_workers} workers, {n_ranks} ranks"
         argv = (*IN_FILES, "--data.dataroot", data, "--dataloader.num_workers", n_workers)
-        argv += tuple(teacher if word == "TEACHER" else word for word in FEATURES[feature])
+        argv += tuple({"TEACHER": teacher, "PAIRS": pairs}.get(word, word) for word in FEATURES[feature])
         whole, cut = folder / f"{cell} whole", folder / f"{cell} cut"
         row.tried += 1
         steps = [
