@@ -34,15 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="document.py", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if something would change")
     args = parser.parse_args(argv)
-    changed = [path for path, text in documents() if not path.is_file() or path.read_text() != text]
-    if args.check:
-        if changed:
-            raise RunError(f"out of date, `make docs` writes them: {', '.join(str(path.relative_to(ROOT)) for path in changed)}")
-        return 0
-    for path, text in documents():
-        if path in changed:
-            path.write_text(text)
-            print(f"wrote {path.relative_to(ROOT)}")
+    changed = {path: text for path, text in documents() if not path.is_file() or path.read_text() != text}
+    if args.check and changed:
+        raise RunError(f"out of date, `make docs` writes them: {', '.join(str(path.relative_to(ROOT)) for path in changed)}")
+    for path, text in changed.items():
+        path.write_text(text)
+        print(f"wrote {path.relative_to(ROOT)}")
     return 0
 
 
