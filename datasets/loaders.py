@@ -290,9 +290,10 @@ class _Slots(Dataset):
 
 
 def _images_in(slot: Tensor, n: int, size: int) -> Tensor:
-    """A slot is long enough for the largest images; smaller ones fill a part of it."""
-    shape = (n, 3, size, size)
-    return slot[: math.prod(shape)].view(shape)
+    """B C H W; a slot is long enough for the largest images, smaller ones fill a part of it. The channels come last in memory, as
+    they do where images are decoded and scaled."""
+    shape = (n, size, size, 3)
+    return slot[: math.prod(shape)].view(shape).permute(0, 3, 1, 2)
 
 
 class ReusedMemory:

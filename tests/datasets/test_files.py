@@ -173,8 +173,8 @@ def test_a_large_jpeg_is_decoded_at_reduced_scale_but_never_below_its_crop(pictu
     decoded = []
     decode = ImageFile.decode_fast
 
-    def spy(self, shrink=1):
-        decoded.append((shrink, decode(self, shrink)))
+    def spy(self, shrink, n_rows):
+        decoded.append((shrink, decode(self, shrink, n_rows)))
         return decoded[-1][1]
 
     scaled = []
@@ -188,11 +188,49 @@ def test_a_large_jpeg_is_decoded_at_reduced_scale_but_never_below_its_crop(pictu
         monkeypatch.setattr(files, "random_box", lambda *args, box=box: box)
         small = read(images, [pictures / "large.jpg"])[0]
         shrink, pixels = decoded.pop()
-        assert pixels.shape[:2] == (1296 // shrink, 1704 // shrink)
+        assert pixels.shape[1] == 1704 // shrink
+        assert (box.top + box.height) // shrink <= len(pixels) <= (box.top + box.height + 15) // shrink
         assert shrink == 1 or min(scaled.pop()[2:]) >= 96
         assert shrink == 8 or 2 * shrink * 96 > min(box.height, box.width)
         whole = v2.pil_to_tensor(Image.open(pictures / "large.jpg"))
         assert (small.int() - v2.resized_crop(whole, *box, [96, 96], antialias=True).int()).abs().float().mean() < 2
+
+
+SEQUENTIAL = [{"subsampling": 2}, {"subsampling": 1, "quality": 95}, {"subsampling": 0, "optimize": True}]
+OTHERWISE = [{"progressive": True}, {"restart_marker_rows": 1}]
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 8])
+@pytest.mark.parametrize("how", [*SEQUENTIAL, *OTHERWISE], ids=str)
+def test_rows_below_the_crop_are_left_out_and_those_above_stay_as_they_are(tmp_path, how, shrink):
+    photograph(375, 500).save(tmp_path / "photograph.jpg", **how)
+    file = ImageFile(str(tmp_path / "photograph.jpg"))
+    whole = file.decode_fast(shrink)
+    for n_rows in (1, 16, 17, 200, 360, 368, 375):
+        pixels = file.decode_fast(shrink, n_rows)
+        assert np.array_equal(pixels, whole[: len(pixels)])
+        assert pixels.shape[1:] == whole.shape[1:]
+        shortest = -(-n_rows // 16) * 16 if how in SEQUENTIAL else 375
+        assert len(pixels) == math.ceil(min(shortest, 375) / shrink)
+
+
+@pytest.mark.parametrize("how", [*SEQUENTIAL, *OTHERWISE], ids=str)
+def test_a_jpeg_that_is_cut_off_below_the_crop_is_still_found_to_be_truncated(tmp_path, how):
+    path = tmp_path / "truncated.jpg"
+    photograph(375, 500).save(path, **how)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UnreadableImage, match=r"truncated\.jpg"):
+        ImageFile(str(path)).decode_fast(n_rows=64)
+
+
+def test_damage_above_the_end_of_the_crop_is_left_to_pillow(tmp_path):
+    path = tmp_path / "damaged.jpg"
+    photograph(375, 500).save(path)
+    sound = path.read_bytes()
+    for begin in range(1000, 6000, 250):
+        path.write_bytes(sound[:begin] + b"\xff\xd3" + bytes(range(60)) + sound[begin + 62 :])
+        file = ImageFile(str(path))
+        assert np.array_equal(file.decode_fast(n_rows=320), np.array(file.decode()))
 
 
 def test_half_of_the_images_are_mirrored_and_nothing_else_is_done_to_them(split):
