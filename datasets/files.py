@@ -68,8 +68,8 @@ class ImageFile:
             return image if image.mode == "RGB" else image.convert("RGB")
 
     def decode_fast(self, shrink: int = 1, n_rows: int | None = None) -> np.ndarray:
-        """H W C in RGB. Two wishes save time with a JPEG: `shrink` 2, 4 or 8 for that part of its size, and `n_rows` for the upper
-        rows only."""
+        """H W C in RGB. Two wishes save time where it is a JPEG: `shrink` 2, 4 or 8 for that part of its size, and `n_rows` for
+        the upper rows only."""
         if self.is_plain_jpeg:
             data, height = self._with_rows(n_rows or self.height)
             shape = (-(-height // shrink), -(-self.width // shrink))
