@@ -35,46 +35,56 @@ class CropAndFlip:
     """Random crops of the padded images, half of them mirrored; each a function of (seed, epoch, sample).
 
     The padded images lie in one piece of memory, where the crop of image n at (y, x) is the window that begins at
-    n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch.
+    n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch. Since
+    padding copies the images anyway, it adds their mirror images: twice the memory, and nothing left to do for a batch. Images
+    that aren't padded may be large and are mirrored a batch at a time.
     """
 
     def __init__(self, images: Tensor, *, padding: int, padding_mode: str, hflip: bool | str, seed: int) -> None:
+        self.n, channels, height, width = images.shape
         self.padding, self.hflip, self.seed = padding, hflip, seed
-        if padding:
-            # reflection isn't there for uint8; float32 holds every uint8 exactly
-            as_float = padding_mode != "constant"
-            pieces = [images[:0]] if len(images) == 0 else images.split(4096)
-            padded = [
-                F.pad(piece.float() if as_float else piece, [padding] * 4, mode=padding_mode).to(torch.uint8) for piece in pieces
-            ]
-            images = torch.cat(padded)
-        self.images = images.contiguous()
-        n, channels, self.height, self.width = self.images.shape
-        height, width = self.height - 2 * padding, self.width - 2 * padding
-        self.image_bytes = channels * self.height * self.width
-        window = (channels - 1) * self.height * self.width + (height - 1) * self.width + width
+        self.images = _padded(images, padding, padding_mode, mirrored_too=bool(hflip)) if padding else images.contiguous()
+        self.row = width + 2 * padding
+        channel = (height + 2 * padding) * self.row
+        self.image_bytes = channels * channel
+        window = (channels - 1) * channel + (height - 1) * self.row + width
         self.windows = self.images.as_strided(
-            (n * self.image_bytes - window + 1, channels, height, width), (1, self.height * self.width, self.width, 1)
+            (self.images.numel() - window + 1, channels, height, width), (1, channel, self.row, 1)
         )
-
         self._epoch, self._begin, self._mirrored = -1, torch.empty(0), torch.empty(0)
 
     def __call__(self, epoch: int, samples: Tensor) -> Tensor:
         if epoch != self._epoch:
             self._epoch, (self._begin, self._mirrored) = epoch, self._drawn_for(epoch)
         images = self.windows.index_select(0, self._begin.index_select(0, samples))
-        return _mirror_where(self._mirrored.index_select(0, samples), images) if self.hflip else images
+        if self.hflip and not self.padding:
+            return _mirror_where(self._mirrored.index_select(0, samples), images)
+        return images
 
     def _drawn_for(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Where the window of each sample begins, and whether it is mirrored. All samples at once: a batch is too few to pay."""
-        samples = torch.arange(len(self.images), device=self.images.device)
-        vertical, horizontal, mirrored = draws(self.seed ^ AUGMENT, epoch, samples, 3)
-        offsets = 2 * self.padding + 1
-        begin = samples * self.image_bytes + below(vertical, offsets) * self.width + below(horizontal, offsets)
-        if self.hflip == "alternating":  # which epochs is drawn once: the side that an image begins with
-            mirrored = draws(self.seed ^ AUGMENT, 0, samples, 3)[2]
-            return begin, (below(mirrored, 2) + epoch) % 2 == 1
-        return begin, below(mirrored, 2) == 1
+        samples = torch.arange(self.n, device=self.images.device)
+        vertical, horizontal, side = draws(self.seed ^ AUGMENT, epoch, samples, 3)
+        turn = 0
+        if self.hflip == "alternating":  # the side that an image begins with is drawn once
+            side, turn = draws(self.seed ^ AUGMENT, 0, samples, 3)[2], epoch % 2
+        mirrored = below(side, 2) != turn
+        y, x = (below(bits, 2 * self.padding + 1) for bits in (vertical, horizontal))
+        if self.hflip and self.padding:  # seen from the other side, in the second half of the images
+            x = torch.where(mirrored, 2 * self.padding - x, x)
+            samples = samples + self.n * mirrored
+        return samples * self.image_bytes + y * self.row + x, mirrored
+
+
+def _padded(images: Tensor, padding: int, mode: str, *, mirrored_too: bool) -> Tensor:
+    n, channels, height, width = images.shape
+    padded = images.new_empty(1 + mirrored_too, n, channels, height + 2 * padding, width + 2 * padding)
+    for first in range(0, n, 4096):  # little of it as floats, which reflection needs and which hold every uint8 exactly
+        piece = F.pad(images[first : first + 4096].float(), [padding] * 4, mode=mode).to(torch.uint8)
+        padded[0, first : first + 4096] = piece
+        if mirrored_too:
+            padded[1, first : first + 4096] = piece.flip(-1)
+    return padded.flatten(0, 1)
 
 
 def _mirror_where(mirrored: Tensor, images: Tensor) -> Tensor:

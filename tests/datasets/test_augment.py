@@ -13,15 +13,17 @@ def images():
     return torch.randint(0, 256, (N, 3, 16, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("padding_mode", ["constant", "reflect"])
-def test_pixels_equal_torchvisions_crop_and_flip_for_the_same_parameters(images, padding_mode):
+@pytest.mark.parametrize("hflip", [True, False])
+@pytest.mark.parametrize(("padding", "padding_mode"), [(4, "constant"), (4, "reflect"), (0, "constant")])
+def test_pixels_equal_torchvisions_crop_and_flip_for_the_same_parameters(images, padding, padding_mode, hflip):
     seed, epoch, samples = 3, 5, torch.randperm(N)[:200]
-    ours = CropAndFlip(images, padding=4, padding_mode=padding_mode, hflip=True, seed=seed)(epoch, samples)
+    ours = CropAndFlip(images, padding=padding, padding_mode=padding_mode, hflip=hflip, seed=seed)(epoch, samples)
     vertical, horizontal, mirrored = draws(seed ^ AUGMENT, epoch, samples, 3)
     for i, sample in enumerate(samples):
-        padded = v2.pad(images[sample], [4, 4, 4, 4], padding_mode=padding_mode)
-        crop = v2.crop(padded, int(below(vertical[i], 9)), int(below(horizontal[i], 9)), 16, 12)
-        assert torch.equal(ours[i], v2.horizontal_flip(crop) if below(mirrored[i], 2) else crop)
+        padded = v2.pad(images[sample], [padding] * 4, padding_mode=padding_mode)
+        y, x = (int(below(bits[i], 2 * padding + 1)) for bits in (vertical, horizontal))
+        crop = v2.crop(padded, y, x, 16, 12)
+        assert torch.equal(ours[i], v2.horizontal_flip(crop) if hflip and below(mirrored[i], 2) else crop)
 
 
 def test_every_offset_and_both_sides_occur_with_the_right_frequency():
@@ -65,8 +67,10 @@ def test_undo_gives_the_image_back(images):
     torch.testing.assert_close(normalise.undo(normalise(square)) * 255, square.float(), atol=1e-3, rtol=0)
 
 
-def test_alternating_flips_show_both_sides_of_every_image_in_two_epochs(images):
-    cut = CropAndFlip(images, padding=0, padding_mode="constant", hflip="alternating", seed=3)
+@pytest.mark.parametrize("padding", [0, 2])
+def test_alternating_flips_show_both_sides_of_every_image_in_two_epochs(images, padding, monkeypatch):
+    monkeypatch.setattr("datasets.augment.below", lambda bits, n: below(bits, n) if n == 2 else torch.full_like(bits, padding))
+    cut = CropAndFlip(images, padding=padding, padding_mode="constant", hflip="alternating", seed=3)
     first, second, third = (cut(epoch, torch.arange(N)) for epoch in range(3))
     assert torch.equal(second, first.flip(-1))
     assert torch.equal(third, first)
