@@ -5,7 +5,7 @@ rotation and position, light from one side, and noise. Image i of a seed is a fu
 how many are generated, in what order or in what batches.
 
 `generate` gives a class, a box and a mask for each object. `load` makes a classification set of it, with one object per image,
-`load_masks` one for segmentation, with several.
+`load_masks` and `load_boxes` sets for segmentation and detection, with several.
 Shapes and textures are looked up in pictures made once, each image through an affine map of its own, so that a batch costs a few
 lookups per figure and no loop over samples. The arithmetic is a sequence of single float operations, which give the same bits
 wherever in a batch a number stands; functions such as sin and lerp need not.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets.boxes import AREA, CLASS, COLUMNS, BoxedImages
 from datasets.counters import below, derive, draws
 from datasets.masks import MaskedImages
 from datasets.splits import DatasetSpec, Images, Loaded, Source
@@ -80,6 +81,30 @@ def load_masks(
             # masks of one image never overlap, and where there is no object its mask is empty
             images[some], masks[some] = rendered, (of_objects * (labels + 1)[:, :, None, None]).sum(1).to(torch.uint8)
         splits.append(MaskedImages(images, masks))
+    return Loaded(*splits, ("background", *CLASSES))
+
+
+def load_boxes(
+    source: Source,
+    *,
+    n_train: int = 4000,
+    n_test: int = 500,
+    size: int | None = None,
+    difficulty: float = 0.5,
+    max_objects: int = 3,
+) -> Loaded:
+    """Every image with the boxes of its objects; class 0 is the background."""
+    _check_counts(n_train, n_test)
+    size = _size(source, size)
+    _check(size, difficulty, max_objects)
+    splits = []
+    for part, n in ((TRAIN, n_train), (TEST, n_test)):
+        images, objects = torch.empty((n, 3, size, size), dtype=torch.uint8), torch.zeros(n, max_objects, COLUMNS)
+        seed = derive(source.seed, SHAPES, part)
+        for some, (rendered, labels, masks) in _chunks(seed, torch.arange(n), size, difficulty, max_objects):
+            images[some], objects[some, :, :4] = rendered, boxes_of(masks).float()
+            objects[some, :, CLASS], objects[some, :, AREA] = (labels + 1).float(), masks.sum((-2, -1)).float()
+        splits.append(BoxedImages(images, objects))
     return Loaded(*splits, ("background", *CLASSES))
 
 
@@ -441,4 +466,5 @@ _SHAPES = partial(
 DATASETS = [
     _SHAPES(load=load, n_classes=len(CLASSES)),
     _SHAPES(load=load_masks, targets="masks", n_classes=len(CLASSES) + 1),
+    _SHAPES(load=load_boxes, targets="boxes", n_classes=len(CLASSES) + 1),
 ]

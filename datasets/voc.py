@@ -9,11 +9,13 @@ Contours from Inverse Detectors, ICCV, which go by the names ImageSets/Segmentat
 """
 
 import os
+import xml.etree.ElementTree as ElementTree
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from datasets.boxes import COLUMNS, BoxedFiles, clipped
 from datasets.masks import MaskedFiles, check_masks
 from datasets.splits import DatasetSpec, Loaded, Source
 
@@ -29,6 +31,12 @@ def load_masks(source: Source, *, year: int = 2012, train_set: str = "train", va
     for split in (train, val):
         check_masks(split, len(CLASSES))
     return Loaded(train, val, CLASSES)
+
+
+def load_boxes(source: Source, *, year: int = 2012, train_set: str = "train", val_set: str = "val") -> Loaded:
+    """`train_set` and `val_set` are files of ImageSets/Main. Objects marked as difficult are treated as COCO treats crowds."""
+    folder = find_folder(source.root, year)
+    return Loaded(_boxed(folder, train_set), _boxed(folder, val_set), CLASSES)
 
 
 def find_folder(root: Path, year: int) -> Path:
@@ -65,6 +73,45 @@ def _masked(folder: Path, name: str) -> MaskedFiles:
     return MaskedFiles(*(np.array([os.fsencode(path) for path in paths]) for paths in (images, masks)))
 
 
+def _boxed(folder: Path, name: str) -> BoxedFiles:
+    paths, objects = [], []
+    for image in names_in(folder, "Main", name):
+        path, annotation = folder / "JPEGImages" / f"{image}.jpg", folder / "Annotations" / f"{image}.xml"
+        if not path.is_file():
+            raise OSError(f"{path} is missing; ImageSets/Main/{name}.txt names it")
+        paths.append(os.fsencode(path))
+        objects.append(np.array(_objects(annotation), dtype=np.float32).reshape(-1, COLUMNS))
+    return BoxedFiles(np.array(paths), objects)
+
+
+def _objects(annotation: Path) -> list[list[float]]:
+    """Pixels are counted from 1 there, and the last one is inside the box."""
+    try:
+        root = ElementTree.parse(annotation).getroot()
+        width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
+        found = [
+            (
+                one.findtext("name"),
+                int(one.findtext("difficult") or 0),
+                [float(one.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")],
+            )
+            for one in root.findall("object")
+        ]
+    except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
+        raise OSError(f"{annotation}: this annotation can't be read ({error})") from error
+    rows = []
+    for name, difficult, (left, top, right, bottom) in found:
+        said = f"{annotation}: {name}"
+        if name not in CLASSES[1:]:
+            raise OSError(f"{said} is no class of VOC")
+        box = clipped((left - 1, top - 1, right, bottom), width, height, said)
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        if box[2] <= box[0] or box[3] <= box[1]:
+            raise OSError(f"{said} has a box without an area, from {left:g} {top:g} to {right:g} {bottom:g}")
+        rows.append([*box, CLASSES.index(name), difficult, area])
+    return rows
+
+
 _VOC = partial(
     DatasetSpec,
     name="VOC",
@@ -77,4 +124,4 @@ _VOC = partial(
     in_files=True,
 )
 
-DATASETS = [_VOC(load=load_masks, targets="masks")]
+DATASETS = [_VOC(load=load_masks, targets="masks"), _VOC(load=load_boxes, targets="boxes")]

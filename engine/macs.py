@@ -34,7 +34,9 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
     level = fvcore_log.level
     fvcore_log.setLevel(logging.ERROR)
     try:
-        macs, by_module, not_counted = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
+            macs, by_module, not_counted = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
     finally:
         fvcore_log.setLevel(level)
         model.train(was_training)

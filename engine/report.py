@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,9 +156,7 @@ def _count_macs(run: Run) -> int | None:
 
     model = run.accelerator.unwrap_model(copy.deepcopy(run.model), keep_fp32_wrapper=False).float()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
-            return count(model, run.data.spec.channels, run.data.img_size).macs
+        return count(model, run.data.spec.channels, run.data.img_size).macs
     except Exception as error:  # whatever that model raises when it is traced
         log.warning("the multiply-accumulates of %s could not be counted: %s", type(model).__name__, str(error).splitlines()[0])
         return None

@@ -1,4 +1,4 @@
-"""Pictures of images with masks, and masks as pictures."""
+"""Pictures of images with masks or boxes, and masks as pictures."""
 
 import colorsys
 from collections.abc import Sequence
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 from torch import Tensor
 
@@ -68,6 +69,49 @@ def draw_masks(
             frameon=False,
         )
     return figure
+
+
+def draw_boxes(
+    images: Sequence[Tensor],
+    targets: Sequence[dict[str, Tensor]],
+    predictions: Sequence[dict[str, Tensor]] | None,
+    classes: Sequence[str],
+) -> Figure:
+    """Each image with its objects and, beside it, with what was found; crowds are dashed."""
+    kinds = [("objects", targets)] + ([("found", predictions)] if predictions is not None else [])
+    columns = min(PAIRS_PER_ROW, len(images))
+    rows = -(-len(images) // columns)
+    with matplotlib.rc_context({**STYLE, "font.size": 7}):
+        figure = Figure(figsize=(2.2 * columns * len(kinds), 2.3 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns * len(kinds), squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for i, image in enumerate(images):
+            for j, (name, of_kind) in enumerate(kinds):
+                axis = axes[i // columns, i % columns * len(kinds) + j]
+                axis.imshow(_shown(image, None, len(classes)))
+                _add_boxes(axis, of_kind[i], classes)
+                if i < columns:
+                    axis.set_title(name)
+    return figure
+
+
+def _add_boxes(axis: Axes, objects: dict[str, Tensor], classes: Sequence[str]) -> None:
+    """Found ones as strongly as their score."""
+    colours = palette(len(classes)) / 255
+    scores = objects["scores"].tolist() if "scores" in objects else [None] * len(objects["boxes"])
+    crowds = objects["iscrowd"].tolist() if "iscrowd" in objects else [False] * len(scores)
+    for box, label, score, crowd in zip(objects["boxes"].tolist(), objects["labels"].tolist(), scores, crowds, strict=True):
+        left, top, right, bottom = box
+        colour, alpha = colours[label], 1.0 if score is None else 0.25 + 0.75 * score
+        style = {"edgecolor": colour, "linewidth": 1.5, "linestyle": ":" if crowd else "-", "alpha": alpha, "fill": False}
+        axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **style))
+        said = classes[label] if score is None else f"{classes[label]} {100 * score:.0f}"
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": alpha}
+        dark = float(colour @ (0.299, 0.587, 0.114)) < 0.5
+        axis.text(
+            left, top, said, fontsize=5, color="white" if dark else "black", va="bottom", bbox=box, alpha=alpha, clip_on=True
+        )
 
 
 def _shown(image: Tensor, mask: Tensor | None, n_classes: int) -> np.ndarray:

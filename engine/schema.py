@@ -261,12 +261,30 @@ class SegmentationConfig:
 
 
 @dataclass
+class DetectionConfig:
+    head: Literal["fcos", "fasterrcnn"] = key("fcos", "the detector, on a feature pyramid")
+    n_maps: int | None = key(
+        None, "feature maps of the backbone below the pyramid, counted from the last; null: 3 for fcos, 4 for fasterrcnn", least=1
+    )
+    width: int = key(256, "channels of the pyramid, and with fcos of its head", least=32)
+    max_size: int | None = key(
+        None, "data.img_size is an image's shorter side, unless the longer one became more than this; null: 5/3 of it", least=1
+    )
+    score_threshold: float | None = key(
+        None,
+        "what has a lower score isn't found; null: torchvision's 0.2 for fcos, 0.05 for fasterrcnn",
+        least=0,
+        below=1,
+    )
+
+
+@dataclass
 class Config:
     seed: int = key(1234, "of the initial weights, the order, the augmentation and dropout", least=0)
     deterministic: bool = key(
         False, "only kernels that give the same bits each time; without it that isn't promised on a GPU, nor for another one"
     )
-    task: str = key("classification", "what is learnt: a file of engine/tasks, or a plugin's")
+    task: str = key("classification", "what is learnt: classification, segmentation, detection, or a task of a plugin")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
@@ -276,3 +294,4 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)

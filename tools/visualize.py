@@ -151,10 +151,10 @@ def steps_per_epoch(config: LoadedConfig, n_images: int | None) -> int | None:
     """None where only the data would say it."""
     import inspect
 
-    from datasets import find_dataset
     from datasets.order import Order
+    from engine.builder import dataset_of
 
-    generated = inspect.signature(find_dataset(config.data.name).load).parameters.get("n_train")
+    generated = inspect.signature(dataset_of(config).load).parameters.get("n_train")
     n = n_images or config.data.args.get("n_train", generated.default if generated else None)
     if n is None:
         return None

@@ -1,0 +1,159 @@
+"""Where objects are, and of which class."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from datasets import find_dataset
+from datasets.boxes import Batch, Target
+from engine.config import LoadedConfig
+from engine.tasks import TaskKind
+from models.detection import create_detector
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Prediction = dict[str, Tensor]  # boxes N 4, labels N, scores N; the best come first
+
+
+class Detection:
+    """The detectors divide their loss by the objects that they have matched, inside and for each forward. So the weight of a
+    batch is its number of images, and several micro-batches, or ranks, don't give the very gradient of one batch: one with few
+    objects counts as much as one with many.
+    """
+
+    monitor = "mAP"
+    shown = ("mAP", "mAP@50", "mAP@75")
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        self._tables: tuple[str, ...] = ()
+
+    def weight(self, batch: Batch) -> int:
+        return len(batch[0])
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        images, targets = batch
+        losses = {name: value * len(images) for name, value in model(images, [learnt_from(target) for target in targets]).items()}
+        loss = sum(losses.values())
+        return loss, {"loss": loss, **{f"loss_{name.removeprefix('loss_')}": value for name, value in losses.items()}}
+
+    def with_tables(self, *tables: Literal["per_class"]) -> "Detection":
+        task = copy.copy(self)
+        task._tables = tables
+        return task
+
+    def metric(self, device: torch.device) -> "AveragePrecision":
+        return AveragePrecision(self.classes, self._tables)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """Images of one size together. Filled up to the size of others, an image would have other objects at its border, and what
+        is found would depend on its neighbours in the batch."""
+        found: list[Prediction] = [{}] * len(batch[0])
+        of_size: dict[torch.Size, list[int]] = {}
+        for i, image in enumerate(batch[0]):
+            of_size.setdefault(image.shape, []).append(i)
+        for places in of_size.values():
+            for i, prediction in zip(places, model([batch[0][i] for i in places]), strict=True):
+                found[i] = prediction
+        return found
+
+    def draw(self, images: Tensor, batch: Batch, predictions: Sequence[Prediction] | None = None) -> "Figure":
+        from engine.scene_figures import draw_boxes
+
+        shown = [image[:, : own.shape[-2], : own.shape[-1]] for image, own in zip(images, batch[0], strict=True)]
+        return draw_boxes(shown, batch[1], predictions, self.classes)
+
+    def entries(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
+        """As a file of COCO results has them: boxes by corner, width and height."""
+        return [
+            {
+                "image_id": image_id,
+                "category_id": label,
+                "bbox": [left, top, right - left, bottom - top],
+                "score": score,
+            }
+            for (left, top, right, bottom), label, score in zip(
+                *(prediction[name].tolist() for name in ("boxes", "labels", "scores")), strict=True
+            )
+        ]
+
+
+def learnt_from(target: Target) -> dict[str, Tensor]:
+    """Nothing is learnt from a crowd."""
+    single = ~target["iscrowd"]
+    return {"boxes": target["boxes"][single], "labels": target["labels"][single]}
+
+
+class AveragePrecision:
+    """COCO's mean average precision, by pycocotools: over classes and overlaps from 0.5 to 0.95, of at most 100 boxes an image.
+
+    It isn't a sum over images: what was found in each of them is kept, and joined over ranks.
+    """
+
+    def __init__(self, classes: Sequence[str], tables: Sequence[str]) -> None:
+        self.classes, self.tables = classes, tables
+        self._found: list[tuple[Prediction, Target]] = []
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        for prediction, target in zip(Detection.predict(self, model, batch), batch[1], strict=True):
+            self._found.append(tuple({name: value.cpu() for name, value in part.items()} for part in (prediction, target)))
+
+    def sums(self) -> list[tuple[Prediction, Target]]:
+        return self._found
+
+    def compute(self, sums: list[tuple[Prediction, Target]]) -> dict[str, Any]:
+        from torchmetrics.detection import MeanAveragePrecision
+
+        metric = MeanAveragePrecision(backend="pycocotools", class_metrics="per_class" in self.tables)
+        metric.warn_on_many_detections = False  # beyond 100 the best ones count, as for COCO
+        predictions, targets = zip(*sums, strict=True)
+        metric.update(list(predictions), list(targets))
+        result = metric.compute()
+        metrics: dict[str, Any] = {
+            "mAP": float(result["map"]),
+            "mAP@50": float(result["map_50"]),
+            "mAP@75": float(result["map_75"]),
+            "mAR@100": float(result["mar_100"]),
+            "count": len(sums),
+        }
+        if "per_class" in self.tables:
+            of_class = dict(zip(result["classes"].tolist(), result["map_per_class"].tolist(), strict=True))
+            metrics["per_class"] = {
+                name: value if (value := of_class.get(label, -1.0)) >= 0 else None
+                for label, name in enumerate(self.classes)
+                if label and name != "N/A"
+            }
+        return metrics
+
+
+def create_network(config: LoadedConfig, *, img_size: int, **options: Any) -> nn.Module:
+    own, spec = config.detection, find_dataset(config.data.name, "boxes")
+    return create_detector(
+        config.model.name,
+        head=own.head,
+        n_maps=own.n_maps,
+        width=own.width,
+        img_size=img_size,
+        max_size=own.max_size,
+        mean=config.data.mean or spec.mean,
+        std=config.data.std or spec.std,
+        score_threshold=own.score_threshold,
+        **options,
+        **config.model.args,
+    )
+
+
+def from_config(config: LoadedConfig, data: Any) -> Detection:
+    return Detection(data.classes)
+
+
+OTHER_KEYS = ("augment.mixup", "augment.cutmix", "augment.cutout", "augment.auto", "augment.erasing", "augment.repeats")
+OTHER_KEYS += ("augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation", "augment.zoom")
+OTHER_KEYS += ("augment.crop_padding", "augment.padding_mode", "train.loss", "train.label_smoothing", "train.aux_weight")
+OTHER_KEYS += ("distill.teacher", "eval.img_size", "eval.tta")
+
+TASKS = {"detection": TaskKind(from_config, create_network, targets="boxes", other_keys=OTHER_KEYS)}
