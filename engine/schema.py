@@ -266,7 +266,7 @@ class DetectionConfig:
     n_maps: int | None = key(
         None, "feature maps of the backbone below the pyramid, counted from the last; null: 3 for fcos, 4 for fasterrcnn", least=1
     )
-    width: int = key(256, "channels of the pyramid, and with fcos of its head", least=32)
+    width: int = key(256, "channels of the pyramid, and of the head of fcos", least=32)
     max_size: int | None = key(
         None, "data.img_size is an image's shorter side, unless the longer one became more than this; null: 5/3 of it", least=1
     )

@@ -30,6 +30,7 @@ from models.segmentation import holds_a_network_around_a_backbone
 
 Head = Literal["fcos", "fasterrcnn"]
 N_MAPS = {"fcos": 3, "fasterrcnn": 4}  # that torchvision builds the pyramid on, counted from the last
+GROUPS = 32  # of the norms in the head of FCOS
 CLASSIFIER = {"fcos": "head.classification_head.cls_logits", "fasterrcnn": "roi_heads.box_predictor"}
 
 
@@ -99,6 +100,8 @@ def create_detector(
 def _fcos(
     backbone: nn.Module, n_classes: int, n_maps: int, width: int, score_threshold: float | None, options: dict[str, Any]
 ) -> FCOS:
+    if width % GROUPS or width == GROUPS:
+        raise ValueError(f"width {width}: FCOS normalises its channels in {GROUPS} groups, so it takes 64, 96, 128, ...")
     pyramid = Pyramid(backbone, n_maps, width, two_more=True)
     anchors = AnchorGenerator(tuple((stride,) for stride in pyramid.strides), ((1.0,),) * len(pyramid.strides))
     if score_threshold is not None:

@@ -1,6 +1,7 @@
 """Small data sets in the formats in which the real ones are published."""
 
 import gzip
+import json
 import pickle
 import struct
 from pathlib import Path
@@ -90,8 +91,41 @@ def write_voc(root: Path, n_train: int = 6, n_val: int = 3) -> Path:
         mask.putpalette(list(range(256)) * 3)
         mask.save(path)
     names = [f"{i:04d}" for i in range(n_train + n_val)]
-    for part, of_part in (("train", names[:n_train]), ("trainaug", names[:n_train]), ("val", names[n_train:])):
-        (folder / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("".join(f"{name}\n" for name in of_part))
+    for kind in ("Segmentation", "Main"):
+        (folder / "ImageSets" / kind).mkdir(exist_ok=True)
+        for part, of_part in (("train", names[:n_train]), ("trainaug", names[:n_train]), ("val", names[n_train:])):
+            (folder / "ImageSets" / kind / f"{part}.txt").write_text("".join(f"{name}\n" for name in of_part))
+    (folder / "Annotations").mkdir()
+    for i, name in enumerate(names):
+        width, height = Image.open(folder / "JPEGImages" / f"{name}.jpg").size
+        size = f"<size><width>{width}</width><height>{height}</height></size>"
+        box = f"<bndbox><xmin>1</xmin><ymin>3</ymin><xmax>{width}</xmax><ymax>20</ymax></bndbox>"
+        cat = f"<object><name>cat</name><difficult>{i % 2}</difficult>{box}</object>"
+        (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{cat}</annotation>")
+    return root
+
+
+def write_coco(root: Path, n_train: int = 6, n_val: int = 3, parts: tuple[str, str] = ("train", "val"), seed: int = 0) -> Path:
+    """Images of different sizes, with one to three boxes in the first of two categories' colours; the last of each has none."""
+    random = np.random.default_rng(seed)
+    (root / "annotations").mkdir(parents=True)
+    categories = [{"id": 1, "name": "red"}, {"id": 3, "name": "blue"}]
+    for part, n in zip(parts, (n_train, n_val), strict=True):
+        (root / part).mkdir()
+        content: dict = {"images": [], "annotations": [], "categories": categories}
+        for i in range(n):
+            height, width = (int(side) for side in random.integers(40, 70, 2))
+            pixels = np.full((height, width, 3), 200, dtype=np.uint8)
+            content["images"].append({"id": 100 + i, "file_name": f"{i:06d}.jpg", "height": height, "width": width})
+            for _ in range(random.integers(1, 4) if i < n - 1 else 0):
+                (left, top), (across, down) = random.integers(0, 20, 2).tolist(), random.integers(8, 20, 2).tolist()
+                category = int(random.choice([1, 3]))
+                pixels[top : top + down, left : left + across] = (220, 30, 30) if category == 1 else (30, 30, 220)
+                one = {"id": len(content["annotations"]) + 1, "image_id": 100 + i, "category_id": category, "iscrowd": 0}
+                content["annotations"].append({**one, "bbox": [left, top, across, down], "area": across * down})
+            Image.fromarray(pixels).save(root / part / f"{i:06d}.jpg", quality=95)
+        name = f"instances_{part}.json" if parts != ("train", "val") else f"{part}.json"
+        (root / "annotations" / name).write_text(json.dumps(content))
     return root
 
 
@@ -104,6 +138,7 @@ def write_all(root: Path) -> Path:
     write_image_folder(root / "ImageNet")
     write_image_folder(root / "imagefolder")
     write_voc(root / "VOC")
+    write_coco(root / "COCO", parts=("train2017", "val2017"))
     return root
 
 

@@ -23,6 +23,7 @@ examples:
 """
 
 IN_PERCENT = ("acc@1", "acc@5", "balanced_acc", "ece", "mIoU", "pixel_acc", "mean_acc")
+IN_PERCENT += ("mAP", "mAP@50", "mAP@75", "mAR@100")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("path", metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--split", default="valid", choices=["train", "valid", "test"], help="default: valid")
-    parser.add_argument("--per_class", action="store_true", help="also the accuracy, or the overlap, of each class")
+    parser.add_argument("--per_class", action="store_true", help="also the accuracy, overlap or precision of each class")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
     parser.add_argument(
         "--confusion", action="store_true", help="with --json: how often each class (row) is taken for each other"

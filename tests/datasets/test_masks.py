@@ -270,7 +270,7 @@ class TestWhatIsWrong:
 def test_a_set_without_masks_says_which_have_them():
     with pytest.raises(ValueError, match=r"digits gives classes, not masks; VOC, pairs, shapes do"):
         find_dataset("digits", "masks")
-    with pytest.raises(ValueError, match=r"VOC gives masks, not classes"):
+    with pytest.raises(ValueError, match=r"VOC gives boxes or masks, not classes"):
         find_dataset("VOC")
     with pytest.raises(ValueError, match="did you mean shapes"):
         find_dataset("shape", "masks")

@@ -17,7 +17,7 @@ from typing import Any
 from engine.checkpoint import InvalidCheckpoint, read_checkpoint
 from engine.run_folder import committed_checkpoints
 from tests.faults.children import AtStep, Ended, Fault, KillAfter, KillAtOperation, KillInsideWrite, train
-from tests.on_disk import write_image_folder, write_pairs
+from tests.on_disk import write_coco, write_image_folder, write_pairs
 from tests.running import metrics, run_main, untimed
 
 SMALL = ("--train.num_threads", 1, "--train.timeout", 60)
@@ -57,6 +57,11 @@ FEATURES: dict[str, Sequence[object]] = {
         *("--task", "segmentation", "--data.name", "pairs", "--data.dataroot", "PAIRS", "--train.batch_size", 2),
         *("--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--segmentation.aux_head", "true"),
         *("--segmentation.dice_weight", 0.5, "--augment.color_jitter", 0.2, "--train.optim.lr", 0.001),
+    ),
+    "detection": (
+        *("--task", "detection", "--data.name", "cocojson", "--data.dataroot", "OBJECTS", "--train.batch_size", 2),
+        *("--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--detection.head", "fasterrcnn"),
+        *("--detection.width", 64, "--augment.color_jitter", 0.2, "--train.optim.lr", 0.001),
     ),
 }
 
@@ -172,10 +177,11 @@ def resume_matrix(folder: Path, features: Sequence[str], workers: Sequence[int] 
     pairs = folder / "pairs"
     for part, n in (("train", 16), ("val", 4)):
         write_pairs(pairs / part, n)
+    folders = {"TEACHER": teacher, "PAIRS": pairs, "OBJECTS": write_coco(folder / "objects", n_train=16)}
     for feature, n_workers, n_ranks in itertools.product(features, workers, ranks):
         cell = f"{feature}, {n_workers} workers, {n_ranks} ranks"
         argv = (*IN_FILES, "--data.dataroot", data, "--dataloader.num_workers", n_workers)
-        argv += tuple({"TEACHER": teacher, "PAIRS": pairs}.get(word, word) for word in FEATURES[feature])
+        argv += tuple(folders.get(word, word) for word in FEATURES[feature])
         whole, cut = folder / f"{cell} whole", folder / f"{cell} cut"
         row.tried += 1
         steps = [

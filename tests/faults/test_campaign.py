@@ -20,7 +20,7 @@ def test_a_run_that_is_killed_anywhere_goes_on_as_if_nothing_had_been(tmp_path):
     ("feature", "n_workers", "n_ranks"),
     [
         *(("augmentation", 2, 1), ("mixing", 0, 2), ("accumulation", 0, 1), ("bf16", 2, 2), ("SAM", 0, 2)),
-        *(("distillation", 0, 1), ("segmentation", 2, 1)),
+        *(("distillation", 0, 1), ("segmentation", 2, 1), ("detection", 2, 1)),
     ],
 )
 def test_a_run_interrupted_twice_in_an_epoch_ends_bit_for_bit_alike(tmp_path, feature, n_workers, n_ranks):
