@@ -106,7 +106,7 @@ class TestNames:
         file = io.BytesIO()
         with torch.compiler.set_stance("force_eager"):
             take_steps(model, state.optimizer)
-            torch.save(state.state_dict({}), file)
+            torch.save(state.state_dict(state.optimizer.state_dict(), {}), file)
             file.seek(0)
             again.load_state_dict(model.state_dict())
             resumed.load_state_dict(torch.load(file, weights_only=True), rank=0, world_size=1)

@@ -40,6 +40,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_the_whole_campaign(tmp_path):
     rows = {row.fault: row for row in campaign.whole(tmp_path)}
     assert [row.wrong for row in rows.values()] == [[]] * len(rows)
