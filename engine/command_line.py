@@ -48,13 +48,14 @@ class Parser(argparse.ArgumentParser):
             if "=" not in token and argv and not _is_option(argv[0]):
                 override_tokens.append(argv.pop(0))
         overrides = parse_overrides(override_tokens, own)
-        return self.parse_args(own_tokens), overrides
+        return self.parse_intermixed_args(own_tokens), overrides
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:
-        parsed = super().parse_args(args, namespace)
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[argparse.Namespace, list[str]]:
+        """Every other way to parse comes by here."""
+        parsed, rest = super().parse_known_args(*args, **kwargs)
         for file in parsed.plugin:
             load_plugin(file)
-        return parsed
+        return parsed, rest
 
 
 def run_tool(main: Callable[[], int]) -> int:

@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from engine.builder import Run
 from engine.config import LoadedConfig, flatten, load_config, to_dict, to_yaml
 from engine.journal import Journal
-from engine.run_folder import RunFolder
+from engine.run_folder import CLASSES, RunFolder
 from engine.sharding import is_sharded
 from engine.tracking import read_metrics
 
@@ -39,12 +39,14 @@ class Result:
     exit_code: int = 0
 
 
-def write_beginning(folder: RunFolder, config: LoadedConfig, environment: dict[str, Any]) -> None:
-    """config.yaml and environment.json; the environments of earlier sessions stay in it."""
+def write_beginning(folder: RunFolder, config: LoadedConfig, environment: dict[str, Any], classes: Sequence[str]) -> None:
+    """config.yaml, classes.json, with which a model can be used where its data are not, and environment.json, in which those of
+    earlier sessions stay."""
     written = folder.path / "environment.json"
     earlier = [] if folder.is_new or not written.is_file() else json.loads(written.read_text())
     sessions = [*earlier.pop("earlier_sessions"), earlier] if earlier else []
     folder.write_json("environment.json", {**environment, "earlier_sessions": sessions})
+    folder.write_json(CLASSES, list(classes))
     folder.write("config.yaml", to_yaml(config))
     (folder.path / "results.json").unlink(missing_ok=True)
 

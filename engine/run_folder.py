@@ -12,7 +12,7 @@ from typing import IO, Any
 from engine.errors import ConfigError, RunError
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
-MANIFEST = "manifest.json"
+MANIFEST, CLASSES = "manifest.json", "classes.json"
 
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
@@ -143,7 +143,7 @@ class RunFolder:
         part.write_text(text)
         part.replace(target)
 
-    def write_json(self, name: str, values: dict[str, Any]) -> None:
+    def write_json(self, name: str, values: Any) -> None:
         self.write(name, json.dumps(finite(values), indent=2) + "\n")
 
 

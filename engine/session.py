@@ -90,7 +90,7 @@ def _train_in(
         if resumption is not None:
             say_what_changed(folder.path, config, environment)
             checkpoints.rewind(run.state.step, run.state.best_step)
-        write_beginning(folder, config, environment)
+        write_beginning(folder, config, environment, run.data.classes)
     journal = Journal(run, folder, checkpoints, partial(Trackers, config, folder))
     log.info("%s", opening(config, run, folder, resumed=resumption is not None))
     result = Result(folder.path)

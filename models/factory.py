@@ -7,8 +7,12 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from models.pretrained import Published
 
 TIMM = "timm/"
 NOT_FAMILIES = {"detection", "dilation", "factory", "features", "pretrained", "segmentation"}
@@ -47,6 +51,14 @@ def model_signature(name: str) -> inspect.Signature | None:
         _timm_model_exists(name)
         return None
     return inspect.signature(_constructor(name))
+
+
+def published_with(name: str) -> "Published | None":
+    """How the published weights of a model want their images; None for one that nobody publishes weights of."""
+    from models.pretrained import published_with
+
+    family = None if name.startswith(TIMM) else _constructor(name)
+    return published_with(getattr(family, "func", family), name)  # of a partial, the class
 
 
 def create_model(

@@ -10,7 +10,9 @@ import pickle
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -30,8 +32,7 @@ def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> d
     """
     if source is True:
         weights, said = _published(model, name), f"the published weights of {name}"
-        for attribute, value in getattr(model, "PUBLISHED_WITH", {}).items():
-            setattr(model, attribute, value)
+        set_as_published(model)
     else:
         weights, said = read_weights(Path(source)), str(source)
     try:
@@ -44,6 +45,12 @@ def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> d
         "; ".join([f"weights from {said}", *(f"{what}: {', '.join(keys)}" for what, keys in notes.items() if keys)]),
     )
     return left_out
+
+
+def set_as_published(model: nn.Module) -> None:
+    """What isn't in the weights, but was there when they were trained."""
+    for attribute, value in getattr(model, "PUBLISHED_WITH", {}).items():
+        setattr(model, attribute, value)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -166,13 +173,11 @@ def _within(key: str, modules: tuple[str, ...]) -> bool:
 def _published(model: nn.Module, name: str) -> dict[str, Tensor]:
     """The published weights of a model, downloaded by torchvision or, for the models that it hasn't, by timm."""
     import timm
-    import torchvision
 
-    in_timm = getattr(model, "TIMM_NAMES", {}).get(name, name.removeprefix("timm/"))
+    in_timm = _name_in_timm(model, name)
     try:
-        if name in torchvision.models.list_models(torchvision.models):
-            published = torchvision.models.get_model_weights(name).DEFAULT
-            return published.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        if of_torchvision := _of_torchvision(name):
+            return of_torchvision.get_state_dict(progress=True, check_hash=True, weights_only=True)
         if timm.is_model_pretrained(in_timm):
             return timm.create_model(in_timm, pretrained=True).state_dict()
     except Exception as error:  # whatever the network or a hub's client raises
@@ -181,3 +186,70 @@ def _published(model: nn.Module, name: str) -> dict[str, Tensor]:
             "download them elsewhere and give model.pretrained the file"
         ) from error
     raise ValueError(f"nobody publishes weights for {name}; give model.pretrained a file")
+
+
+def _of_torchvision(name: str) -> Any:
+    """The best weights that torchvision publishes under this name; None where it has no such model."""
+    import torchvision
+
+    known = name in torchvision.models.list_models(torchvision.models)
+    return torchvision.models.get_model_weights(name).DEFAULT if known else None
+
+
+def _name_in_timm(family: Any, name: str) -> str:
+    return getattr(family, "TIMM_NAMES", {}).get(name, name.removeprefix("timm/"))
+
+
+# What is published with them
+
+
+@dataclass(frozen=True)
+class Published:
+    """How the published weights of a model were trained to see an image, and how many classes they tell apart."""
+
+    n_classes: int
+    img_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    interpolation: str
+
+
+def published_with(family: Any, name: str) -> Published | None:
+    """None for a model that nobody publishes weights of; `family` is its class, or None for one of timm."""
+    import timm
+
+    if of_torchvision := _of_torchvision(name):
+        sees = of_torchvision.transforms()
+        size, resized = sees.crop_size[0], sees.resize_size[0]
+        n_classes = len(of_torchvision.meta["categories"])
+        return Published(n_classes, size, tuple(sees.mean), tuple(sees.std), size / resized, sees.interpolation.value)
+    of_timm = timm.get_pretrained_cfg(_name_in_timm(family, name))
+    if of_timm is None or not of_timm.has_weights:
+        return None
+    size, crop_pct = of_timm.input_size[-1], of_timm.crop_pct
+    return Published(of_timm.num_classes, size, of_timm.mean, of_timm.std, crop_pct, of_timm.interpolation)
+
+
+def published_classes(n_classes: int) -> tuple[str, ...]:
+    """What is written about the classes of ImageNet, or of one of its larger sets; numbers where there is no such set."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+    from torchvision.models import ResNet50_Weights
+
+    if n_classes == 1000:
+        return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+    subset = infer_imagenet_subset({"num_classes": n_classes})
+    if subset is None:
+        return tuple(map(str, range(n_classes)))
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(i) for i in range(n_classes))
+
+
+def n_classes_in(file: Path, model: nn.Module) -> int:
+    """How many classes the weights in a file tell apart."""
+    weights = _convert(model, read_weights(file))
+    layer = (model.CLASSIFIERS if hasattr(model, "CLASSIFIERS") else _names(model.pretrained_cfg["classifier"]))[0]
+    key = f"{layer}.weight"
+    if key not in weights:
+        raise ValueError(f"{file} has no {key}: there is no classifier in it")
+    return len(weights[key])
