@@ -129,6 +129,15 @@ def test_a_model_that_was_fine_tuned_from_published_weights_sees_colours_as_they
     assert torch.equal(trained.model.fc.weight, weights(tmp_path / "run")["fc.weight"])
 
 
+def test_a_student_is_used_where_its_teacher_is_not(run, tmp_path):
+    teacher = shutil.copytree(run, tmp_path / "teacher", symlinks=True)
+    argv = ("--train.n_steps", 2, "--distill.teacher", teacher, "--distill.weight", 0.7)
+    assert run_main("-e", tmp_path / "student", *argv) == 0
+    shutil.rmtree(teacher)
+    trained = load_trained(tmp_path / "student", {})
+    assert trained.evaluate("valid")["loss"] == results(tmp_path / "student")["best"]["valid/loss"]
+
+
 def test_images_of_a_set_held_in_memory_are_seen_whole_and_in_its_channels(run, photo):
     (images,) = batches_of(load_trained(run, {}), [photo], batch_size=4)
     assert images.shape == (1, 1, 28, 28)
