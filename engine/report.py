@@ -12,6 +12,7 @@ import torch
 
 from engine.builder import Run
 from engine.config import LoadedConfig, flatten, load_config, to_dict, to_yaml
+from engine.environment import peak_memory
 from engine.journal import Journal
 from engine.run_folder import CLASSES, RunFolder
 from engine.sharding import is_sharded
@@ -94,11 +95,13 @@ def write_results(folder: RunFolder, run: Run, journal: Journal, result: Result)
         "why": result.why,
         "step": state.step,
         "n_steps": run.n_steps,
+        "monitor": run.task.monitor,
         "best": {"step": state.best_step, **state.best_metrics},
         "last": state.last_metrics,
         "test": result.test,
         "wall_time": round(state.elapsed, 3),
         "images_per_sec": round(journal.images / journal.seconds, 1) if journal.seconds else None,
+        "peak_memory_mb": peak_memory(run.accelerator.device),
         "params": _n_params(run),
         "macs": _count_macs(run) if result.status == "completed" else None,
     }

@@ -17,7 +17,7 @@ from engine.agreement import EXIT_CODES, Agreement, Interrupted, on_main
 from engine.builder import Run, build, check
 from engine.checkpoint import Checkpoints, read_checkpoint
 from engine.config import LoadedConfig, to_dict
-from engine.environment import asked_precision, describe, make_accelerator, precision_of
+from engine.environment import asked_precision, begin_peak_memory, describe, make_accelerator, precision_of
 from engine.errors import ConfigError, RunError
 from engine.failures import explained
 from engine.journal import Journal, restore
@@ -81,6 +81,7 @@ def _train_in(
     task: Task | None,
 ) -> Result:
     _log_notes(config)
+    begin_peak_memory(accelerator.device)
     run = build(config, accelerator, model=model, task=task)
     checkpoints = Checkpoints(folder.path, config.train.keep_last)
     environment = describe(accelerator)

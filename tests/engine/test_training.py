@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from engine import ConfigError, load_config, train
+from engine.environment import peak_memory
 from engine.run_folder import RunFolder
 from tests.running import (
     ROOT,
     assert_same_weights,
     metrics,
     results,
+    run_command,
     run_main,
     untimed,
     weights,
@@ -70,8 +72,19 @@ def test_results_say_what_was_reached(whole_run):
     assert said["status"] == "completed"
     assert said["best"]["valid/acc@1"] == max(line["valid/acc@1"] for line in evaluated.values())
     assert said["last"]["valid/acc@1"] == evaluated[60]["valid/acc@1"]
+    assert said["monitor"] == "acc@1"
+    assert 100 < said["peak_memory_mb"] <= peak_memory(torch.device("cpu"))
     assert said["params"] == 61706
     assert said["macs"] == pytest.approx(416520, rel=0.01)  # 28*28*6*25 + 10*10*16*150 + 400*120 + 120*84 + 84*10
+
+
+def test_the_peak_of_memory_counts_what_was_held_for_a_while_too():
+    held = "torch.ones(2**26, dtype=torch.uint8)"
+    program = f"import torch; from engine.environment import peak_memory as p; d = torch.device('cpu'); a = p(d); {held}; b = p(d)"
+    finished = run_command("python", "-c", f"{program}; torch.ones(1); print(b - a, p(d) - b)")
+    rise, more = map(float, finished.stdout.split())
+    assert rise == pytest.approx(64, abs=4)
+    assert more < 4
 
 
 def test_every_event_is_logged_once_with_the_tags_of_the_contract(whole_run):
