@@ -461,6 +461,7 @@ _SHAPES = partial(
     std=(0.30, 0.30, 0.30),
     crop_padding=2,
     hflip=True,
+    any_size=True,
 )
 
 DATASETS = [

@@ -74,6 +74,7 @@ class DatasetSpec:
     crop_padding: int = 0  # the usual augmentation: random crop of the padded image ...
     hflip: bool = False  # ... and mirroring, where a mirrored image is still of its class
     targets: str = "classes"  # or masks, or boxes; a set that has several kinds has a spec for each
+    any_size: bool = False  # made as large as the model sees them
     in_files: bool = False  # decoded by workers, unless data.in_memory asks for something else
 
 

@@ -15,6 +15,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.command_line import Parser, run_tool
 from engine.config import LoadedConfig, load_config
 from engine.errors import ConfigError
+from tools.tables import giga, markdown, millions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,17 +87,17 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown, so that a document can hold it."""
     head = ("config", "model", "image", "parameters", "MACs", "published accuracy")
     body = [
-        (row.config, row.model, f"{row.img_size}x{row.img_size}", _millions(row.params), _giga(row.macs), row.published)
+        (row.config, row.model, f"{row.img_size}x{row.img_size}", millions(row.params), giga(row.macs), row.published)
         for row in rows
     ]
-    return _markdown([head, *body], right=(2, 3, 4))
+    return markdown([head, *body], right=(2, 3, 4))
 
 
 def _stages(row: Row) -> str:
-    body = [(name, _millions(params), _giga(macs)) for name, (params, macs) in row.stages.items()]
+    body = [(name, millions(params), giga(macs)) for name, (params, macs) in row.stages.items()]
     not_counted = ", ".join(f"{name} {n}" for name, n in row.not_counted.items()) or "none"
-    rows = [("stage", "parameters", "MACs"), *body, ("all", _millions(row.params), _giga(row.macs))]
-    return f"{row.config or row.model}\n{_markdown(rows, right=(1, 2))}\noperations without a count: {not_counted}"
+    rows = [("stage", "parameters", "MACs"), *body, ("all", millions(row.params), giga(row.macs))]
+    return f"{row.config or row.model}\n{markdown(rows, right=(1, 2))}\noperations without a count: {not_counted}"
 
 
 def of_configs(paths: Sequence[str], overrides: dict) -> list[Row]:
@@ -162,25 +163,6 @@ def _without_weights(config: LoadedConfig, n_classes: int, in_channels: int, img
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model {config.model.name}: {error}") from error
     return model.to_empty(device="cpu") if own else model
-
-
-def _millions(n: int) -> str:
-    return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.1f} k"
-
-
-def _giga(n: int) -> str:
-    return f"{n / 1e9:.2f} G" if n >= 1e8 else f"{n / 1e6:.2f} M"
-
-
-def _markdown(rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-    rule = ["-" * (width - 1) + ":" if i in right else "-" * width for i, width in enumerate(widths)]
-    lines = [rows[0], rule, *rows[1:]]
-    cells = [
-        [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 if __name__ == "__main__":

@@ -138,11 +138,22 @@ def test_a_student_is_used_where_its_teacher_is_not(run, tmp_path):
     assert trained.evaluate("valid")["loss"] == results(tmp_path / "student")["best"]["valid/loss"]
 
 
-def test_images_of_a_set_held_in_memory_are_seen_whole_and_in_its_channels(run, photo):
+def test_an_image_of_a_set_held_in_memory_is_seen_as_in_the_evaluation_bit_for_bit(run, tmp_path):
+    trained = load_trained(run, {"eval.batch_size": 4})
+    own = trained.data.splits["valid"].images[:4]
+    for i, image in enumerate(own):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+    (images,) = batches_of(trained, find_images([str(tmp_path)]), batch_size=4)
+    expected, _ = next(iter(trained.data.loader("valid").batches()))
+    assert torch.equal(images, expected)
+
+
+def test_an_image_for_a_set_held_in_memory_is_brought_to_its_size_and_channels(run, photo):
     (images,) = batches_of(load_trained(run, {}), [photo], batch_size=4)
-    assert images.shape == (1, 1, 28, 28)
-    grey = np.asarray(Image.open(photo).resize((37, 28), Image.Resampling.BILINEAR).crop((4, 0, 32, 28))).mean(2) / 255
-    torch.testing.assert_close(images[0, 0], torch.from_numpy((grey - 0.3053) / 0.3760).float(), rtol=0, atol=0.01)
+    small = Image.open(photo).resize((10, 8), Image.Resampling.BILINEAR).crop((1, 0, 9, 8)).convert("L")
+    levels = torch.from_numpy(np.array(small)).float().view(1, 1, 8, 8)
+    expected = (torch.nn.functional.interpolate(levels, (28, 28), mode="bilinear", antialias=True) / 255 - 0.3053) / 0.3760
+    torch.testing.assert_close(images, expected)
 
 
 def test_images_are_found_in_files_folders_and_globs_each_once(tmp_path):

@@ -1,0 +1,217 @@
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine.command_line import run_tool
+from engine.trained import load_trained
+from tests import on_disk
+from tests.running import ROOT, run_command, run_main
+from tools.predict import main
+
+
+def predict(capsys, *argv, code=0):
+    """What is printed, and what is said on stderr."""
+    capsys.readouterr()  # what a training in this process has said
+    assert run_tool(lambda: main([str(word) for word in argv])) == code
+    return capsys.readouterr()
+
+
+def rows(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture(scope="module")
+def digits(small_runs, tmp_path_factory):
+    """The validation images of the run on digits, each in a file."""
+    folder = tmp_path_factory.mktemp("digits")
+    for i, image in enumerate(load_trained(small_runs["lenet"], {}).data.splits["valid"].images):
+        Image.fromarray(image[0].numpy()).save(folder / f"{i:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_files(tmp_path_factory):
+    """A run of a small network on images in files, and the folder of these."""
+    root = on_disk.write_image_folder(tmp_path_factory.mktemp("images"))
+    data = ("--data.name", "imagefolder", "--data.dataroot", root, "--data.img_size", 32, "--augment.crop_pct", 0.8)
+    model = ("--model.name", "resnet18", "--model.layers", "[1,1,1,1]")
+    length = ("--train.n_steps", 6, "--train.batch_size", 8, "--dataloader.num_workers", 0)
+    assert run_main("-e", root / "run", *data, *model, *length) == 0
+    return root / "run", root / "val"
+
+
+def probabilities(run):
+    """Of the whole validation split, from the data set itself."""
+    trained = load_trained(run, {})
+    with torch.no_grad():
+        of_batches = [trained.task.predict(trained.model, batch) for batch in trained.data.loader("valid").batches()]
+    return torch.cat(of_batches), trained.classes
+
+
+def test_the_images_of_a_set_in_memory_get_the_probabilities_of_its_evaluation(small_runs, digits, capsys):
+    found = rows(predict(capsys, small_runs["lenet"], digits).out)
+    expected, classes = probabilities(small_runs["lenet"])
+    assert [row["filename"] for row in found] == [str(digits / f"{i:04d}.png") for i in range(len(expected))]
+    assert [row["class"] for row in found] == [classes[c] for c in expected.argmax(1)]
+    torch.testing.assert_close(torch.tensor([float(row["probability"]) for row in found]), expected.amax(1))
+
+
+def test_images_in_files_get_the_probabilities_of_their_evaluation_whatever_the_batches_and_workers(of_files, capsys):
+    run, images = of_files
+    expected, classes = probabilities(run)
+    for options in ((), ("--batch_size", 2), ("--batch_size", 4, "--dataloader.num_workers", 2)):
+        found = json.loads(predict(capsys, run, images, "--json", "--top_k", 3, *options).out)
+        assert len(found) == 3 * len(expected)
+        for i, scores in enumerate(expected):
+            of_image = found[3 * i : 3 * i + 3]
+            assert len({row["filename"] for row in of_image}) == 1
+            assert [row["class"] for row in of_image] == [classes[c] for c in scores.argsort(descending=True)]
+            assert [row["probability"] for row in of_image] == pytest.approx(
+                scores.sort(descending=True).values.tolist(), rel=1e-5
+            )
+
+
+def test_what_cannot_be_read_is_named_at_the_end_and_the_others_are_predicted(of_files, tmp_path, capsys):
+    run, images = of_files
+    good = sorted(images.rglob("*.jpg"))[0]
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    (tmp_path / "b.jpg").write_bytes(good.read_bytes())
+    (tmp_path / "c.jpg").write_bytes(good.read_bytes()[:200])
+    said = predict(capsys, run, tmp_path, "-o", tmp_path / "out.csv", "--batch_size", 1, code=1)
+    (found,) = rows((tmp_path / "out.csv").read_text())
+    assert found["filename"] == str(tmp_path / "b.jpg")
+    *named, last = said.err.splitlines()
+    assert [line.partition(":")[0] for line in named[-2:]] == [str(tmp_path / name) for name in ("a.jpg", "c.jpg")]
+    assert last == "error: 2 of 3 images can't be read; the others are predicted"
+
+
+def test_where_none_can_be_read_the_list_is_empty(of_files, tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    assert json.loads(predict(capsys, of_files[0], tmp_path / "a.jpg", "--json", code=1).out) == []
+
+
+def test_names_that_are_no_text_come_out_as_the_bytes_they_are(of_files, tmp_path):
+    run, images = of_files
+    name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    with open(name, "wb") as file:
+        file.write(sorted(images.rglob("*.jpg"))[0].read_bytes())
+    assert run_tool(lambda: main([str(run), str(tmp_path), "-o", str(tmp_path / "out.csv")])) == 0
+    assert name in (tmp_path / "out.csv").read_bytes()
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "googlenet", "vit"])
+def test_every_kind_of_network_predicts_a_photograph(small_runs, architecture, tmp_path, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    found = rows(predict(capsys, small_runs[architecture], tmp_path / "photo.png", "--top_k", 10).out)
+    assert sum(float(row["probability"]) for row in found) == pytest.approx(1, abs=1e-4)
+    assert {row["class"] for row in found} == set(load_trained(small_runs[architecture], {}).classes)
+
+
+def test_a_model_by_its_name_predicts_too(of_files, tmp_path, capsys):
+    (image, *_) = sorted(of_files[1].rglob("*.jpg"))
+    argv = ("timm/resnet10t", image, "--model.pretrained", "false", "--top_k", 2)
+    assert len(rows(predict(capsys, *argv).out)) == 2
+
+
+def test_many_images_take_no_more_memory_than_few(digits, small_runs, tmp_path):
+    """A process measures itself. Links to the same few files make a long list."""
+    images = sorted(digits.iterdir())
+    for i in range(6000):
+        name = tmp_path / ("few" if i < 200 else "many") / f"{i:05d}.png"
+        name.parent.mkdir(exist_ok=True)
+        name.symlink_to(images[i % len(images)])
+    program = (
+        "import sys, torch; from tools.predict import main; from engine.environment import peak_memory\n"
+        "for name in ('few', 'many'):\n"
+        "    assert main([sys.argv[1], f'{sys.argv[2]}/{name}', '-o', f'{sys.argv[2]}/{name}.csv', *sys.argv[3:]]) == 0\n"
+        "    print(peak_memory(torch.device('cpu')))"
+    )
+    argv = (small_runs["lenet"], tmp_path, "--dataloader.num_workers", 0, "--batch_size", 64)
+    finished = run_command("python", "-c", program, *argv, OMP_NUM_THREADS="1")
+    assert finished.returncode == 0, finished.stderr
+    _, few, _, many = finished.stdout.splitlines()
+    assert len((tmp_path / "many.csv").read_text().splitlines()) == 1 + 5800
+    assert float(many) - float(few) < 12  # MiB; the images alone, as floats, would be 17
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(small_runs, digits):
+    command = [sys.executable, "tools/predict.py", small_runs["lenet"], digits, "--top_k", "10"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "filename,class,probability\n"
+    process.stdout.close()
+    assert (process.wait(timeout=120), process.stderr.read()) == (0, "")
+
+
+def test_ctrl_c_ends_it_with_its_workers(small_runs, digits):
+    command = [sys.executable, "-u", "tools/predict.py", small_runs["lenet"], digits, "--dataloader.num_workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--batch_size", "1", "--top_k", "10"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(12):
+        process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    process.stdout.read()
+    assert (process.wait(timeout=60), process.stderr.read()) == (130, "interrupted\n")
+    for _ in range(100):
+        if not has_processes(process.pid):
+            return
+        time.sleep(0.1)
+    pytest.fail("a worker has outlived the program")
+
+
+def has_processes(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["{tmp}/none.jpg"], 1, "none.jpg: no such image"),
+        (["{tmp}/empty"], 1, "empty: there is no image in this folder (.jpg"),
+        (["{tmp}/*.png"], 1, "*.png: no image has such a name"),
+        ([], 2, "IMAGE"),
+        (["{image}", "--top_k", "11"], 2, "--top_k 11: "),
+        (["{image}", "--top_k", "0"], 2, "--top_k must be at least 1, got 0"),
+        (["{image}", "--batch_size", "0"], 2, "--batch_size must be at least 1, got 0"),
+        (["{image}", "--data.img_siz", "5"], 2, "did you mean data.img_size?"),
+        (["{image}", "-o", "{image}/out.csv"], 1, "out.csv can't be written: "),
+    ],
+)
+def test_a_mistake_is_one_line(small_runs, digits, tmp_path, capsys, argv, code, says):
+    (tmp_path / "empty").mkdir()
+    words = [word.format(tmp=tmp_path, image=digits / "0000.png") for word in argv]
+    said = predict(capsys, small_runs["lenet"], *words, code=code)
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+
+
+def test_a_path_that_is_no_run_is_one_line(digits, tmp_path, capsys):
+    said = predict(capsys, tmp_path, digits, code=1)
+    assert said.err == f"error: {tmp_path} is no run folder with a checkpoint, and no checkpoint\n"
+
+
+def test_help_has_examples_and_needs_no_torch():
+    check = "import sys; from tools.predict import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    finished = run_command("python", "-c", check)
+    assert finished.returncode == 0, finished.stderr
+    assert "python tools/predict.py runs/first photo.jpg" in finished.stdout

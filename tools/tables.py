@@ -1,0 +1,54 @@
+"""Tables and numbers as people read them, and files of them."""
+
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+from engine.errors import RunError
+
+Rows = Sequence[Sequence[str]]  # the first one is the head
+
+
+def markdown(rows: Rows, right: Container[int] = ()) -> str:
+    """Aligned, so that it can be read as it stands; the columns `right` are numbers."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * (width - 1) + ":" if i in right else "-" * width for i, width in enumerate(widths)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in _aligned([rows[0], rule, *rows[1:]], widths, right))
+
+
+def plain(rows: Rows, right: Container[int] = ()) -> str:
+    """For a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    return "\n".join("  ".join(cells).rstrip() for cells in _aligned([rows[0], rule, *rows[1:]], widths, right))
+
+
+def _aligned(rows: Rows, widths: Sequence[int], right: Container[int]) -> list[list[str]]:
+    return [
+        [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    ]
+
+
+def millions(n: float) -> str:
+    return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.1f} k"
+
+
+def giga(n: float) -> str:
+    return f"{n / 1e9:.2f} G" if n >= 1e8 else f"{n / 1e6:.2f} M"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} h" if minutes >= 60 else f"{minutes}:{seconds:02d} min"
+
+
+def write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} can't be written: {error.strerror}") from error
+    print(f"wrote {path}")
