@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets import find_dataset
 from datasets.files import IMAGE_ENDINGS, EvaluationImages, UnreadableImage
-from engine.builder import workers
+from engine.builder import dataset_of, workers
 from engine.errors import RunError
 from engine.trained import Trained
 
@@ -90,7 +89,7 @@ def _how(trained: Trained) -> tuple[EvaluationImages, int]:
     An image for a set that is held in memory is scaled to the size of the set's own, from which the model's size is made as in an
     evaluation. Otherwise it is prepared from its file as those of the set are.
     """
-    config, prepare, spec = trained.config, trained.prepare, find_dataset(trained.config.data.name)
+    config, prepare, spec = trained.config, trained.prepare, dataset_of(trained.config)
     if spec.in_files and not config.data.args.get("in_memory"):
         return EvaluationImages(prepare.img_size, prepare.crop_pct, prepare.interpolation), spec.channels
     is_of_any_size = spec.in_files or spec.any_size

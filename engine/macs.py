@@ -22,6 +22,7 @@ class Count:
     params: int
     macs: int
     stages: dict[str, tuple[int, int]]  # each child of the model -> its parameters, its MACs
+    modules: dict[str, int]  # every module -> its MACs
     not_counted: dict[str, int]  # operation -> how often; additions, activations, poolings: no multiply-adds by custom
 
 
@@ -49,6 +50,7 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
         params=sum(p.numel() for p in model.parameters()),
         macs=int(macs),
         stages=stages,
+        modules={name: int(macs) for name, macs in by_module.items()},
         not_counted={name.removeprefix("aten::"): n for name, n in sorted(not_counted.items())},
     )
 

@@ -142,10 +142,12 @@ def predict_some(run: Run) -> tuple[Any, Any]:
 
 def draw(run: Run, config: LoadedConfig, folder: RunFolder, batch: Any, predictions: Any) -> None:
     """figures/curves.png and figures/predictions.png."""
-    from engine.figures import draw_curves, save_figure
+    from engine.figures import draw_curves, new_figure, save_figure
 
     figures = folder.path / "figures"
-    save_figure(draw_curves(read_metrics(folder.path), f"{config.model.name} on {run.data.spec.name}"), figures / "curves.png")
+    title = f"{config.model.name} on {run.data.spec.name}"
+    draw_curves(curves := new_figure(), {title: read_metrics(folder.path)}, title=title)
+    save_figure(curves, figures / "curves.png")
     save_figure(run.task.draw(run.train_loader.normalise.undo(batch[0]), batch, predictions), figures / "predictions.png")
 
 

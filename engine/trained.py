@@ -16,10 +16,9 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from datasets import find_dataset
 from datasets.augment import Normalise
 from datasets.loaders import Batch, EvalLoader, Preparation
-from engine.builder import Data, build_model, check, load_data, make_task, preparation
+from engine.builder import Data, build_model, check, dataset_of, load_data, make_task, preparation
 from engine.checkpoint import InvalidCheckpoint, read_checkpoint
 from engine.config import LoadedConfig, load_config
 from engine.environment import make_accelerator
@@ -56,7 +55,7 @@ class Trained:
     @cached_property
     def prepare(self) -> Preparation:
         """How images are prepared for it when it is evaluated."""
-        spec = find_dataset(self.config.data.name)
+        spec = dataset_of(self.config)
         return preparation(self.config, spec, self.config.eval.img_size or self.config.data.img_size or spec.img_size)
 
     @cached_property
@@ -148,7 +147,7 @@ def _of_run(folder: Path, overrides: Mapping[str, Any], averaged: bool) -> Train
     try:
         model.load_state_dict(checkpoint.ema_weights if averaged else checkpoint.weights)
     except RuntimeError as error:
-        raise RunError(f"{folder} doesn't fit the config: {str(error).splitlines()[0]}") from error
+        raise RunError(f"{folder} doesn't fit the config: {str(error).splitlines()[1].strip()}") from error
     trained = _trained(config, accelerator, model, classes, str(folder))
     return replace(trained, checkpoint=folder, step=checkpoint.step)
 
@@ -188,7 +187,7 @@ def _model_in(path: str | Path, overrides: Mapping[str, Any]) -> str:
 
 
 def _prepare_as_published(config: LoadedConfig, published: Published, overrides: Mapping[str, Any]) -> None:
-    spec = find_dataset(config.data.name)
+    spec = dataset_of(config)
     values: dict[str, Any] = {"data.img_size": published.img_size}
     if spec.channels == len(published.mean):
         values |= {"data.mean": list(published.mean), "data.std": list(published.std)}
@@ -228,7 +227,7 @@ def _blank(config: LoadedConfig, classes: Sequence[str]) -> nn.Module:
 
 def _described(config: LoadedConfig, classes: Sequence[str]) -> Data:
     """What is known of the data without reading them."""
-    spec = find_dataset(config.data.name)
+    spec = dataset_of(config)
     return Data(spec, tuple(classes), config.data.img_size or spec.img_size, splits={}, loader={}.__getitem__)
 
 

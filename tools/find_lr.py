@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.command_line import Parser, run_tool
 from engine.config import load_config
 from engine.errors import ConfigError, RunError
+from tools.pictures.output import add_output, deliver, expect_picture, new_figure
 
 if TYPE_CHECKING:
     from engine.builder import Run
@@ -62,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lowest", type=float, default=1e-5, metavar="LR", help="where it begins (default: 1e-5)")
     parser.add_argument("--highest", type=float, default=10.0, metavar="LR", help="where it ends, or before (default: 10)")
     parser.add_argument("--n_updates", type=int, default=200, metavar="N", help="default: 200")
-    parser.add_argument("-o", "--output", type=Path, default=Path("find_lr.png"), help="default: find_lr.png")
-    parser.add_argument("--show", action="store_true", help="open a window, too")
+    add_output(parser, "find_lr.png")
     args, overrides = parser.parse_with_overrides(argv)
     if not 0 < args.lowest < args.highest:
         raise ConfigError(f"--lowest {args.lowest:g} and --highest {args.highest:g}: expected 0 < lowest < highest")
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine.builder import build, check
     from engine.environment import make_accelerator
     from engine.tracking import set_up_terminal
-    from tools.visualize import new_figure, show_and_save
 
+    expect_picture(args.output)
     config = load_config(args.config, overrides)
     set_up_terminal(is_main=True)
     check(config)
@@ -82,9 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     curve = sweep(run, args.lowest, args.highest, args.n_updates)
     if curve.lowest == curve.rates[0]:
         raise RunError(f"the loss doesn't fall at any rate from {args.lowest:g} on; a lower --lowest may help")
-    figure = new_figure(7, 4.2, show=args.show)
-    draw(figure, curve, title=f"{config.model.name} on {run.data.spec.name}, {config.train.optim.type}")
-    show_and_save(figure, args.output, show=args.show)
+    draw(figure := new_figure(args), curve, title=f"{config.model.name} on {run.data.spec.name}, {config.train.optim.type}")
+    deliver({"find_lr": figure}, args)
     print(f"the loss is lowest at a learning rate of {curve.lowest:.2g}; a tenth of it is a good one to begin with:")
     print(f"  --train.optim.lr {as_option(curve.suggestion, config)}")
     return 0
@@ -122,18 +121,17 @@ def as_option(suggestion: float, config: "LoadedConfig") -> str:
 
 
 def draw(figure: object, curve: Curve, title: str) -> None:
-    import matplotlib
+    from engine.figures import TRAIN, VALID, style
 
-    from engine.figures import STYLE, TRAIN, VALID
-
-    with matplotlib.rc_context(STYLE):
+    with style():
+        figure.set_size_inches(7, 4.2)
         axes = figure.subplots()
         axes.plot(curve.rates, curve.losses, color=TRAIN, label="training loss, smoothed")
         axes.axvline(curve.suggestion, color=VALID, linestyle="--", label=f"suggestion: {curve.suggestion:.2g}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss", title=title)
         low, first = min(curve.losses), curve.losses[0]
         axes.set_ylim(low - 0.1 * (first - low) - 0.01, first + 0.5 * (first - low) + 0.01)
-        axes.legend(frameon=False)
+        axes.legend()
 
 
 if __name__ == "__main__":

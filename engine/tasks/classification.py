@@ -60,7 +60,7 @@ class Classification:
             return binary_cross_entropy(logits, targets, self.label_smoothing, self.bce_threshold)
         return cross_entropy(logits, targets, self.label_smoothing)
 
-    def with_tables(self, *tables: Literal["per_class", "confusion"]) -> "Classification":
+    def with_tables(self, *tables: Literal["per_class", "bins", "confusion"]) -> "Classification":
         """A task whose evaluation also gives what is no single number; no log takes that."""
         task = copy.copy(self)
         task._tables = tables
@@ -68,19 +68,25 @@ class Classification:
 
     def metric(self, device: torch.device) -> "Accuracy":
         losses = binary_cross_entropy if self.loss == "bce" else cross_entropy
-        return Accuracy(device, self.classes, losses, self.probabilities, flip=self.tta == "flip", tables=self._tables)
+        return Accuracy(device, self.classes, self.logits, losses, self.probabilities, self._tables)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.probabilities(model(batch[0]))
+        return self.probabilities(self.logits(model, batch[0]))
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """As they count in an evaluation."""
+        logits = model(images)
+        return (logits + model(images.flip(-1))) / 2 if self.tta == "flip" else logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Where each class was learnt as a question of its own, they don't add up to 1."""
         return logits.sigmoid() if self.loss == "bce" else logits.softmax(1)
 
     def draw(self, images: Tensor, batch: Batch, predictions: Tensor):
-        from engine.figures import draw_classes
+        from engine.figures import draw_classes, new_figure
 
-        return draw_classes(images, batch[1], predictions, self.classes)
+        draw_classes(figure := new_figure(), images, batch[1], predictions, self.classes)
+        return figure
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -113,36 +119,35 @@ class Accuracy:
         self,
         device: torch.device,
         classes: Sequence[str],
+        logits: Callable[[nn.Module, Tensor], Tensor],
         losses: Callable[[Tensor, Tensor], Tensor],
         probabilities: Callable[[Tensor], Tensor],
-        *,
-        flip: bool = False,
         tables: Sequence[str] = (),
     ) -> None:
-        self.classes, self.losses, self.probabilities, self.flip, self.tables = classes, losses, probabilities, flip, tables
+        self.classes, self.logits, self.losses, self.probabilities, self.tables = classes, logits, losses, probabilities, tables
         n = len(classes)
-        # loss and top 5; of each class the right ones and all; of each bin right ones less confidence; true x predicted class
-        self._sizes = [2, n, n, N_BINS, n * n if "confusion" in tables else 0]
+        # loss and top 5; of each class the right ones and all; of each bin its confidence, right ones and all; true x predicted
+        self._sizes = [2, n, n, N_BINS, N_BINS, N_BINS, n * n if "confusion" in tables else 0]
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.zeros(sum(self._sizes), dtype=dtype, device=device)
         self._bin_ends = torch.arange(1, N_BINS, dtype=dtype, device=device) / N_BINS
 
     def update(self, model: nn.Module, batch: Batch) -> None:
         images, targets = batch
-        logits = model(images)
-        if self.flip:
-            logits = (logits + model(images.flip(-1))) / 2
+        logits = self.logits(model, images)
         logits = logits.to(self._sums.dtype)  # float32 rounds a row differently at the end of a batch, by more than a grain
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = (best == targets.unsqueeze(1)).to(logits.dtype)
         right, predicted = hits[:, 0], best[:, 0]
         confidence = self._in_grains(self.probabilities(logits).gather(1, best[:, :1]).squeeze(1))
 
-        totals, right_of_class, n_of_class, gaps, confusion = self._sums.split(self._sizes)  # views
+        totals, right_of_class, n_of_class, sure, right_of_bin, n_of_bin, confusion = self._sums.split(self._sizes)  # views
         totals += torch.stack([self._in_grains(self.losses(logits, targets)).sum(), hits.sum()])
         right_of_class.index_add_(0, targets, right)
         n_of_class.index_add_(0, targets, torch.ones_like(right))
-        gaps.index_add_(0, torch.bucketize(confidence, self._bin_ends), right - confidence)
+        bins = torch.bucketize(confidence, self._bin_ends)
+        for of_bin, values in ((sure, confidence), (right_of_bin, right), (n_of_bin, torch.ones_like(right))):
+            of_bin.index_add_(0, bins, values)
         if "confusion" in self.tables:
             confusion.index_add_(0, targets * len(self.classes) + predicted, torch.ones_like(right))
 
@@ -153,19 +158,24 @@ class Accuracy:
         return self._sums
 
     def compute(self, sums: Tensor) -> dict[str, Any]:
-        totals, right, n, gaps, confusion = (part.numpy() for part in sums.double().cpu().split(self._sizes))
+        totals, right, n, sure, right_of_bin, n_of_bin, confusion = (
+            part.numpy() for part in sums.double().cpu().split(self._sizes)
+        )
         (loss, top5), count, occurs = totals.tolist(), int(n.sum()), n > 0
         metrics: dict[str, Any] = {
             "loss": loss / count,
             "acc@1": float(right.sum()) / count,
             "acc@5": top5 / count,
             "balanced_acc": float(np.mean(right[occurs] / n[occurs])),
-            "ece": float(np.abs(gaps).sum()) / count,
+            "ece": float(np.abs(right_of_bin - sure).sum()) / count,
             "count": count,
         }
         if "per_class" in self.tables:
             counted = zip(self.classes, right.tolist(), n.tolist(), strict=True)
             metrics["per_class"] = {name: r / of if of else None for name, r, of in counted}
+        if "bins" in self.tables:  # of confidence, in equal steps from 0 to 1
+            counted = zip(sure.tolist(), right_of_bin.tolist(), n_of_bin.astype(int).tolist(), strict=True)
+            metrics["bins"] = [{"confidence": s / of, "acc@1": r / of, "count": of} if of else None for s, r, of in counted]
         if "confusion" in self.tables:  # rows are the true classes
             metrics["confusion"] = confusion.astype(int).reshape(len(n), len(n)).tolist()
         return metrics

@@ -1,117 +1,26 @@
-from pathlib import Path
+import shutil
 
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine import load_config
 from engine.command_line import run_tool
-from engine.schedule import make_schedule
-from tests.running import ROOT, run_command
-from tools.visualize import course_of, draw_schedules, main
+from tests.running import ROOT, metrics, run_command, run_main
+from tools.visualize import main
 
-CIFAR, IMAGENET, SHAPES, STEPS = (
-    ROOT / "configs" / f"{name}.yaml"
-    for name in ("resnet18_cifar10", "resnet50_imagenet", "lenet_shapes", "efficientnet_b0_imagenet")
-)
-PHASES = {"train.sched.warmup_steps": 30, "train.sched.cooldown_steps": 50, "train.sched.eta_min": 0.02}
+CIFAR = ROOT / "configs" / "resnet18_cifar10.yaml"
+OF_A_MODEL = ("predictions", "features", "embeddings", "gradcam", "confusion", "calibration")
+OF_A_RUN = ("data", "curves", "model", *OF_A_MODEL)
+SMALL = ("lenet", "resnet18", "googlenet", "vit")
 
 
 def visualize(*argv):
     return run_tool(lambda: main([str(word) for word in argv]))
 
 
-def drawn(*paths, n_images=None, **overrides):
-    overrides = {key.replace("__", "."): value for key, value in overrides.items()}
-    figure = Figure()
-    draw_schedules(figure, [course_of(Path(path).stem, str(path), overrides, n_images) for path in paths])
-    figure.draw_without_rendering()  # lays it out
-    return figure.axes[0]
-
-
-def test_the_picture_is_written_and_the_line_that_says_so_names_it(tmp_path, capsys):
-    path = tmp_path / "new" / "lr.png"
-    assert visualize("schedule", "-c", CIFAR, SHAPES, "-c", CIFAR, "-o", path, "--train.n_steps", 300) == 0
-    assert capsys.readouterr().out == f"wrote {path}\n"
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    height, width, _ = imread(path).shape
-    assert width > 800
-    assert 400 < height < 1200
-
-
-def test_the_line_is_the_schedule_of_the_run():
-    axes = drawn(CIFAR, train__n_steps=400, **PHASES)
-    config = load_config(CIFAR, {"train.n_steps": 400, **PHASES})
-    schedule = make_schedule(config.train.sched, 400, steps_per_epoch=1)
-    line, warmup, cooldown, in_legend = axes.lines
-    assert list(line.get_xdata()) == list(range(400))
-    assert list(line.get_ydata()) == [schedule(step, config.train.optim.lr) for step in range(400)]
-    assert list(warmup.get_xdata()) == list(range(31))
-    assert list(cooldown.get_xdata()) == list(range(350, 400))
-    assert "warm-up and cool-down" in in_legend.get_label()
-    assert axes.get_xlabel() == "update"
-
-
-def test_every_config_has_a_line_of_its_own_colour():
-    axes = drawn(CIFAR, SHAPES, train__n_steps=400)
-    lines = [line for line in axes.lines if line.get_label().startswith(("resnet18_cifar10: Cosine", "lenet_shapes: Cosine"))]
-    assert len({line.get_color() for line in lines}) == 2
-
-
-def test_epochs_stand_above_where_the_data_set_is_generated_or_its_images_are_given():
-    (above,) = drawn(SHAPES).child_axes
-    assert above.get_xlabel() == "epoch (of 156 updates)"
-    assert above.get_xlim()[1] == pytest.approx(10, abs=0.2)
-    (above,) = drawn(SHAPES, data__n_train=2000, data__valid_ratio=0.5).child_axes
-    assert above.get_xlabel() == "epoch (of 7 updates)"
-    (above,) = drawn(CIFAR, n_images=50000, train__n_steps=400).child_axes
-    assert above.get_xlabel() == "epoch (of 195 updates)"
-    assert not drawn(CIFAR, train__n_steps=400).child_axes
-
-
-def test_a_run_in_epochs_of_unknown_length_is_drawn_over_epochs_and_says_so():
-    axes = drawn(IMAGENET, train__n_epochs=9)
-    line, warmup, *_ = axes.lines
-    assert line.get_xdata()[-1] == pytest.approx(9, abs=0.01)
-    assert warmup.get_xdata()[-1] == pytest.approx(5, abs=0.01)
-    assert axes.get_xlabel().startswith("epoch (drawn with 1,000 updates each")
-    assert not axes.child_axes
-
-
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        (["-c", CIFAR, "--train.sched.type", "OneCycleLR", "--train.sched.warmup_steps", 5], "warmup_steps 5"),
-        (["-c", CIFAR, "--train.sched.kind", "OneCycleLR"], "train.sched.kind: no such key"),
-        (["-c", CIFAR, "--model.name", "resnet19"], "model.name"),
-        (["-c", "configs/resnet19_cifar10.yaml"], "no such config"),
-        ([], "-c/--config"),
-        (["-c", CIFAR, "-o", "lr.xyz"], "ends in .png"),
-        (["-c", CIFAR, "--n_images", 0], "--n_images must be at least 1"),
-        (["-c", CIFAR, "--n_images", 100], "train.batch_size 256 is more than the 100"),
-        (["-c", STEPS], "train.n_epochs and train.sched.step_size"),
-        (["-c", CIFAR, "--train.sched.warmup_epochs", 5], "train.n_steps and train.sched.warmup_epochs"),
-        (["-c", CIFAR, IMAGENET], "resnet18_cifar10 counts in updates"),
-    ],
-)
-def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, argv, says):
-    monkeypatch.chdir(tmp_path)
-    assert visualize("schedule", *argv) == 2
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert says in said
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_has_no_effect_is_said(tmp_path, capsys):
-    assert visualize("schedule", "-c", CIFAR, "-o", tmp_path / "lr.png", "--train.sched.gamma", 0.5) == 0
-    assert "train.sched.gamma (--train.sched.gamma) has no effect" in capsys.readouterr().err
-
-
-def test_to_show_it_without_a_display_is_one_line_after_it_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("matplotlib.pyplot.get_backend", lambda: "agg")
-    assert visualize("schedule", "-c", CIFAR, "-o", tmp_path / "lr.png", "--train.n_steps", 300, "--show") == 1
-    assert "there is no display" in capsys.readouterr().err
-    assert (tmp_path / "lr.png").is_file()
+def _written(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrote ")]
 
 
 @pytest.mark.parametrize("argv", [(), ("schedules",), ("-c", CIFAR)])
@@ -120,9 +29,110 @@ def test_what_is_to_be_drawn_must_be_said(argv, capsys):
     assert "WHAT" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [("--help",), ("schedule", "--help")])
-def test_help_has_examples_and_needs_no_torch(argv):
-    check = "import sys; from tools.visualize import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
-    finished = run_command("python", "-c", check, *argv)
+def test_help_has_examples_and_needs_no_torch():
+    check = """
+import contextlib, io, sys
+from tools.visualize import PICTURES, main
+for picture in (None, *PICTURES):
+    name = picture.__name__.rpartition(".")[2] if picture else ""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        main([name, "--help"] if name else ["--help"])
+    assert f"python tools/visualize.py {name or 'curves'} " in said.getvalue(), name
+assert len(PICTURES) == 10
+assert "torch" not in sys.modules
+"""
+    finished = run_command("python", "-c", check)
     assert finished.returncode == 0, finished.stderr
-    assert "python tools/visualize.py schedule -c" in finished.stdout
+
+
+@pytest.mark.parametrize("picture", OF_A_RUN)
+@pytest.mark.parametrize("model", SMALL)
+def test_every_picture_is_made_of_every_run(small_runs, tmp_path, capsys, model, picture):
+    path = tmp_path / "new" / "picture.png"
+    assert visualize(picture, small_runs[model], "-o", path) == 0
+    out = capsys.readouterr().out
+    assert f"wrote {path}\n" in out
+    height, width, _ = imread(path).shape
+    assert 300 < width < 3000
+    assert 150 < height < 3000
+
+
+def test_a_picture_of_a_run_goes_into_its_folder_and_its_tensorboard(small_runs, tmp_path, capsys):
+    others = shutil.ignore_patterns("figures", "pictures")  # that other tests have made
+    run = shutil.copytree(small_runs["lenet"], tmp_path / "run", symlinks=True, ignore=others)
+    before = (run / "metrics.jsonl").read_text()
+    assert visualize("confusion", run) == 0
+    assert visualize("features", run) == 0
+    written = [f"wrote {run / 'figures' / name}.png" for name in ("confusion", "features", "filters")]
+    assert _written(capsys) == written
+    shown = EventAccumulator(str(run / "tensorboard" / "pictures"), size_guidance={"images": 0})
+    shown.Reload()
+    assert sorted(shown.Tags()["images"]) == ["confusion", "features", "filters"]
+    (event,) = shown.Images("confusion")
+    height, width, _ = imread(run / "figures" / "confusion.png").shape
+    assert (event.height, event.width, event.step) == (height, width, int((run / "ckpt" / "best").resolve().name[5:]))
+    scalars = EventAccumulator(str(run / "tensorboard"))
+    scalars.Reload()
+    assert not scalars.Tags()["images"] or "confusion" not in scalars.Tags()["images"]
+
+    assert run_main("-r", run, "--train.n_epochs", 7) == 0  # a picture doesn't hinder a resumption
+    assert (run / "metrics.jsonl").read_text().startswith(before[: before.rindex('{"step": 210')])
+    assert metrics(run)[-1]["step"] == 245
+    shown.Reload()
+    assert shown.Images("confusion")
+
+
+def test_without_a_run_a_picture_is_written_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "teal").save("photo.png")
+    assert visualize("features", "timm/test_resnet", "--model.pretrained", "false", "photo.png") == 0
+    assert _written(capsys) == ["wrote features.png", "wrote filters.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["features.png", "filters.png", "photo.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["confusion", "{folder}"], 1, "is no run folder with a checkpoint, and no checkpoint"),
+        (["curves", "{folder}"], 1, "is no run folder (it has no metrics.jsonl)"),
+        (["data", "{folder}"], 1, "is no run folder (it has no config.yaml)"),
+        (["data"], 2, "give either a run or -c CONFIG"),
+        (["data", "{lenet}", "--step", 100000], 2, "--step 100000: this run has the updates 0 to 209"),
+        (["gradcam", "{lenet}", "{folder}/none.jpg"], 1, "none.jpg: no such image"),
+        (["gradcam", "{lenet}", "{folder}/broken.jpg"], 1, "broken.jpg: this image can't be read"),
+        (["predictions", "{lenet}", "{folder}/empty"], 1, "there is no image in this folder"),
+        (["predictions", "{lenet}", "--samples", 3, 5000], 2, "there is no sample 5000: the split valid has 287"),
+        (["predictions", "{lenet}", "--wrong", "--samples", 3], 2, "--wrong looks through the split"),
+        (["features", "{lenet}", "--layers", "conv3"], 2, "LeNet5 has no layer 'conv3'; near it are conv"),
+        (["gradcam", "{lenet}", "--layer", "conv3"], 2, "LeNet5 has no layer 'conv3'; near it are conv"),
+        (["gradcam", "{lenet}", "--target", "disk"], 2, "--target disk: no such class"),
+        (["gradcam", "{lenet}", "--method", "rollout"], 2, "LeNet5 has no attention of all its tokens"),
+        (["gradcam", "{lenet}", "--method", "rollout", "--layer", "conv2"], 2, "--target and --layer are for --method gradcam"),
+        (["features", "{googlenet}", "--layers", "aux1"], 2, "layer aux1 isn't used in an evaluation"),
+        (["curves", "{lenet}", "--smooth", 1], 2, "--smooth must be at least 0 and below 1"),
+        (["curves", "{lenet}", "--train.n_steps", 1], 2, "--train.n_steps: curves are of what was logged"),
+        (["embeddings", "{lenet}", "--n", 0], 2, "--n must be at least 1"),
+        (["confusion", "{lenet}", "-o", "x.xyz"], 2, "ends in .png"),
+        (["model", "{lenet}", "-o", "x.xyz"], 2, "ends in .png"),
+        (["model"], 2, "give either a run"),
+        (
+            ["confusion", "{lenet}", "--data.name", "shapes", "--data.n_train", 8],
+            1,
+            "doesn't fit the config: size mismatch for conv1",
+        ),
+        (["confusion", "lenet", "-c", "configs/lenet_digits.yaml"], 2, "nobody publishes weights"),
+        (["confusion", "{lenet}", "--ema"], 1, "holds no averaged weights"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(small_runs, tmp_path, monkeypatch, capsys, argv, code, says):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    names = {name: small_runs[name] for name in SMALL if any(f"{{{name}}}" in str(word) for word in argv)}
+    words = [str(word).format(folder=tmp_path, **names) for word in argv]
+    if "-o" not in words:
+        words += ["-o", tmp_path / "picture.png"]
+    assert visualize(*words) == code
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert says in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "empty"]

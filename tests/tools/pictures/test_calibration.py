@@ -1,0 +1,60 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from engine.command_line import run_tool
+from engine.trained import load_trained
+from tests.tools.pictures.answers import answers
+from tools.evaluate import main as evaluate
+from tools.pictures.calibration import draw, reliability
+
+
+@pytest.fixture(scope="module")
+def of_lenet(small_runs):
+    trained = load_trained(small_runs["lenet"], {})
+    return reliability(trained, "valid"), answers(trained, "valid")
+
+
+def test_the_error_is_the_one_that_evaluate_prints(of_lenet, small_runs, capsys):
+    metrics, _ = of_lenet
+    capsys.readouterr()
+    assert run_tool(lambda: evaluate([str(small_runs["lenet"]), "--json"])) == 0
+    assert metrics["ece"] == json.loads(capsys.readouterr().out.splitlines()[-1])["ece"]
+
+
+def test_the_bins_are_those_of_numpy(of_lenet):
+    metrics, (labels, probabilities) = of_lenet
+    confidence, predicted = probabilities.max(1), probabilities.argmax(1)
+    number = np.minimum((confidence * 15).astype(int), 14)
+    ece = 0.0
+    for i, found in enumerate(metrics["bins"]):
+        within = number == i
+        if not within.any():
+            assert found is None
+            continue
+        right = (predicted == labels)[within]
+        assert found == pytest.approx({"confidence": confidence[within].mean(), "acc@1": right.mean(), "count": within.sum()})
+        ece += within.mean() * abs(right.mean() - confidence[within].mean())
+    assert metrics["ece"] == pytest.approx(ece)
+
+
+def test_a_bar_is_as_high_as_the_accuracy_and_its_gap_ends_at_the_confidence(of_lenet):
+    metrics, _ = of_lenet
+    draw(figure := Figure(), metrics["bins"], "title")
+    above, below = figure.axes
+    filled = [found for found in metrics["bins"] if found is not None]
+    accuracy, gaps = above.containers
+    assert [bar.get_height() for bar in accuracy] == pytest.approx([100 * found["acc@1"] for found in filled])
+    assert [bar.get_y() + bar.get_height() for bar in gaps] == pytest.approx([100 * found["confidence"] for found in filled])
+    assert sum(bar.get_height() for bar in below.containers[0]) == pytest.approx(100)
+
+
+def test_predictions_count_as_in_an_evaluation_with_mirrored_images_too(small_runs):
+    trained = load_trained(small_runs["resnet18"], {"eval.tta": "flip"})
+    images, labels = next(trained.loader("valid").batches())
+    with torch.no_grad():
+        logits = (trained.model(images) + trained.model(images.flip(-1))) / 2
+        torch.testing.assert_close(trained.task.predict(trained.model, (images, labels)), logits.softmax(1))

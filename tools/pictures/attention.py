@@ -1,0 +1,77 @@
+"""Attention rollout: how much of each patch reaches the class token, through all layers.
+
+Abnar, Zuidema (2020): Quantifying Attention Flow in Transformers. https://arxiv.org/abs/2005.00928
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from engine.errors import ConfigError
+
+
+class AttentionWeights(TorchFunctionMode):
+    """Notes the weights of every attention, B heads N N, which a fused one doesn't give away: they are computed beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            self.seen.append(attention_weights(*args, **kwargs))
+        return function(*args, **kwargs)
+
+
+def attention_weights(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, scale: float | None = None, **others: Any
+) -> Tensor:
+    """softmax(q k / sqrt(d) + mask)"""
+    scores = query @ key.transpose(-2, -1) * (scale or 1 / math.sqrt(query.shape[-1]))
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1)
+
+
+@torch.no_grad()
+def rollout(model: nn.Module, inputs: Tensor) -> Tensor:
+    """B N N: how much of each token (column) is in each token (row) after the last layer. Rows sum to one.
+
+    The shortcut around an attention is one half, the mean over its heads the other.
+    """
+    layers = _weights_of_all(model, inputs)
+    if layers is None:
+        raise ConfigError(f"{type(model).__name__} has no attention of all its tokens to all in every layer; --method gradcam")
+    rolled = own = torch.eye(layers[0].shape[-1], device=inputs.device)
+    for weights in layers:
+        rolled = (0.5 * weights.float().mean(1) + 0.5 * own) @ rolled
+    return rolled
+
+
+@torch.no_grad()
+def attends_to_all(model: nn.Module, inputs: Tensor) -> bool:
+    return _weights_of_all(model, inputs) is not None
+
+
+def _weights_of_all(model: nn.Module, inputs: Tensor) -> list[Tensor] | None:
+    """Of each layer; None where they are not of all tokens to all, as in windows or without any attention."""
+    with AttentionWeights() as attention:
+        model(inputs)
+    sizes = {len(weights) for weights in attention.seen}
+    shapes = {tuple(weights.shape[-2:]) for weights in attention.seen}
+    is_square = len(shapes) == 1 and len(set(next(iter(shapes)))) == 1
+    return attention.seen if is_square and sizes == {len(inputs)} else None
+
+
+def rollout_maps(model: nn.Module, inputs: Tensor) -> Tensor:
+    """B H W over the patches: of the class token or, where there is none, the mean over all patches."""
+    rolled = rollout(model, inputs)
+    side = math.isqrt(rolled.shape[-1])
+    n_others = rolled.shape[-1] - side**2  # tokens in front that are no patches
+    of_patches = rolled[:, 0, n_others:] if n_others else rolled.mean(1)
+    return of_patches.unflatten(1, (side, side))

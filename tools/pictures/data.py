@@ -1,0 +1,112 @@
+"""Training images as the data set has them, as they are after augmentation, and as they are mixed, with their labels."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config import LoadedConfig, load_config
+from engine.errors import ConfigError, RunError
+from tools.pictures.columns import Row, draw_columns
+from tools.pictures.output import add_output, deliver, new_figure
+from tools.pictures.subject import expect_classes, expect_positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.builder import Run
+
+EXAMPLES = """
+These are the first images of the batch that update --step trains with, the very same ones.
+
+examples:
+  python tools/visualize.py data -c configs/resnet18_shapes.yaml
+  python tools/visualize.py data -c configs/resnet18_cifar10.yaml --augment.cutout 16 --augment.mixup 0.8 --augment.cutmix 1
+  python tools/visualize.py data runs/first --step 1000 --n 16
+"""
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser(
+        "data",
+        help="training images before and after augmentation",
+        description=__doc__,
+        epilog=EXAMPLES,
+        usage="%(prog)s RUN | -c CONFIG [--step STEP] [--n N] [-o PATH.png] [--show] [--key.sub value ...]",
+    )
+    parser.add_argument("run_dir", nargs="?", metavar="RUN")
+    parser.add_argument("-c", "--config", help="a config instead of a run")
+    parser.add_argument("--step", type=int, default=0, help="the update whose batch it is, counted from 0 (default: 0)")
+    parser.add_argument("--n", type=int, default=8, help="how many images of it (default: 8)")
+    add_output(parser, "data.png, in figures/ of a run")
+    parser.set_defaults(run=run)
+
+
+# Of a config that is only asked for its images
+NOT_ASKED = {"model.pretrained": False, "train.precision": None, "train.compile": False, "train.sync_batchnorm": False}
+
+
+def run(args: Namespace, overrides: dict[str, Any]) -> int:
+    from engine.builder import build, check
+    from engine.environment import make_accelerator
+
+    config, run_dir = _config_of(args, overrides)
+    check(config)
+    built = build(config, make_accelerator(config))
+    expect_classes(built.task, config, "data")
+    if not 0 <= args.step < built.n_steps:
+        raise ConfigError(f"--step {args.step}: this run has the updates 0 to {built.n_steps - 1}")
+    rows = rows_of(built, config, args.step, expect_positive("--n", args.n))
+    draw_columns(figure := new_figure(args), rows, f"{config.data.name}: images of update {args.step:,}")
+    deliver({"data": figure}, args, run_dir, args.step)
+    return 0
+
+
+def _config_of(args: Namespace, overrides: dict[str, Any]) -> tuple[LoadedConfig, Path | None]:
+    from engine.plugins import expect_those_of
+    from engine.trained import FOR_TRAINING_ONLY
+
+    if (args.run_dir is None) == (args.config is None):
+        raise ConfigError("data: give either a run or -c CONFIG")
+    overrides = {**FOR_TRAINING_ONLY, **NOT_ASKED, **overrides}
+    if args.run_dir is None:
+        return load_config(args.config, overrides), None
+    run_dir = Path(args.run_dir).expanduser()
+    if not (run_dir / "config.yaml").is_file():
+        raise RunError(f"{run_dir} is no run folder (it has no config.yaml)")
+    expect_those_of(run_dir)
+    return load_config(run_dir / "config.yaml", overrides), run_dir
+
+
+def rows_of(run: "Run", config: LoadedConfig, step: int, n: int) -> list[Row]:
+    """The same images as the data set has them, augmented and, where the batch is mixed, mixed."""
+    from datasets.loaders import Workers, eval_loader
+    from engine.builder import preparation
+    from engine.evaluate import readable
+
+    data, loader = run.data, run.train_loader
+    samples = loader.order.samples(step).cpu().repeat_interleave(config.augment.repeats)[:n]
+    plain = preparation(config, data.spec, data.img_size)
+    originals = eval_loader(data.splits["train"].subset(samples), n, 0, 1, plain, Workers(), run.accelerator.device)
+    batches = {
+        "original": next(readable(originals.batches())),
+        "augmented": next(readable(loader.batches(step, step + 1))),
+        "mixed": next(run.train_batches(first=step)) if run.mix is not None else None,
+    }
+    if batches["mixed"] is None or batches["mixed"][1].ndim == 1:
+        del batches["mixed"]
+    rows = []
+    for name, (images, targets) in batches.items():
+        titles = [label_of(target, data.classes) for target in targets[:n]] if name != "augmented" else ()  # it changes no label
+        rows.append(Row(name, loader.normalise.undo(images[:n]), titles))
+    return rows
+
+
+def label_of(target: "Tensor", classes: Sequence[str]) -> str:
+    """The name of a class or, of a mixed image, the classes with their shares."""
+    from engine.figures import short
+
+    if target.ndim == 0:
+        return short(classes[target])
+    shares = sorted(((share, name) for share, name in zip(target.tolist(), classes, strict=True) if share > 0.005), reverse=True)
+    return "\n".join(f"{100 * share:.0f} % {short(name, 14)}" for share, name in shares)
