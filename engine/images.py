@@ -90,6 +90,8 @@ def _how(trained: Trained) -> tuple[EvaluationImages, int]:
     evaluation. Otherwise it is prepared from its file as those of the set are.
     """
     config, prepare, spec = trained.config, trained.prepare, dataset_of(trained.config)
+    if spec.channels not in (1, 3):
+        raise RunError(f"{spec.name} has {spec.channels} channels; an image in a file has 3, or is made grey")
     if spec.in_files and not config.data.args.get("in_memory"):
         return EvaluationImages(prepare.img_size, prepare.crop_pct, prepare.interpolation), spec.channels
     is_of_any_size = spec.in_files or spec.any_size

@@ -15,14 +15,12 @@ if __package__ in (None, ""):  # run as a file, from any folder
 
 from engine.command_line import Parser, run_tool
 from engine.errors import ConfigError, RunError
+from tools.pictures.subject import SOURCE, add_source, open_source
 
 if TYPE_CHECKING:
     from engine.trained import Trained
 
 EXAMPLES = """
-RUN_OR_MODEL is a run folder, whose best checkpoint counts, a checkpoint, or the name of a model of this project or of timm. A
-name stands for its published weights, or with --model.pretrained for those of a file; -c says which data it was trained for.
-
 Images are prepared as those of an evaluation. With --top_k, an image has a line for each of its classes, the likeliest first.
 Those that can't be read are named at the end, and the exit code is then 1.
 
@@ -38,18 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="predict.py",
         description=__doc__,
-        epilog=EXAMPLES,
+        epilog=SOURCE + EXAMPLES,
         usage="%(prog)s RUN_OR_MODEL IMAGE [IMAGE ...] [--top_k K] [--json] [-o PATH] [--batch_size N] [-c CONFIG] [--ema] "
         "[--key.sub value ...]",
     )
-    parser.add_argument("source", metavar="RUN_OR_MODEL")
+    add_source(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (with what is in them), globs")
     parser.add_argument("--top_k", type=int, default=1, metavar="K", help="classes of each image (default: 1)")
     parser.add_argument("--json", action="store_true", help="JSON instead of CSV; so does a name in -o that ends in .json")
     parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="a file, instead of stdout")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
-    parser.add_argument("-c", "--config", help="for a model by its name: the config of its data")
-    parser.add_argument("--ema", action="store_true", help="a run's averaged weights (train.ema)")
     args, overrides = parser.parse_with_overrides(argv)
     for name in ("top_k", "batch_size"):
         if getattr(args, name) < 1:
@@ -57,10 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from engine.images import image_names
     from engine.tasks.classification import Classification
-    from engine.trained import load_trained
 
     names = image_names(args.images)
-    trained = load_trained(args.source, overrides, config=args.config, averaged=args.ema)
+    trained = open_source(args, overrides)
     if not isinstance(trained.task, Classification):
         raise ConfigError(f"{trained.weights}: classes are predicted here, and its task is {trained.config.task}")
     if args.top_k > len(trained.classes):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from engine.command_line import run_tool
-from tests.running import results, run_command, run_main
+from tests.running import ROOT, results, run_command, run_main
 from tools.evaluate import main
 
 
@@ -89,3 +89,11 @@ def test_mirrored_images_are_evaluated_too_when_asked_for(run, capsys):
 def test_a_confusion_matrix_without_json_is_one_line(run, capsys):
     assert run_tool(lambda: main([str(run), "--confusion"])) == 2
     assert "--confusion needs --json" in capsys.readouterr().err
+
+
+def test_a_model_by_its_name_with_a_file_of_weights_gives_the_numbers_of_the_run_that_they_are_of(run, capsys):
+    config = ("-c", ROOT / "configs" / "lenet_digits.yaml", "--data.valid_ratio", 0.1)
+    by_name = evaluate(capsys, "lenet", *config, "--model.pretrained", run, "--per_class")
+    of_run = evaluate(capsys, run, "--per_class")
+    assert by_name.pop("weights") == str(run)
+    assert by_name == {name: value for name, value in of_run.items() if name not in ("checkpoint", "step")}
