@@ -1,0 +1,390 @@
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision.transforms.functional import to_pil_image
+
+import tools.exports.graph as graph_module
+from engine import yaml12
+from engine.command_line import run_tool
+from engine.errors import RunError
+from engine.trained import Trained, load_trained
+from models import create_model, list_models, model_signature
+from tests.models.test_every_model import build, small_sizes
+from tests.running import results, run_command
+from tools.export import main
+from tools.exports.exportable import Exportable, expect_equal
+from tools.exports.fold import fold_batch_norm
+from tools.exports.folder import write_folder
+from tools.exports.graph import DESCRIPTION, trace, write_onnx, write_torch
+
+
+def exportable(name: str, model: nn.Module | None = None, **arguments) -> Exportable:
+    sizes = (small_sizes(name) if model is None else {"img_size": 32, "in_channels": 3}) | arguments
+    img_size, channels = sizes.pop("img_size"), sizes.pop("in_channels")
+    made = Exportable(
+        name=name,
+        arguments=sizes,
+        model=build(name, **arguments) if model is None else model,
+        classes=tuple(f"class {i}" for i in range(7)),
+        channels=channels,
+        img_size=img_size,
+        built_for=img_size,
+        mean=(0.4,) * channels,
+        std=(0.2,) * channels,
+    )
+    as_trained(made.model, made.normalise(made.images(32)))
+    return made
+
+
+def as_trained(model: nn.Module, images: torch.Tensor) -> None:
+    """Weights that keep the signal through any depth, and statistics that fit it: initial ones make all logits alike."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            module.momentum = 1.0  # takes over what one batch shows
+    with torch.no_grad():
+        model.train()(images)
+    model.eval()
+
+
+def logits_of(made: Exportable, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return made.model((images / 255 - 0.4) / 0.2)
+
+
+def shallow(name: str) -> dict:
+    """Arguments that leave each kind of layer once: depth adds time, and no other kind."""
+    parameters = model_signature(name).parameters
+    if "n_modules" in parameters:
+        return {"n_modules": (1, 1, 1), "n_blocks": 1}
+    if "depth" in parameters:
+        return {"depth": 2 if "n_heads" in parameters else 0.1}
+    if "layers" in parameters and not name.startswith("vgg"):
+        return {"layers": (1,) * len(parameters["layers"].default)}
+    return {}
+
+
+def export(*argv: object) -> int:
+    return run_tool(lambda: main([str(word) for word in argv]))
+
+
+def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"images": images})[0]
+
+
+def bytes_of(trained: Trained, n: int) -> torch.Tensor:
+    """Validation images as they are before they are normalised."""
+    images, _ = next(trained.data.loader("valid").batches())
+    return (255 * trained.normalise.undo(images[:n])).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def assert_same_logits(given: torch.Tensor, expected: torch.Tensor) -> None:
+    """Float32 rounding, beside what tells one image from another."""
+    assert given.shape == expected.shape
+    spread = expected.std(dim=0).mean()
+    assert spread > 1e-2 * expected.abs().max(), "logits that are all alike would show nothing"
+    assert (given - expected).abs().max() < 1e-3 * spread
+
+
+# Of runs, through the command line
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_an_onnx_file_takes_bytes_and_gives_the_logits_of_the_model(small_runs, onnx_of_lenet, n):
+    trained = load_trained(small_runs["lenet"], {})
+    images = bytes_of(trained, n)
+    with torch.no_grad():
+        expected = trained.model(trained.normalise(images))
+    given = torch.from_numpy(run_onnx(onnx_of_lenet, images.numpy()))
+    assert (given.argmax(1) == expected.argmax(1)).all()
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def onnx_of_lenet(small_runs, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "lenet.onnx"
+    assert export("onnx", small_runs["lenet"], "-o", path, "--opset", 20) == 0
+    return path
+
+
+def test_an_onnx_file_says_what_it_holds(onnx_of_lenet):
+    model = onnx.load(onnx_of_lenet)
+    onnx.checker.check_model(model)
+    assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", 20)]
+    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 1, 28, 28]
+    held = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(held["classes"]) == [str(i) for i in range(10)]
+    assert json.loads(held["preprocessing"])["mean"] == [0.3053]
+    assert held["input"] == "uint8, batch x 1 x 28 x 28, 0 to 255, normalised by the graph"
+    assert "softmax" in held["output"]
+
+
+def test_torch_exports_file_takes_normalised_images_and_has_no_batch_norm_when_asked(small_runs, tmp_path, capsys):
+    path = tmp_path / "resnet18.pt2"
+    assert export("torch", small_runs["resnet18"], "--input", "float32", "--fold_bn", "-o", path) == 0
+    assert "12 BatchNorms folded, 0 left" in capsys.readouterr().out  # of the stem, of four blocks and of three shortcuts
+    held = {DESCRIPTION: ""}
+    program = torch.export.load(path, extra_files=held)
+    assert not [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
+    assert json.loads(held[DESCRIPTION])["input"] == "float32, batch x 3 x 32 x 32, (value / 255 - mean) / std"
+    trained = load_trained(small_runs["resnet18"], {})
+    for n in (1, 6):
+        images = trained.normalise(bytes_of(trained, n))
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(images), trained.model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def folder_of_resnet18(small_runs) -> Path:
+    assert export("timm", small_runs["resnet18"], "--license", "mit") == 0
+    return small_runs["resnet18"] / "export" / "resnet18"
+
+
+def test_timm_loads_the_folder_and_prepares_images_as_the_run_did(small_runs, folder_of_resnet18):
+    trained = load_trained(small_runs["resnet18"], {})
+    in_timm = timm.create_model(f"local-dir:{folder_of_resnet18}", pretrained=True).eval()
+    images = bytes_of(trained, 8)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(in_timm), is_training=False)
+    seen_by_timm = torch.stack([transform(to_pil_image(image)) for image in images])
+    torch.testing.assert_close(seen_by_timm, trained.normalise(images), rtol=1e-5, atol=1e-5)
+    assert_same_logits(in_timm(seen_by_timm), trained.model(trained.normalise(images)))
+    assert in_timm.pretrained_cfg["label_names"] == list(trained.classes)
+
+
+def test_the_model_card_has_the_metrics_of_the_checkpoint_the_data_and_the_command(small_runs, folder_of_resnet18):
+    card = (folder_of_resnet18 / "README.md").read_text()
+    best = results(small_runs["resnet18"])["best"]
+    assert f"| top-1 accuracy | {100 * best['valid/acc@1']:.2f} % |" in card
+    assert f"| loss | {best['valid/loss']:.4f} |" in card
+    assert f"| step {best['step']} |" in card
+    front = yaml12.parse(card.split("---")[1])
+    assert front == {"tags": ["image-classification", "timm"], "library_name": "timm", "license": "mit"}
+    assert "shapes" in card
+    assert "python " in card
+    config = re.search(r"```yaml\n(.+?)```", card, re.DOTALL)[1]
+    assert yaml12.parse(config)["model"] == {"name": "resnet18", "pretrained": False, "layers": [1, 1, 1, 1]}
+
+
+def test_the_line_of_the_card_loads_the_folder_in_this_project(small_runs, tmp_path):
+    assert export("timm", small_runs["lenet"], "-o", tmp_path / "lenet") == 0
+    card = (tmp_path / "lenet" / "README.md").read_text()
+    assert "timm can't load it" in card
+    assert "license" not in card
+    code = re.search(r"```python\n(.+?)```", card, re.DOTALL)[1].replace("FOLDER", str(tmp_path / "lenet"))
+    loaded: dict = {}
+    exec(code, loaded)
+    trained = load_trained(small_runs["lenet"], {})
+    images = trained.normalise(bytes_of(trained, 8))
+    assert_same_logits(loaded["model"](images), trained.model(images))
+    test = results(small_runs["lenet"])["test"]
+    assert f"{100 * test['test/acc@1']:.2f} % |" in card
+
+
+# Every model
+
+
+every_kind = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "vit_tiny" else pytest.mark.slow) for name in list_models()],
+)
+
+
+@every_kind
+def test_exports_give_the_logits_of_the_model_for_any_number_of_images(name, tmp_path):
+    made = exportable(name, **shallow(name))
+    graph = trace(made, "uint8", fold_bn=True)
+    write_onnx(graph, tmp_path / "model.onnx", opset=18)
+    write_torch(graph, tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    images = made.images(9)
+    assert_same_logits(torch.from_numpy(run_onnx(tmp_path / "model.onnx", images.numpy())), logits_of(made, images))
+    assert_same_logits(program(images), logits_of(made, images))
+
+
+IMAGENET_STEM = {"first_block": "imagenet"}
+ONE_BLOCK = {"layers": (1, 1, 1, 1)}
+SAME_IN_TIMM = {
+    "resnet50": {**IMAGENET_STEM, **ONE_BLOCK},
+    "preactresnet18": {**IMAGENET_STEM, **ONE_BLOCK},
+    "resnext50_32x4d": {**IMAGENET_STEM, **ONE_BLOCK},
+    "se_resnet50": {**IMAGENET_STEM, **ONE_BLOCK},
+    "se_resnet18": {**IMAGENET_STEM, "legacy": True},
+    "mobilenet": IMAGENET_STEM,
+    "efficientnet_b0": IMAGENET_STEM,
+    "hrnet_w18_small": IMAGENET_STEM,
+    "vit_tiny": {"depth": 2},
+}
+
+
+@pytest.mark.parametrize("name", SAME_IN_TIMM)
+def test_timm_loads_what_is_its_architecture_too(name, tmp_path):
+    loads_in_timm(name, SAME_IN_TIMM[name], tmp_path)
+
+
+@pytest.mark.slow
+def test_timm_loads_a_vgg(tmp_path):
+    loads_in_timm("vgg11_bn", {"img_size": 224}, tmp_path)
+
+
+def loads_in_timm(name: str, arguments: dict, tmp_path: Path) -> None:
+    made = exportable(name, **arguments)
+    said = write_folder(made, tmp_path, lambda in_timm: "")
+    assert "timm (as " in said
+    images = made.images(4)
+    in_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert type(in_timm).__module__.startswith("timm.")
+    assert_same_logits(in_timm((images / 255 - 0.4) / 0.2), logits_of(made, images))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet26t", "convnext_atto", "efficientnet_lite0")),
+    ],
+)
+def test_models_of_timm_are_exported_too(name, tmp_path):
+    arguments = {"img_size": 32, "patch_size": 8, "depth": 2} if name.startswith("vit") else {}
+    model = create_model(f"timm/{name}", n_classes=7, **arguments)
+    made = exportable(f"timm/{name}", model, **{key: value for key, value in arguments.items() if key != "img_size"})
+    assert "timm (as " in write_folder(made, tmp_path / "folder", lambda in_timm: "")
+    images = made.images(4)
+    in_timm = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
+    assert_same_logits(in_timm((images / 255 - 0.4) / 0.2), logits_of(made, images))
+    write_torch(trace(made, "uint8", fold_bn=True), tmp_path / "model.pt2")
+    assert_same_logits(torch.export.load(tmp_path / "model.pt2").module()(images), logits_of(made, images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("googlenet", marks=pytest.mark.slow)])
+def test_a_network_that_timm_has_not_or_has_otherwise_is_not_said_to_be_loadable_there(name, tmp_path):
+    """timm's ResNet-18 has another stem than the one for CIFAR-10, under the same names."""
+    asked = []
+    said = write_folder(exportable(name), tmp_path, lambda in_timm: asked.append(in_timm) or "")
+    assert "timm can't" in said
+    assert asked == [False]
+
+
+# Folding
+
+
+class Branch(nn.Module):
+    """One convolution whose BatchNorm can take it over, one whose output is needed besides, and one that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(3, 3, kernel_size=3, padding=1, bias=False) for _ in range(3))
+        self.bn1, self.bn2, self.bn3, self.bn4 = (nn.BatchNorm2d(3) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        y = self.conv2(x)
+        return self.bn2(y) + y + self.bn3(self.conv3(x)) * self.bn4(self.conv3(y))
+
+
+def test_only_what_can_be_folded_is_folded():
+    model, images = Branch(), torch.rand(8, 3, 8, 8)
+    as_trained(model, images)
+    folded, n_folded, n_left = fold_batch_norm(model, images)
+    assert (n_folded, n_left) == (1, 3)
+    assert isinstance(folded.bn1, nn.Identity)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-5)
+    assert isinstance(model.bn1, nn.BatchNorm2d), "the model itself stays as it is"
+
+
+def test_a_norm_of_timm_that_holds_an_activation_leaves_that():
+    model = timm.create_model("efficientnet_lite0", num_classes=7)
+    images = torch.rand(8, 3, 64, 64)
+    as_trained(model, images)
+    folded, n_folded, n_left = fold_batch_norm(model, images)
+    assert n_folded > 40
+    assert n_left == 0
+    with torch.no_grad():
+        assert_same_logits(folded(images), model(images))
+
+
+# What goes wrong
+
+
+class Branching(nn.Module):
+    num_features = 3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def test_a_model_that_cannot_be_traced_is_one_line():
+    made = replace(exportable("lenet"), name="branching", model=Branching(), channels=3, mean=(0.4,) * 3, std=(0.2,) * 3)
+    with pytest.raises(RunError, match=r"branching can't be traced by torch\.export: ") as error:
+        trace(made, "uint8", fold_bn=False)
+    assert "\n" not in str(error.value)
+
+
+def test_an_export_that_differs_from_the_model_is_not_written(small_runs, tmp_path, monkeypatch, capsys):
+    before = tmp_path / "lenet.onnx"
+    before.write_bytes(b"the one before")
+    real = graph_module._onnx_runtime
+    monkeypatch.setattr(graph_module, "_onnx_runtime", lambda path: lambda images: 1.01 * real(path)(images))
+    assert export("onnx", small_runs["lenet"], "-o", before) == 1
+    assert "doesn't give what the model gives" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["lenet.onnx"]
+    assert before.read_bytes() == b"the one before"
+
+
+def test_equal_means_small_beside_what_tells_images_apart():
+    logits = torch.tensor([[100.0, 0.0], [100.2, 0.3]])
+    assert "largest error" in expect_equal(lambda x: x + 1e-5, lambda x: x, [logits], "it")
+    with pytest.raises(RunError, match=r"it doesn't give what the model gives: logits are off by 0\.1, and differ by 0\.18"):
+        expect_equal(lambda x: x + 0.1, lambda x: x, [logits], "it")
+    with pytest.raises(RunError):
+        expect_equal(lambda x: x * float("nan"), lambda x: x, [logits], "it")
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(small_runs, module, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert export("onnx", small_runs["lenet"]) == 1
+    said = capsys.readouterr().err
+    assert f"export.py onnx needs what is not installed: {module}; pip install -r requirements-extra.txt" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        ([], 2, "FORMAT"),
+        (["onxx", "RUN"], 2, "onnx"),
+        (["onnx", "/nowhere"], 1, "/nowhere is no run folder"),
+        (["onnx", "RUN", "-o", "model.pt2"], 2, "ends in .onnx"),
+        (["torch", "RUN", "--ema"], 1, "holds no averaged weights"),
+        (["torch", "RUN", "-o", "/proc/nowhere/model.pt2"], 1, "/proc/nowhere can't be written"),
+        (["timm", "RUN", "--fold_bn"], 2, "--fold_bn"),
+    ],
+)
+def test_a_mistake_is_one_line(small_runs, argv, code, says, capsys):
+    assert export(*[small_runs["lenet"] if word == "RUN" else word for word in argv]) == code
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_help_does_not_import_torch():
+    script = "import sys, tools.export; tools.export.main(['onnx', '--help'])"
+    finished = run_command("python", "-X", "importtime", "-c", script)
+    assert finished.returncode == 0
+    assert "--fold_bn" in finished.stdout
+    assert " torch" not in finished.stderr
