@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
+from datasets.counters import derive
 from datasets.loaders import EvalLoader, Growth, Preparation, TrainLoader, Workers, eval_loader, train_loader
 from datasets.mixing import Mixing
 from datasets.order import Order
@@ -41,6 +42,8 @@ from models import model_signature
 log = logging.getLogger(__name__)
 
 MOST_WORKERS = 16  # that `auto` starts
+FIRST_LOOK = 5000  # training images that a model with `initialise_from` begins with
+LOOK = 8  # separates this use of the seed from the others
 SECTIONS_OF_TASKS = ("segmentation", "detection")
 SET_BY_ENGINE = ("n_classes", "in_channels", "img_size", "pretrained", "features_only", "out_indices")
 
@@ -170,6 +173,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         task = Distillation(task, teacher, temperature=config.distill.temperature, weight=config.distill.weight)
     model = model if model is not None else build_model(config, data)
     model.to(accelerator.device, memory_format=torch.channels_last if train.channels_last else torch.preserve_format)
+    _initialise(model, config, data, accelerator)
     _check_sizes(model, config, data)
     if train.sync_batchnorm:
         model = _synchronised(model, config, accelerator)
@@ -224,6 +228,22 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     )
 
 
+def _initialise(model: nn.Module, config: LoadedConfig, data: Data, accelerator: Accelerator) -> None:
+    """A model whose first weights depend on the data sees some training images, not augmented, the same ones on every rank.
+
+    A resumed run then replaces what was found by its checkpoint.
+    """
+    modules = [module for module in model.modules() if hasattr(module, "initialise_from")]
+    if not modules or config.model.pretrained:
+        return
+    split, generator = data.splits["train"], torch.Generator().manual_seed(derive(config.seed, LOOK))
+    chosen = torch.randperm(len(split), generator=generator)[:FIRST_LOOK].sort().values
+    prepare = preparation(config, data.spec, data.img_size)
+    loader = eval_loader(split.subset(chosen), 250, 0, 1, prepare, workers(config), accelerator.device)
+    for module in modules:
+        module.initialise_from(batch[0] for batch in readable(loader.batches()))
+
+
 @torch.no_grad()
 def _check_sizes(model: nn.Module, config: LoadedConfig, data: Data) -> None:
     """Sizes other than the one that the model was built for; many have no need to know theirs, a ViT has."""
@@ -251,7 +271,10 @@ def _synchronised(model: nn.Module, config: LoadedConfig, accelerator: Accelerat
         raise ConfigError(f"train.sync_batchnorm ({origin}) needs GPUs, and this run is on {where}: leave it out here")
     if accelerator.num_processes == 1:
         log.warning("train.sync_batchnorm (%s) has no effect on a single device", origin)
-    return convert_sync_batchnorm(model)
+    try:
+        return convert_sync_batchnorm(model)
+    except TypeError as error:  # a norm whose scale isn't a parameter
+        raise ConfigError(f"train.sync_batchnorm ({origin}) can't be had with the norms of {config.model.name}") from error
 
 
 def _freeze(model: nn.Module, config: LoadedConfig) -> None:
@@ -441,6 +464,9 @@ def _cores_of_this_rank() -> int:
 def _check_keys_of_other_tasks(config: LoadedConfig, kind: TaskKind) -> None:
     now, default = flatten(to_dict(config)), flatten(to_dict(Config()))
     own_section = f"{config.task}."
+    if config.eval.tta == "flip_and_shift" and kind.targets != "classes":
+        origin, task = config.origin("eval.tta").name, config.origin("task").name
+        raise ConfigError(f"eval.tta flip_and_shift ({origin}) is for classification, not for task {config.task} ({task})")
     for key in now.keys() & default.keys():
         is_of_another = key in kind.other_keys or (key.partition(".")[0] in SECTIONS_OF_TASKS and not key.startswith(own_section))
         if is_of_another and now[key] != default[key]:

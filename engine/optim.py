@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # torch's Muon refuses all but matrices; timm's flattens the weights of convolutions and updates norms and biases by AdamW
 TIMM_INSTEAD_OF_TORCH = {"muon"}
+FALLBACK = "fallback_lr_scale"  # the argument of an optimizer that leaves some parameters to another: timm's Muon, to AdamW
 CANNOT_RUN = {
     "lbfgs": "it evaluates the loss several times per update, on the same batch; SGD and AdamW don't",
     "sparseadam": "it takes sparse gradients only, and those of images are dense; Adam takes them",
@@ -40,7 +41,7 @@ def make_optimizer(config: LoadedConfig, model: nn.Module) -> tuple[Optimizer, t
     for name in left_out:
         origin = config.origin(f"train.optim.{name}").name
         log.warning("train.optim.%s (%s) is left out: %s doesn't take it", name, origin, optim.type)
-    groups = parameter_groups(model, optim)
+    groups = parameter_groups(model, optim, has_fallback=FALLBACK in inspect.signature(constructor).parameters)
     try:
         optimizer = constructor(groups, **arguments)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -51,18 +52,33 @@ def make_optimizer(config: LoadedConfig, model: nn.Module) -> tuple[Optimizer, t
     return optimizer, (*arguments, "initial_lr", "lr_scale")
 
 
-def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """One group for all parameters of the same learning rate and weight decay."""
+def parameter_groups(model: nn.Module, optim: OptimConfig, *, has_fallback: bool = False) -> list[dict[str, Any]]:
+    """One group for all parameters of the same learning rate and weight decay.
+
+    An optimizer that `has_fallback` takes it for the classifier too, as Muon's author advises
+    (https://kellerjordan.github.io/posts/muon/); which others it does by their shapes.
+    """
     scales = _lr_scales(model, optim)
     undecayed = set() if optim.decay_norm_and_bias else _undecayed(model)
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    left_to_fallback = _classifier_if_known(model) if has_fallback else set()
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = groups.setdefault((scales[name], name in undecayed), {"params": [], "lr_scale": scales[name]})
+            key = scales[name], name in undecayed, name in left_to_fallback
+            group = groups.setdefault(key, {"params": [], "lr_scale": scales[name]})
             group["params"].append(parameter)
             if name in undecayed:
                 group["weight_decay"] = 0.0
+            if name in left_to_fallback:
+                group["use_fallback"] = True
     return list(groups.values())
+
+
+def _classifier_if_known(model: nn.Module) -> set[str]:
+    try:
+        return set(classifier(model))
+    except ValueError:
+        return set()
 
 
 def _lr_scales(model: nn.Module, optim: OptimConfig) -> dict[str, float]:
@@ -75,6 +91,9 @@ def _lr_scales(model: nn.Module, optim: OptimConfig) -> dict[str, float]:
             raise ConfigError(f"train.optim.layer_decay: {error}") from error
         last = max(layer_of.values())
         scales = {name: optim.layer_decay ** (last - layer) for name, layer in layer_of.items()}
+    if optim.bias_lr is not None:
+        for name, parameter in model.named_parameters():
+            scales[name] *= optim.bias_lr / optim.lr if parameter.ndim <= 1 else 1
     if optim.head_lr is not None:
         try:
             scales |= dict.fromkeys(classifier(model), optim.head_lr / optim.lr)

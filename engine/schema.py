@@ -106,6 +106,7 @@ class OptimConfig:
         None, "lr of each block is so many times that of the next; the head has lr itself, the stem the least", above=0, most=1
     )
     head_lr: float | None = key(None, "learning rate of the classifier; null: lr", above=0)
+    bias_lr: float | None = key(None, "learning rate of norms and biases, all but the classifier's; null: lr", above=0)
     args: dict[str, Any] = further("arguments of the optimizer's constructor, such as betas, fused or foreach")
 
 
@@ -245,8 +246,10 @@ class TrackingConfig:
 class EvalConfig:
     batch_size: int | None = key(None, "images per forward and device; null: as many as a device sees in training", least=1)
     img_size: int | None = key(None, "height and width of what is evaluated; null: data.img_size", least=1)
-    tta: Literal["flip"] | None = key(
-        None, "flip: the logits of each image and of its mirrored image are averaged, which doubles the cost of an evaluation"
+    tta: Literal["flip", "flip_and_shift"] | None = key(
+        None,
+        "flip: the logits of each image and of its mirrored image are averaged, which doubles the cost of an evaluation; "
+        "flip_and_shift: with them those of two shifts by a pixel, with half the weight, at six times the cost (classification)",
     )
 
 

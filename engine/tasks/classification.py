@@ -15,6 +15,7 @@ from engine.tasks import TaskKind
 
 Batch = tuple[Tensor, Tensor]  # images; class numbers or, where images were mixed, probabilities
 Loss = Literal["cross_entropy", "bce"]
+Augmentation = Literal["flip", "flip_and_shift"]  # of an evaluation
 
 N_BINS = 15  # of the expected calibration error
 GRAIN = 2.0**-24  # the distance of two float32 numbers just below 1
@@ -32,7 +33,7 @@ class Classification:
         loss: Loss = "cross_entropy",
         label_smoothing: float = 0.0,
         bce_threshold: float | None = None,
-        tta: Literal["flip"] | None = None,
+        tta: Augmentation | None = None,
     ) -> None:
         self.classes = tuple(classes)
         self.aux_weight, self.loss, self.label_smoothing = aux_weight, loss, label_smoothing
@@ -74,9 +75,15 @@ class Classification:
         return self.probabilities(self.logits(model, batch[0]))
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """As they count in an evaluation."""
-        logits = model(images)
-        return (logits + model(images.flip(-1))) / 2 if self.tta == "flip" else logits
+        """As they count in an evaluation: the mean over the views of each image that `tta` asks for."""
+        if self.tta is None:
+            return model(images)
+        logits = (model(images) + model(images.flip(-1))) / 2
+        if self.tta == "flip":
+            return logits
+        padded, (height, width) = F.pad(images, [1] * 4, mode="reflect"), images.shape[-2:]
+        shifted = padded[..., :height, :width], padded[..., 2:, 2:]
+        return logits / 2 + sum(model(view) + model(view.flip(-1)) for view in shifted) / 8
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Where each class was learnt as a question of its own, they don't add up to 1."""

@@ -202,6 +202,24 @@ def test_fewer_than_five_classes_are_fine():
     assert said["confusion"] == confusion_matrix(TARGETS % 2, LOGITS[:, :2].argmax(1)).tolist()
 
 
+def test_of_shifted_images_each_counts_an_eighth_and_of_the_others_each_a_quarter():
+    generator = torch.Generator().manual_seed(6)
+    images, model = torch.randn(50, 1, 4, 6, generator=generator), nn.Sequential(nn.Flatten(), nn.Linear(24, 8))
+    nn.init.normal_(model[1].weight, generator=generator)
+    rows, columns = [1, 0, 1, 2, 3, 2], [1, 0, 1, 2, 3, 4, 5, 4]  # a margin of one, mirrored at the edge
+    framed = images[..., rows, :][..., columns]
+    views = {images: 1 / 4, framed[..., :4, :6]: 1 / 8, framed[..., 2:, 2:]: 1 / 8}
+    task = Classification(CLASSES, tta="flip_and_shift")
+    with torch.no_grad():
+        by_hand = sum(weight * (model(view) + model(view[..., [5, 4, 3, 2, 1, 0]])) for view, weight in views.items())
+        torch.testing.assert_close(task.logits(model, images), by_hand)
+        metric = task.metric(torch.device("cpu"))
+        metric.update(model, (images, TARGETS))
+    said = metric.compute(metric.sums())
+    assert said["acc@1"] == accuracy_score(TARGETS, by_hand.argmax(1))
+    assert said["loss"] == pytest.approx(F.cross_entropy(by_hand, TARGETS).item(), rel=1e-5)
+
+
 def test_flipped_images_are_averaged_in():
     generator = torch.Generator().manual_seed(5)
     images, model = torch.randn(50, 1, 4, 6, generator=generator), nn.Sequential(nn.Flatten(), nn.Linear(24, 8))

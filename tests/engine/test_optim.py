@@ -129,6 +129,14 @@ class TestNames:
         assert optimizer.state[model.conv.weight]["use_muon"]
         assert not optimizer.state[model.norm.weight]["use_muon"]
 
+    def test_muon_leaves_the_classifier_to_adamw_where_the_model_names_it(self):
+        model = resnet18(layers=(1, 1, 1, 1))
+        optimizer = optimizer_of("Muon", model)
+        take_steps(model, optimizer, n=1)
+        by_muon = {name for name, weight in model.named_parameters() if optimizer.state[weight]["use_muon"]}
+        assert by_muon == {name for name, weight in model.named_parameters() if weight.ndim == 4}
+        assert not any("use_fallback" in group for group in optimizer_of("AdamW", resnet18()).param_groups)
+
     @pytest.mark.parametrize(
         ("name", "instead"), [("LBFGS", "AdamW"), ("SparseAdam", "Adam"), ("Adahessian", "AdamW"), ("fusedadam", "APEX")]
     )
@@ -252,6 +260,18 @@ class TestGroups:
             assert {name for name in lr if lr[name] == pytest.approx(1e-2)} == {f"{head}.weight", f"{head}.bias"}
             assert sorted(set(lr.values())) == pytest.approx([1e-4, 1e-2])
             assert {group["initial_lr"] for group in optimizer.param_groups} == {1e-4}
+
+    def test_norms_and_biases_have_a_learning_rate_of_their_own_and_the_classifier_keeps_its_own(self):
+        model = resnet18()
+        lr = by_parameter(model, optimizer_of("AdamW", model, lr=1e-3, bias_lr=1e-2, head_lr=1e-4), "lr")
+        expected = {name: 1e-2 if weight.ndim == 1 else 1e-3 for name, weight in model.named_parameters()}
+        assert lr == pytest.approx(expected | {"fc.weight": 1e-4, "fc.bias": 1e-4})
+
+    def test_the_rate_of_biases_falls_with_their_layer_too(self):
+        model = resnet18()
+        scale = by_parameter(model, optimizer_of("AdamW", model, lr=1e-3, bias_lr=2e-3, layer_decay=0.5), "lr_scale")
+        assert scale["layer4.1.bn1.bias"] == pytest.approx(2 * scale["layer4.1.conv1.weight"])
+        assert scale["bn1.weight"] == pytest.approx(2 * scale["conv1.weight"])
 
     def test_what_is_frozen_is_not_given_to_the_optimizer(self):
         model = resnet18()

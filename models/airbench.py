@@ -1,0 +1,146 @@
+"""The network of the CIFAR-10 speed records, airbench94.
+
+Keller Jordan (2024): 94% on CIFAR-10 in 3.29 Seconds on a Single GPU. https://arxiv.org/abs/2404.00498
+The record of 2.6 s is its variant for the optimizer Muon: https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py)
+
+Three groups of two 3x3 convolutions, each group halving the resolution after its first one, and three things that make the first
+epochs count:
+- The first layer whitens 2x2 patches and isn't trained: its filters are the principal directions of the training images' patches,
+  each divided by its deviation, and their negatives, so that GELU loses neither side (Page 2018, How to train your ResNet.
+  https://myrtle.ai/learn/how-to-train-your-resnet/). `initialise_from` sets them; until then they are random.
+- Every other convolution begins by passing its input on: as many of its filters as there are input channels are the identity.
+- BatchNorm has a bias but no scale, and forgets its statistics fast (a momentum of 0.4 in PyTorch's terms). The logits are
+  scaled down, to a ninth.
+
+`normalise_filters` sets the norm of each convolution's weights back to the root of its number of filters before every training
+step. BatchNorm behind it makes the output the same; but an optimizer whose steps have a fixed length, as Muon's have, goes on
+turning weights that would otherwise only grow. The record does this inside its optimizer.
+
+Where it differs from the published code: any image of 9x9 and more is read, since the last pooling takes what is left (3x3 of a
+32x32 image); what isn't trained is a buffer, not a frozen parameter.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Whitening(nn.Conv2d):
+    """Patches in, numbers that are uncorrelated and of deviation one out, and their negatives. Only the bias is trained."""
+
+    def __init__(self, in_channels: int, patch_size: int) -> None:
+        super().__init__(in_channels, 2 * in_channels * patch_size**2, kernel_size=patch_size)
+        weight = self.weight.detach()
+        del self.weight
+        self.register_buffer("weight", weight)
+        nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor], epsilon: float = 5e-4) -> None:
+        """`epsilon` keeps directions that hardly occur from being blown up."""
+        products, n_patches = 0.0, 0
+        for images in batches:
+            patches = F.unfold(images.float(), self.kernel_size).transpose(0, 1).flatten(1)  # B P N -> P BN
+            products = products + (patches @ patches.T).double().cpu()
+            n_patches += patches.shape[1]
+        variances, directions = torch.linalg.eigh(products / n_patches)  # not centred, as in the paper
+        filters = (directions / (variances + epsilon).sqrt()).T.flip(0)
+        self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
+
+
+class Convolution(nn.Conv2d):
+    """3x3; its first filters pass on the input."""
+
+    def __init__(self, in_channels: int, out_channels: int, normalised: bool) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.normalised = normalised
+        nn.init.dirac_(self.weight[:in_channels])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.normalised and self.training:
+            with torch.no_grad():
+                self.weight.mul_(self.out_channels**0.5 / self.weight.norm())
+        return super().forward(x)
+
+
+class Norm(nn.BatchNorm2d):
+    """Without a scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-12, momentum=0.4)
+        del self.weight
+        self.register_buffer("weight", torch.ones(channels))
+
+
+class Group(nn.Module):
+    """Two convolutions; behind the first the resolution is halved."""
+
+    def __init__(self, in_channels: int, out_channels: int, normalised: bool) -> None:
+        super().__init__()
+        self.conv1 = Convolution(in_channels, out_channels, normalised)
+        self.pool = nn.MaxPool2d(2)
+        self.norm1 = Norm(out_channels)
+        self.conv2 = Convolution(out_channels, out_channels, normalised)
+        self.norm2 = Norm(out_channels)
+        self.activation = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.norm1(self.pool(self.conv1(x))))
+        return self.activation(self.norm2(self.conv2(x)))
+
+
+class Airbench(nn.Module):
+    HEAD = ("head",)
+    CLASSIFIERS = ("head",)
+    FIRST_CONV = "whiten"
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int] = (64, 256, 256),
+        n_classes: int = 10,
+        in_channels: int = 3,
+        img_size: int = 32,
+        logit_scale: float = 1 / 9,
+        normalise_filters: bool = False,
+    ) -> None:
+        super().__init__()
+        if img_size < 9:
+            raise ValueError(f"airbench reads images of 9x9 and more; img_size is {img_size}")
+        self.logit_scale = logit_scale
+        self.whiten = Whitening(in_channels, patch_size=2)
+        self.activation = nn.GELU()
+        channels = [self.whiten.out_channels, *widths]
+        self.groups = nn.Sequential(*map(partial(Group, normalised=normalise_filters), channels, widths))
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.num_features = widths[-1]
+        self.head = nn.Linear(self.num_features, n_classes, bias=False)
+        self.feature_info = [{"num_chs": channels[0], "reduction": 1, "module": "whiten"}] + [
+            {"num_chs": width, "reduction": 2 ** (i + 1), "module": f"groups.{i}"} for i, width in enumerate(widths)
+        ]
+
+    def initialise_from(self, batches: Iterable[Tensor]) -> None:
+        """Learn the whitening from normalised training images."""
+        self.whiten.fit(batches)
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        maps = [self.activation(self.whiten(x))]
+        for group in self.groups:
+            maps.append(group(maps[-1]))
+        return maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.forward_stages(x)[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.pool(x).flatten(1)
+        return x if pre_logits else self.head(x) * self.logit_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+MODELS = {"airbench94": Airbench}
