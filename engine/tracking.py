@@ -111,6 +111,8 @@ class Tracker:
         self._show(lambda tensorboard: tensorboard.add_image(tag, grid, step))
 
     def hyperparameters(self, config: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+        if self.tensorboard is None:
+            return
         from torch.utils.tensorboard.summary import hparams
 
         flat = {

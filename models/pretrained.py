@@ -8,8 +8,12 @@ import argparse
 import logging
 import pickle
 import re
+import socket
 import sys
-from collections.abc import Iterable
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ log = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights are the ones that a training script reports
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DDP and averaging, torch.compile, Lightning
+TIMEOUT = 5.0  # seconds without an answer from the network
 PLACES = ("", "model.safetensors", "ckpt/best/model.safetensors")  # in a file, a checkpoint folder, a run folder
 
 
@@ -176,10 +181,12 @@ def _published(model: nn.Module, name: str) -> dict[str, Tensor]:
 
     in_timm = _name_in_timm(model, name)
     try:
-        if of_torchvision := _of_torchvision(name):
-            return of_torchvision.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        if timm.is_model_pretrained(in_timm):
-            return timm.create_model(in_timm, pretrained=True).state_dict()
+        with _impatient():
+            if of_torchvision := _of_torchvision(name):
+                return of_torchvision.get_state_dict(progress=True, check_hash=True, weights_only=True)
+            if timm.is_model_pretrained(in_timm):
+                _expect_hub(timm.get_pretrained_cfg(in_timm).hf_hub_id)
+                return timm.create_model(in_timm, pretrained=True).state_dict()
     except Exception as error:  # whatever the network or a hub's client raises
         raise OSError(
             f"the published weights of {name} can't be fetched ({error}); "
@@ -253,3 +260,26 @@ def n_classes_in(file: Path, model: nn.Module) -> int:
     if key not in weights:
         raise ValueError(f"{file} has no {key}: there is no classifier in it")
     return len(weights[key])
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """torch's downloads have no timeout of their own: a network that never answers would be waited for."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _expect_hub(weights_of: str | None) -> None:
+    """The hub's client tries for a minute; so it is asked only if the hub answers at all, or has been asked before."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if weights_of is None or isinstance(try_to_load_from_cache(weights_of, "model.safetensors"), str):
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT).close()
+    except urllib.error.HTTPError:  # an answer
+        pass

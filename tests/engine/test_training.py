@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -468,7 +469,8 @@ class TestBadInput:
 
 def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = [RunFolder.start(None) for _ in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        folders = list(pool.map(lambda _: RunFolder.start(None), range(20)))
     assert len({folder.path for folder in folders}) == 20
     assert all(folder.path.parent.name == "runs" and folder.path.name.startswith("exp-") for folder in folders)
 

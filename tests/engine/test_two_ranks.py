@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import psutil
 import pytest
 import torch
 
@@ -121,7 +122,8 @@ def test_recipes_give_what_they_give_on_one_rank_the_average_included(tmp_path):
     assert metrics(tmp_path / "two")[-1]["valid_ema/count"] == 360
 
 
-def test_a_sigterm_makes_both_save_the_same_step_and_the_resumed_run_is_bit_exact(on_two_ranks, tmp_path):
+@pytest.mark.parametrize("to", ["the launcher, which passes it on to both", "rank 1 only"])
+def test_a_sigterm_makes_both_save_the_same_step_and_the_resumed_run_is_bit_exact(on_two_ranks, tmp_path, to):
     run = tmp_path / "run"
     command = [
         sys.executable,
@@ -145,7 +147,10 @@ def test_a_sigterm_makes_both_save_the_same_step_and_the_resumed_run_is_bit_exac
     )
     for line in launcher.stdout:
         if "step 20/" in line:
-            launcher.send_signal(signal.SIGTERM)
+            receiver = launcher
+            if to == "rank 1 only":
+                (receiver,) = (child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == "1")
+            receiver.send_signal(signal.SIGTERM)
             break
     launcher.communicate(timeout=120)
     stopped = results(run)

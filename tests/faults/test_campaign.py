@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults import campaign
-from tests.faults.children import KillAfter, KillAtOperation, KillInsideWrite
+from tests.faults.children import AtStep, InEvaluation, KillAfter, KillAtOperation, KillInsideWrite
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -11,8 +11,9 @@ pytestmark = pytest.mark.xdist_group("faults")
 def test_a_run_that_is_killed_anywhere_goes_on_as_if_nothing_had_been(tmp_path):
     in_first_save, in_second_save, when_pruning = 20, 37, 65
     faults = [KillAtOperation(n) for n in (2, in_first_save, in_second_save, when_pruning, 100)]
-    row = campaign.kill_points(tmp_path, [*faults, KillInsideWrite(100_000), KillAfter(0.15), KillAfter(0.25)])
-    assert row.tried == 8
+    faults += [AtStep(9, "SIGKILL"), InEvaluation("SIGKILL"), KillInsideWrite(100_000), KillAfter(0.15), KillAfter(0.25)]
+    row = campaign.kill_points(tmp_path, faults)
+    assert row.tried == 10
     assert row.wrong == []
 
 

@@ -4,9 +4,12 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from engine.checkpoint import read_checkpoint
 from engine.run_folder import RunFolder, committed_checkpoints
 from engine.tracking import Tracker
 from tests.faults.campaign import IN_FILES, KILLED, SMALL, different, digest
-from tests.faults.children import AtStep, FullDisk, train
+from tests.faults.children import AtStep, FullDisk, InEvaluation, train
 from tests.on_disk import write_image_folder
 from tests.running import ROOT, metrics, results, run_command, run_main, untimed
 
@@ -93,30 +96,12 @@ class SignalOnAFullDisk:
 
 def test_a_signal_in_the_middle_of_an_evaluation_cuts_it_short_and_it_is_made_up_for(whole, tmp_path):
     run = tmp_path / "run"
-    ended = train(run, *KILLED, fault=SignalInEvaluation())
+    ended = train(run, *KILLED, fault=InEvaluation("SIGTERM"))
     assert ended.codes == [143], ended.said
     assert results(run)["step"] == 8
     assert [line["step"] for line in metrics(run)] == [4]
     assert train(run, "-r", "latest").codes == [0]
     assert list(different(run, whole)) == []
-
-
-class SignalInEvaluation:
-    """At the second batch of the first evaluation."""
-
-    def __call__(self, run_dir):
-        from engine.tasks import classification
-
-        metric = next(value for value in vars(classification).values() if hasattr(value, "update") and hasattr(value, "compute"))
-        update, calls = metric.update, []
-
-        def signalled(this, model, batch):
-            calls.append(1)
-            if len(calls) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            update(this, model, batch)
-
-        metric.update = signalled
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
@@ -132,6 +117,16 @@ class TwoSignals:
         AtStep(7, "SIGINT")(run_dir)
 
 
+def test_a_ctrl_c_which_reaches_every_rank_makes_all_save_the_same_step(tmp_path):
+    run = tmp_path / "run"
+    ended = train(run, *KILLED, fault=AtStep(7, "SIGINT"), ranks=2)
+    assert ended.codes == [130, 130], ended.said
+    step = results(run)["step"]
+    assert results(run)["status"] == "interrupted"
+    assert read_checkpoint((run / "ckpt" / "latest").resolve()).step == step
+    assert 7 < step < 24
+
+
 class TestNaNOnOneRank:
     def test_both_stop_and_no_checkpoint_holds_it(self, tmp_path):
         run = tmp_path / "run"
@@ -141,6 +136,15 @@ class TestNaNOnOneRank:
         assert [path.name for path in committed_checkpoints(run)] == ["step-000006"]
         weights = read_checkpoint(committed_checkpoints(run)[0]).weights
         assert all(value.isfinite().all() for value in weights.values())
+
+    def test_both_skip_the_same_step_where_that_is_asked_for(self, tmp_path):
+        run = tmp_path / "run"
+        argv = (*KILLED, "--train.nonfinite", "skip")
+        ended = train(run, *argv, fault=AtStep(7, "nan", rank=1), ranks=2)
+        assert ended.codes == [0, 0], ended.said
+        found = read_checkpoint((run / "ckpt" / "latest").resolve())
+        assert ended.said.count("step 7: the gradient is no number; the update is left out") == 1
+        assert all(value.isfinite().all() for value in found.weights.values())
 
 
 class TestOtherProcesses:
@@ -242,10 +246,14 @@ def test_memory_that_the_machine_does_not_have_is_found_out_by_torch(tmp_path, c
     assert "out of memory on cpu" in capsys.readouterr().err
 
 
-def test_an_unwritable_tensorboard_is_one_warning_and_the_rest_is_whole(whole, tmp_path, capsys):
+@pytest.mark.parametrize("how", ["missing", "unwritable"])
+def test_without_tensorboard_there_is_one_warning_and_the_rest_is_whole(whole, tmp_path, capsys, monkeypatch, how):
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "tensorboard").symlink_to("/proc/no/folder/can/be/made/here")
+    if how == "missing":
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    else:
+        run.mkdir()
+        (run / "tensorboard").symlink_to("/proc/no/folder/can/be/made/here")
     assert run_main("-e", run, *KILLED) == 0
     said = capsys.readouterr().out
     assert said.count("TensorBoard (") == 1
@@ -266,14 +274,67 @@ def test_a_config_that_explodes_or_runs_code_is_refused_at_once(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_would_be_downloaded_without_a_network_end_in_one_line_soon(tmp_path):
+@pytest.fixture(params=["refused", "silent"])
+def no_network(request, monkeypatch, tmp_path):
+    """Every connection is refused at once, or made and never answered."""
+    with socket.socket() as proxy:
+        proxy.bind(("127.0.0.1", 0))
+        if request.param == "silent":
+            proxy.listen()
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "")
+        for name in ("TORCH_HOME", "HF_HOME"):  # nothing was downloaded before
+            monkeypatch.setenv(name, str(tmp_path / name))
+        yield
+
+
+NEEDS = {
+    "data": (("--data.name", "MNIST", "--data.dataroot", "nowhere"), "put the files into nowhere/MNIST/raw"),
+    "torchvision's weights": (("--data.name", "shapes", "--data.n_train", 64, "--model.name", "resnet18"), "the file"),
+    "timm's weights": (("--data.name", "shapes", "--data.n_train", 64, "--model.name", "timm/resnet18"), "the file"),
+}
+
+
+@pytest.mark.parametrize("what", NEEDS)
+def test_without_a_network_one_line_says_soon_what_to_put_where(what, no_network, tmp_path):
+    argv, says = NEEDS[what]
+    pretrained = () if what == "data" else ("--model.pretrained", "true")
     begin = time.monotonic()
-    argv = ("--model.name", "resnet18", "--model.pretrained", "true", "--data.name", "shapes", "--data.n_train", 64)
-    nowhere = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "home")}
-    ended = run_command("python", "main.py", "-e", tmp_path / "run", *argv, "--train.n_steps", 2, **nowhere)
-    assert ended.returncode == 1
+    ended = run_command("python", "main.py", "-e", tmp_path / "run", *argv, *pretrained, "--train.n_steps", 2, timeout=60)
     assert time.monotonic() - begin < 10 + 20  # and the start
-    assert "give model.pretrained the file" in ended.stderr.splitlines()[-1]
+    assert ended.returncode == 1
+    assert says in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """Root may write anywhere: run folders are opened with the rights of another user, as far as this is root."""
+    if os.geteuid() != 0:
+        return
+    take = RunFolder._take_lock
+
+    def as_nobody(this):
+        os.seteuid(65534)
+        try:
+            take(this)
+        finally:
+            os.seteuid(0)
+
+    monkeypatch.setattr(RunFolder, "_take_lock", as_nobody)
+
+
+def test_a_run_folder_that_is_read_only_is_an_error_before_data_is_read(nobody, capsys, monkeypatch):
+    monkeypatch.setattr("engine.builder.read_data", lambda *args: pytest.fail("data was read"))
+    with tempfile.TemporaryDirectory() as above:  # pytest's own folders are closed to others
+        os.chmod(above, 0o755)
+        run = Path(above) / "run"
+        run.mkdir(mode=0o555)
+        assert run_main("-e", run, *KILLED) == 1
+    said = capsys.readouterr().err.strip()
+    assert said == f"error: {run} can't be written (Permission denied)"
 
 
 def test_the_state_of_a_run_says_how_it_ended(tmp_path):

@@ -379,6 +379,7 @@ def published(monkeypatch):
 
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", of_torchvision)
     monkeypatch.setattr(timm, "create_model", of_timm)
+    monkeypatch.setattr("models.pretrained._expect_hub", lambda weights_of: None)
     return asked
 
 
@@ -416,6 +417,7 @@ def test_without_a_network_one_line_says_what_to_do(monkeypatch):
 
     model = create_model("hrnet_w18_small")
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr("models.pretrained._expect_hub", lambda weights_of: None)
     with pytest.raises(OSError, match=r"can't be fetched \(no network\); download them elsewhere") as error:
         load_pretrained(model, "hrnet_w18_small", True)
     one_line(error)
