@@ -13,7 +13,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,7 +279,5 @@ def _expect_hub(weights_of: str | None) -> None:
 
     if weights_of is None or isinstance(try_to_load_from_cache(weights_of, "model.safetensors"), str):
         return
-    try:
+    with suppress(urllib.error.HTTPError):  # which is an answer
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT).close()
-    except urllib.error.HTTPError:  # an answer
-        pass
