@@ -8,7 +8,7 @@ ARGS   ?=
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow faults docs lint format clean
+.PHONY: help install install-dev train test test-slow test-long faults docs lint format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,10 +31,13 @@ train: install  ## train: make train CONFIG=configs/resnet18_cifar10.yaml ARGS="
 	$(BIN)/python main.py -c $(CONFIG) $(ARGS)
 
 test: install-dev  ## the tests, in at most 15 minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not long" $(ARGS)
 
 test-slow: install-dev  ## what takes longer: real trainings, whole model lists
 	$(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS) || test $$? -eq 5  # 5: there is none yet
+
+test-long: install-dev  ## what takes longest, by hand: every architecture exported, every command of the documents
+	$(BIN)/python -m pytest -n $(JOBS) -m long $(ARGS)
 
 faults: install-dev  ## kill, interrupt and damage runs, and write what was survived; 10 minutes
 	$(BIN)/python -m tests.faults > .faults.md

@@ -61,7 +61,7 @@ def test_a_command_names_files_that_exist_and_options_that_are_taken(page, words
 RUN_HERE = re.compile(r"digits|shapes|schedule|count_macs.py --model|--list")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words", [words for _, words in ALL if RUN_HERE.search(" ".join(words)) and words[0] == "python"], ids=str
 )
