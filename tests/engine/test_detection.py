@@ -21,9 +21,11 @@ from engine.tasks.detection import Detection, learnt_from
 from tests import on_disk
 from tests.faults.children import AtStep, train
 from tests.running import (
+    ROOT,
     assert_same_weights,
     metrics,
     results,
+    run_command,
     run_main,
     run_on_two_ranks,
     untimed,
@@ -298,3 +300,12 @@ def test_evaluate_prints_the_precision_of_each_class(trained, capsys):
     head, *rows = capsys.readouterr().out.splitlines()[1:]
     assert f"mAP {100 * results(trained)['best']['valid/mAP']:.2f} %" in head
     assert len(rows) == 10
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_resnet18_learns_to_find_shapes(tmp_path):
+    config = ROOT / "configs" / "detection_resnet18_shapes.yaml"
+    finished = run_command("python", "main.py", "-c", config, "-e", tmp_path / "run", timeout=3500)
+    assert finished.returncode == 0, finished.stderr
+    assert results(tmp_path / "run")["best"]["valid/mAP@50"] >= 0.70

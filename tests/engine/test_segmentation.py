@@ -19,9 +19,11 @@ from engine.tasks.segmentation import Segmentation, dice_loss
 from tests import on_disk
 from tests.faults.children import AtStep, train
 from tests.running import (
+    ROOT,
     assert_same_weights,
     metrics,
     results,
+    run_command,
     run_main,
     run_on_two_ranks,
     untimed,
@@ -327,3 +329,12 @@ def test_evaluate_prints_the_overlap_of_each_class(one_batch, capsys):
     assert f"mIoU {100 * results(one_batch)['best']['valid/mIoU']:.2f} %" in head
     assert len(rows) == 11
     assert rows[0].split()[0] == "background"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_resnet18_learns_to_segment_shapes(tmp_path):
+    config = ROOT / "configs" / "segmentation_resnet18_shapes.yaml"
+    finished = run_command("python", "main.py", "-c", config, "-e", tmp_path / "run", timeout=1700)
+    assert finished.returncode == 0, finished.stderr
+    assert results(tmp_path / "run")["best"]["valid/mIoU"] >= 0.80
