@@ -6,6 +6,8 @@ What fvcore calls a flop is one multiply-add. It doesn't count fused attention b
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,7 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
     level = fvcore_log.level
     fvcore_log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _every_proposal(model):
             warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
             macs, by_module, not_counted = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
     finally:
@@ -53,6 +55,20 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
         modules={name: int(macs) for name, macs in by_module.items()},
         not_counted={name.removeprefix("aten::"): n for name, n in sorted(not_counted.items())},
     )
+
+
+@contextmanager
+def _every_proposal(model: nn.Module) -> Iterator[None]:
+    """A detector of two stages looks at as many proposals as it may; how many are left otherwise, is a matter of the image."""
+    proposes = getattr(model, "rpn", None)
+    if proposes is None:
+        yield
+        return
+    threshold, proposes.nms_thresh = proposes.nms_thresh, 1.0
+    try:
+        yield
+    finally:
+        proposes.nms_thresh = threshold
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:

@@ -151,7 +151,7 @@ def _row(config_name: str, config: LoadedConfig, n_classes: int, in_channels: in
 
 
 def _without_weights(config: LoadedConfig, n_classes: int, in_channels: int, img_size: int) -> "nn.Module":
-    """The network with whatever numbers lie in memory: initial weights take longer than counting."""
+    """The network with zeros for weights: initial ones take longer than counting."""
     import torch
 
     from engine.builder import task_kind
@@ -162,7 +162,12 @@ def _without_weights(config: LoadedConfig, n_classes: int, in_channels: int, img
             model = task_kind(config).create_model(config, n_classes=n_classes, in_channels=in_channels, img_size=img_size)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model {config.model.name}: {error}") from error
-    return model.to_empty(device="cpu") if own else model
+    if not own:
+        return model
+    model.to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):  # a detector's proposals must be numbers
+        tensor.detach().zero_()
+    return model
 
 
 if __name__ == "__main__":
