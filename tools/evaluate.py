@@ -12,6 +12,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
 
 from engine.command_line import Parser, run_tool
 from tools.pictures.subject import SOURCE, add_source, add_split, open_source
+from tools.tables import IN_PERCENT
 
 EXAMPLES = """
 examples:
@@ -22,9 +23,6 @@ examples:
   python tools/evaluate.py timm/resnet18 --data.dataroot ~/data/ImageNet
   python tools/evaluate.py lenet -c configs/lenet_digits.yaml --model.pretrained weights.safetensors
 """
-
-IN_PERCENT = ("acc@1", "acc@5", "balanced_acc", "ece", "mIoU", "pixel_acc", "mean_acc")
-IN_PERCENT += ("mAP", "mAP@50", "mAP@75", "mAR@100")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

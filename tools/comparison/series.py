@@ -6,12 +6,12 @@ from typing import Any
 
 from tools.comparison.runs import RunRecord
 from tools.comparison.table import Row, mean_and_deviation
+from tools.tables import IN_PERCENT
 
 MONITORED = "the monitored metric"
 X_AXES = {"step": "step", "epoch": "epoch", "time": "elapsed"}  # and the keys of a line that say where it stands
 UNITS_OF_TIME = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 NO_CURVES = ("/count", "/images_per_sec")
-PARTS_OF_ONE = ("acc@1", "acc@5", "balanced_acc", "ece")
 WIDE = 20  # times the smallest number
 MOST_POINTS = 300  # of a curve: more than there are pixels between them
 DIGITS = 6
@@ -29,7 +29,7 @@ def labels_of(rows: Sequence[Row]) -> dict[str, str]:
     monitors = list(dict.fromkeys(run.monitor for row in rows for run in row.runs))
     labels = {MONITORED: f"{' or '.join(f'valid/{name}' for name in monitors)} (%)"}
     for key in keys_of(rows)[1:]:
-        labels[key] = f"{key} (%)" if key.partition("/")[2] in (*PARTS_OF_ONE, *monitors) else key
+        labels[key] = f"{key} (%)" if key.partition("/")[2] in (*IN_PERCENT, *monitors) else key
     return labels
 
 
@@ -48,7 +48,7 @@ def series_of(run: RunRecord, key: str, seconds: float) -> dict[str, list[float]
     """Where each value was logged, by step, epoch and time (of which a unit has so many seconds), and the values."""
     logged = f"valid/{run.monitor}" if key == MONITORED else key
     name = logged.partition("/")[2]
-    scale = 100 if name in (*PARTS_OF_ONE, run.monitor) else 1
+    scale = 100 if name in (*IN_PERCENT, run.monitor) else 1
     lines = _thinned([line for line in run.history if line.get(logged) is not None and math.isfinite(line[logged])])
     series = {x: [_rounded(line[of] / (seconds if x == "time" else 1)) for line in lines] for x, of in X_AXES.items()}
     return {**series, "y": [_rounded(scale * line[logged]) for line in lines]}
