@@ -101,7 +101,7 @@ def _by_name(name: str, sizes: dict[str, int], config: LoadedConfig) -> nn.Modul
 
 def _expect_same_classes(config: LoadedConfig, sizes: dict[str, int], n_classes: int) -> None:
     """`sizes` are the lengths of the classifier's tensors in the file."""
-    other = next((n for n in sizes.values() if n != n_classes), None)
+    other = next((n for n in sizes.values() if n not in (0, n_classes)), None)
     if other is not None:
         raise ConfigError(
             f"distill.teacher {config.distill.teacher} ({config.origin('distill.teacher').name}) tells {other} classes apart, "

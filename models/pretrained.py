@@ -111,9 +111,9 @@ def _fill(model: nn.Module, given: dict[str, Tensor]) -> tuple[dict[str, int], l
     reshaped = [key for key, value in weights.items() if key in own and own[key].shape != value.shape]
     replaced = {_layer(key) for key in reshaped if _within(key, head)}
     left_out = {
-        key: len(value)
+        key: len(value) if value.ndim else 0
         for key, value in weights.items()
-        if value.ndim and _within(key, head) and (key not in own or _layer(key) in replaced)
+        if _within(key, head) and (key not in own or _layer(key) in replaced)
     }
     fitting = {key: value for key, value in weights.items() if key not in left_out and key not in reshaped}
     missing, unexpected = model.load_state_dict(fitting, strict=False)

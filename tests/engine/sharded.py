@@ -3,6 +3,7 @@
 Accelerate does that on GPUs only; torch's fully_shard, which it calls, does it on a CPU too.
 """
 
+import os
 import sys
 
 import torch.distributed as dist
@@ -33,4 +34,6 @@ def prepare(self: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[
 
 if __name__ == "__main__":
     Accelerator.prepare = prepare
-    sys.exit(run_tool(main))
+    code = run_tool(main)
+    sys.stdout.flush()
+    os._exit(code)  # at a regular exit the threads of the mesh's own process group may outlive it, which aborts

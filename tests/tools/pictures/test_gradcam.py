@@ -17,6 +17,7 @@ from tools.pictures.gradcam import class_number, over_image
 
 # the smallest member of each family of this project, at a size that it takes
 FAMILIES = {
+    "airbench94": 32,
     "lenet": 32, "alexnet": 128, "allconvnet": 32, "cbam_resnet18": 64, "efficientnet_b0": 64, "googlenet": 64, "nin": 64,
     "hrnet_w18_small": 64, "mobilenet_0_25x": 64, "preactresnet18": 64, "resnet18": 64, "resnext29_2x64d": 32, "se_resnet18": 64,
     "shufflenet_0_25x_g1": 64, "vgg11": 64, "vit_tiny": 64,
