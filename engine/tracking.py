@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -162,10 +163,18 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
 
+        _wait_for_another_second(folder)
         return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
     except (ImportError, OSError) as error:
         log.warning("no TensorBoard (%s); metrics.jsonl has everything", error)
         return None
+
+
+def _wait_for_another_second(folder: Path) -> None:
+    """TensorBoard reads a folder's files in the order of their names, which hold the second in which each was opened."""
+    newest = max((path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")), default="")
+    while newest == f"{int(time.time()):010d}":
+        time.sleep(0.05)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

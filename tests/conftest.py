@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,18 @@ def pytest_configure() -> None:
 def data_root(tmp_path_factory) -> Path:
     """A folder with a small set in every format; each in a folder of the data set's name."""
     return on_disk.write_all(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def plugins_of_this_module() -> Iterator[None]:
+    """What the module's tests load as plugins is gone for the next module of this process."""
+    from datasets import catalog
+    from engine import plugins, tasks
+    from models import factory
+
+    tables = (plugins._loaded, catalog._specs(), tasks._tasks(), factory._models())
+    before = [dict(table) for table in tables]
+    yield
+    for table, content in zip(tables, before, strict=True):
+        table.clear()
+        table.update(content)

@@ -15,6 +15,8 @@ from models import create_model
 from tests.faults.campaign import SMALL
 from tests.running import metrics, results, run_main, weights
 
+pytestmark = pytest.mark.usefixtures("plugins_of_this_module")
+
 SHAPES = (*SMALL, "--data.name", "shapes", "--data.img_size", 32, "--data.n_test", 2000, "--data.difficulty", 0)
 
 
@@ -100,8 +102,7 @@ class TestBadInput:
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize("as_run", [False, True])
-    def test_a_teacher_of_other_classes_is_named_with_both_numbers(self, tmp_path, capsys, monkeypatch, as_run):
-        monkeypatch.setattr("engine.plugins._loaded", {})  # other tests of this process don't need the plugin again
+    def test_a_teacher_of_other_classes_is_named_with_both_numbers(self, tmp_path, capsys, as_run):
         if as_run:
             given = (tmp_path / "teacher",)
             argv = ("--data.name", "shapes", "--data.n_train", 64, "--train.batch_size", 32, "--train.n_steps", 1)

@@ -8,6 +8,8 @@ from engine import load_config, load_plugin, train
 from tests.faults.campaign import SMALL
 from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, weights
 
+pytestmark = pytest.mark.usefixtures("plugins_of_this_module")
+
 PLUGIN = """
 import torch
 from torch import nn
@@ -41,18 +43,8 @@ DATASETS = [DatasetSpec("stripes", load, channels=1, img_size=16, mean=(0.5,), s
 TASKS = {"careful": lambda config, data: Careful(data.classes)}
 """
 OWN = (*SMALL, "--model.name", "stripes", "--model.width", 6, "--data.name", "stripes", "--task", "careful")
-OWN += (
-    "--train.n_steps",
-    60,
-    "--train.batch_size",
-    16,
-    "--train.print_freq",
-    20,
-    "--train.save_freq",
-    30,
-    "--train.optim.lr",
-    0.1,
-)
+OWN += ("--train.n_steps", 60, "--train.batch_size", 16, "--train.print_freq", 20)
+OWN += ("--train.save_freq", 30, "--train.optim.lr", 0.1)
 
 
 @pytest.fixture(scope="module")
