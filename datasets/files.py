@@ -120,7 +120,9 @@ class EvaluationImages:
             into.copy_(self.read(os.fsdecode(path)))
 
     def read(self, path: str) -> Tensor:
-        image = ImageFile(path).decode()
+        return self.prepared(ImageFile(path).decode())
+
+    def prepared(self, image: Image.Image) -> Tensor:
         size = [int(self.shorter_side * side / min(image.size)) for side in image.size]
         image = image.resize(size, self.mode)  # all of it: Pillow's own way to scale only the middle rounds otherwise
         left, top = (round((side - self.img_size) / 2) for side in size)

@@ -1,11 +1,10 @@
 """Pictures of images with masks or boxes, and masks as pictures."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.masks import IGNORED
-from engine.figures import STYLE
+from engine.figures import style
 
 PAIRS_PER_ROW = 4
 OPACITY = 0.55  # of a mask that lies over its image
@@ -42,61 +41,69 @@ def write_mask(mask: Tensor, path: Path) -> None:
 
 
 def draw_masks(
-    images: Sequence[Tensor], masks: Sequence[Tensor], predictions: Sequence[Tensor] | None, classes: Sequence[str]
-) -> Figure:
-    """Each image (3 H W, from 0 to 1), its mask and, where there are any, the prediction; below, the classes that occur."""
-    kinds = [("image", None), ("mask", masks)] + ([("predicted", predictions)] if predictions is not None else [])
+    figure: Figure,
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    predictions: Sequence[Tensor] | None,
+    classes: Sequence[str],
+) -> None:
+    """Each image (3 H W, from 0 to 1), its mask and its prediction, where there are any; below, the classes that occur."""
+    kinds: list[tuple[str, Sequence[Tensor] | None]] = [("image", None)]
+    if any((mask != IGNORED).any() for mask in masks):
+        kinds.append(("mask", masks))
+    if predictions is not None:
+        kinds.append(("predicted", predictions))
     columns = min(PAIRS_PER_ROW, len(images))
     rows = -(-len(images) // columns)
-    occurring = np.unique(np.concatenate([np.unique(part.cpu().numpy()) for part in (*masks, *(predictions or ()))]))
-    with matplotlib.rc_context({**STYLE, "font.size": 8}):
-        figure = Figure(figsize=(1.3 * columns * len(kinds), 1.35 * rows + 0.7), layout="constrained")
+    with style(font_size=8):
+        figure.set_size_inches(1.3 * columns * len(kinds), 1.35 * rows + 0.7)
         axes = figure.subplots(rows, columns * len(kinds), squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
         for i, image in enumerate(images):
             for j, (name, of_kind) in enumerate(kinds):
                 axis = axes[i // columns, i % columns * len(kinds) + j]
-                axis.imshow(_shown(image, None if of_kind is None else of_kind[i], len(classes)), interpolation="nearest")
+                axis.imshow(with_mask(image, None if of_kind is None else of_kind[i], len(classes)), interpolation="nearest")
                 if i < columns:
                     axis.set_title(name)
-        names = {**dict(enumerate(classes)), IGNORED: "ignored"}
-        colours = palette(len(classes)) / 255
-        figure.legend(
-            handles=[Patch(color=colours[label], label=names[label]) for label in occurring.tolist()],
-            loc="outside lower center",
-            ncols=8,
-            frameon=False,
-        )
-    return figure
+        add_legend(figure, [part for _, of_kind in kinds[1:] for part in of_kind], classes)
+
+
+def add_legend(figure: Figure, masks: Iterable[Tensor], classes: Sequence[str]) -> None:
+    """The classes that occur in them."""
+    occurring = np.unique(np.concatenate([np.unique(mask.cpu().numpy()) for mask in masks]))
+    names = {**dict(enumerate(classes)), IGNORED: "ignored"}
+    colours = palette(len(classes)) / 255
+    handles = [Patch(color=colours[label], label=names[label]) for label in occurring.tolist()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False)
 
 
 def draw_boxes(
+    figure: Figure,
     images: Sequence[Tensor],
-    targets: Sequence[dict[str, Tensor]],
+    targets: Sequence[dict[str, Tensor]] | None,
     predictions: Sequence[dict[str, Tensor]] | None,
     classes: Sequence[str],
-) -> Figure:
-    """Each image with its objects and, beside it, with what was found; crowds are dashed."""
-    kinds = [("objects", targets)] + ([("found", predictions)] if predictions is not None else [])
+) -> None:
+    """Each image with its objects and, beside it, with what was found, where these are known; crowds are dotted."""
+    kinds = [(name, of_kind) for name, of_kind in (("objects", targets), ("found", predictions)) if of_kind is not None]
     columns = min(PAIRS_PER_ROW, len(images))
     rows = -(-len(images) // columns)
-    with matplotlib.rc_context({**STYLE, "font.size": 7}):
-        figure = Figure(figsize=(2.2 * columns * len(kinds), 2.3 * rows), layout="constrained")
+    with style(font_size=7):
+        figure.set_size_inches(2.2 * columns * len(kinds), 2.3 * rows)
         axes = figure.subplots(rows, columns * len(kinds), squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
         for i, image in enumerate(images):
             for j, (name, of_kind) in enumerate(kinds):
                 axis = axes[i // columns, i % columns * len(kinds) + j]
-                axis.imshow(_shown(image, None, len(classes)))
-                _add_boxes(axis, of_kind[i], classes)
+                axis.imshow(with_mask(image, None, len(classes)))
+                add_boxes(axis, of_kind[i], classes)
                 if i < columns:
                     axis.set_title(name)
-    return figure
 
 
-def _add_boxes(axis: Axes, objects: dict[str, Tensor], classes: Sequence[str]) -> None:
+def add_boxes(axis: Axes, objects: dict[str, Tensor], classes: Sequence[str]) -> None:
     """Found ones as strongly as their score."""
     colours = palette(len(classes)) / 255
     scores = objects["scores"].tolist() if "scores" in objects else [None] * len(objects["boxes"])
@@ -114,7 +121,7 @@ def _add_boxes(axis: Axes, objects: dict[str, Tensor], classes: Sequence[str]) -
         )
 
 
-def _shown(image: Tensor, mask: Tensor | None, n_classes: int) -> np.ndarray:
+def with_mask(image: Tensor, mask: Tensor | None, n_classes: int) -> np.ndarray:
     """The mask's colours over the image in grey; of a larger mask, as many pixels as the image has."""
     pixels = image.permute(1, 2, 0).cpu().numpy()
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from datasets.augment import Normalise
+from datasets.boxes import Unscaled
 from datasets.loaders import Batch, EvalLoader, Preparation
 from engine.builder import Data, build_model, check, dataset_of, load_data, make_task, preparation
 from engine.checkpoint import InvalidCheckpoint, read_checkpoint
@@ -59,7 +60,9 @@ class Trained:
         return preparation(self.config, spec, self.config.eval.img_size or self.config.data.img_size or spec.img_size)
 
     @cached_property
-    def normalise(self) -> Normalise:
+    def normalise(self) -> Normalise | Unscaled:
+        if dataset_of(self.config).targets == "boxes":  # a detector normalises by itself
+            return Unscaled()
         prepare = self.prepare
         return Normalise(prepare.mean, prepare.std, prepare.img_size, self.accelerator.device)
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Predict the classes of images: files, folders, globs, as many as there are."""
+"""Predict what is in images: files, folders, globs, as many as there are."""
 
 import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -16,18 +18,22 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.command_line import Parser, run_tool
 from engine.errors import ConfigError, RunError
 from tools.pictures.subject import SOURCE, add_source, open_source
+from tools.scenes import Predicted, write_coco, write_masks
 
 if TYPE_CHECKING:
     from engine.trained import Trained
 
 EXAMPLES = """
-Images are prepared as those of an evaluation. With --top_k, an image has a line for each of its classes, the likeliest first.
-Those that can't be read are named at the end, and the exit code is then 1.
+Images are prepared as those of an evaluation. Classes come as lines; with --top_k an image has a line for each of its classes,
+the likeliest first. Masks come as a folder of PNGs, which -o names; boxes as a JSON in COCO's format. Images that can't be read
+are named at the end, and the exit code is then 1.
 
 examples:
   python tools/predict.py runs/first photo.jpg
   python tools/predict.py runs/first photos/ 'more/**/*.jpg' --top_k 5 -o predictions.csv
   python tools/predict.py timm/convnext_tiny photos/ --json --batch_size 64
+  python tools/predict.py runs/segmentation photos/ -o masks
+  python tools/predict.py runs/detection photos/ -o boxes.json
 """
 COLUMNS = ("filename", "class", "probability")
 
@@ -44,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (with what is in them), globs")
     parser.add_argument("--top_k", type=int, default=1, metavar="K", help="classes of each image (default: 1)")
     parser.add_argument("--json", action="store_true", help="JSON instead of CSV; so does a name in -o that ends in .json")
-    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="a file, instead of stdout")
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="a file, instead of stdout; for masks, a folder")
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     args, overrides = parser.parse_with_overrides(argv)
     for name in ("top_k", "batch_size"):
@@ -52,18 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
 
     from engine.images import image_names
-    from engine.tasks.classification import Classification
 
     names = image_names(args.images)
     trained = open_source(args, overrides)
-    if not isinstance(trained.task, Classification):
-        raise ConfigError(f"{trained.weights}: classes are predicted here, and its task is {trained.config.task}")
-    if args.top_k > len(trained.classes):
-        raise ConfigError(f"--top_k {args.top_k}: {trained.weights} tells {len(trained.classes)} classes apart")
-    write = write_json if args.json or (args.output is not None and args.output.suffix == ".json") else write_csv
+    write = _writer(trained, args)
     unreadable: list[str] = []
-    with opened(args.output) as file:
-        write(file, predictions(trained, names, args.batch_size, args.top_k, unreadable))
+    write(names, predictions(trained, names, args.batch_size, unreadable))
     if args.output is not None:
         print(f"wrote {args.output}")
     for why in unreadable:
@@ -73,23 +73,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def predictions(
-    trained: "Trained", names: Sequence[str], batch_size: int, top_k: int, unreadable: list[str]
-) -> Iterator[tuple[str, str, float]]:
-    """File, class and probability, one batch after the other; what can't be read is noted in `unreadable`."""
+def _writer(trained: "Trained", args: Namespace) -> Callable[[Sequence[str], Iterator[Predicted]], None]:
+    """What is made of the predictions depends on the task."""
+    from engine.tasks.classification import Classification
+    from engine.tasks.detection import Detection
+    from engine.tasks.segmentation import Segmentation
+
+    def to_file(write: Callable[..., None], names: Sequence[str], found: Iterator[Predicted]) -> None:
+        with opened(args.output) as file:
+            write(file, names, found, trained)
+
+    task = trained.task
+    if isinstance(task, Classification):
+        if args.top_k > len(trained.classes):
+            raise ConfigError(f"--top_k {args.top_k}: {trained.weights} tells {len(trained.classes)} classes apart")
+        write = write_json if args.json or (args.output is not None and args.output.suffix == ".json") else write_csv
+        return partial(to_file, partial(write, top_k=args.top_k))
+    if args.top_k > 1:
+        raise ConfigError(
+            f"--top_k {args.top_k}: the classes of a whole image, and {trained.weights} is for {trained.config.task}"
+        )
+    if isinstance(task, Detection):
+        return partial(to_file, write_coco)
+    if not isinstance(task, Segmentation):
+        raise ConfigError(f"{trained.weights}: nobody knows how predictions of its task {trained.config.task} are written")
+    if args.output is None or args.json or args.output.is_file():
+        raise ConfigError("masks are written as PNGs: -o FOLDER says where to")
+    return partial(write_masks, args.output, trained=trained)
+
+
+def predictions(trained: "Trained", names: Sequence[str], batch_size: int, unreadable: list[str]) -> Iterator[Predicted]:
+    """One batch after the other; what can't be read is noted in `unreadable`."""
     import torch
     from tqdm import tqdm
 
     from engine.images import read_images
 
     with torch.no_grad(), tqdm(total=len(names), unit="image", leave=False, disable=not sys.stderr.isatty()) as progress:
-        for places, images, why in read_images(trained, names, batch_size):
-            unreadable += why
-            if places:
-                best = trained.task.predict(trained.model, (images, None)).float().topk(top_k)
-                for place, values, classes in zip(places, best.values.tolist(), best.indices.tolist(), strict=True):
-                    yield from ((names[place], trained.classes[c], value) for value, c in zip(values, classes, strict=True))
-            progress.update(len(places) + len(why))
+        for read in read_images(trained, names, batch_size):
+            unreadable += read.unreadable
+            if read.places:
+                yield read, trained.task.predict(trained.model, read.batch)
+            progress.update(len(read.places) + len(read.unreadable))
 
 
 @contextmanager
@@ -111,16 +136,26 @@ def opened(path: Path | None) -> Iterator[IO[str]]:
         raise RunError(f"{path} can't be written: {error.strerror}") from error
 
 
-def write_csv(file: IO[str], found: Iterator[tuple[str, str, float]]) -> None:
+def best_classes(
+    names: Sequence[str], found: Iterator[Predicted], classes: Sequence[str], top_k: int
+) -> Iterator[tuple[str, str, float]]:
+    """File, class and probability."""
+    for read, probabilities in found:
+        best = probabilities.float().topk(top_k)
+        for place, values, indices in zip(read.places, best.values.tolist(), best.indices.tolist(), strict=True):
+            yield from ((names[place], classes[i], value) for value, i in zip(values, indices, strict=True))
+
+
+def write_csv(file: IO[str], names: Sequence[str], found: Iterator[Predicted], trained: "Trained", top_k: int) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(found)
+    writer.writerows(best_classes(names, found, trained.classes, top_k))
 
 
-def write_json(file: IO[str], found: Iterator[tuple[str, str, float]]) -> None:
+def write_json(file: IO[str], names: Sequence[str], found: Iterator[Predicted], trained: "Trained", top_k: int) -> None:
     """A list with a line for each, written as they come."""
     separator = "[\n"
-    for values in found:
+    for values in best_classes(names, found, trained.classes, top_k):
         file.write(separator + json.dumps(dict(zip(COLUMNS, values, strict=True))))
         separator = ",\n"
     file.write("\n]\n" if separator == ",\n" else "[]\n")

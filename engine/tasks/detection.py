@@ -61,11 +61,20 @@ class Detection:
                 found[i] = prediction
         return found
 
-    def draw(self, images: Tensor, batch: Batch, predictions: Sequence[Prediction] | None = None) -> "Figure":
+    def draw(
+        self, images: Tensor, batch: Batch, predictions: Sequence[Prediction] | None = None, figure: "Figure | None" = None
+    ) -> "Figure":
+        from engine.figures import new_figure
         from engine.scene_figures import draw_boxes
 
-        shown = [image[:, : own.shape[-2], : own.shape[-1]] for image, own in zip(images, batch[0], strict=True)]
-        return draw_boxes(shown, batch[1], predictions, self.classes)
+        figure = figure or new_figure()
+        draw_boxes(figure, self.visible(images, batch), batch[1], predictions, self.classes)
+        return figure
+
+    @staticmethod
+    def visible(images: Tensor, batch: Batch) -> list[Tensor]:
+        """The part of each picture that is image; the rest was filled up."""
+        return [image[:, : own.shape[-2], : own.shape[-1]] for image, own in zip(images, batch[0], strict=True)]
 
     def entries(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """As a file of COCO results has them: boxes by corner, width and height."""

@@ -74,16 +74,21 @@ class Segmentation:
             for logits, mask in zip(self.logits(model, images), masks, strict=True)
         ]
 
-    def draw(self, images: Tensor, batch: Batch, predictions: Sequence[Tensor] | None = None) -> "Figure":
+    def draw(
+        self, images: Tensor, batch: Batch, predictions: Sequence[Tensor] | None = None, figure: "Figure | None" = None
+    ) -> "Figure":
+        from engine.figures import new_figure
         from engine.scene_figures import draw_masks
 
-        shown = [image[:, :height, :width] for image, (height, width) in zip(images, self._shown(images, batch[1]), strict=True)]
-        return draw_masks(shown, list(batch[1]), None if predictions is None else list(predictions), self.classes)
+        figure = figure or new_figure()
+        draw_masks(figure, self.visible(images, batch), batch[1], predictions, self.classes)
+        return figure
 
     @staticmethod
-    def _shown(images: Tensor, masks: Sequence[Tensor]) -> list[tuple[int, int]]:
-        """The part of each input that is image; what was filled up is ignored."""
-        return [fitted(*mask.shape, images.shape[-1]) for mask in masks]
+    def visible(images: Tensor, batch: Batch) -> list[Tensor]:
+        """The part of each input that is image; the rest was filled up."""
+        sizes = (fitted(*mask.shape, images.shape[-1]) for mask in batch[1])
+        return [image[:, :height, :width] for image, (height, width) in zip(images, sizes, strict=True)]
 
     def write(self, prediction: Tensor, path: Path) -> None:
         """As a PNG whose pixels are class numbers, with a palette to look at."""

@@ -42,7 +42,7 @@ def test_a_name_is_torchvisions_model_of_the_same_weights_images_and_classes(tmp
     reference = initial(torchvision.models.resnet18(), tmp_path / "weights.pth")
     published = torchvision.models.ResNet18_Weights.DEFAULT
     trained = load_trained("resnet18", {"model.pretrained": str(tmp_path / "weights.pth")})
-    (images,) = batches_of(trained, [photo], batch_size=4)
+    ((images, _),) = batches_of(trained, [photo], batch_size=4)
     expected = published.transforms()(Image.open(photo)).unsqueeze(0)
     torch.testing.assert_close(images, expected, rtol=0, atol=0.02)  # a hair of a level, from the rounding of bytes
     torch.testing.assert_close(trained.model(images), reference(images))
@@ -52,7 +52,7 @@ def test_a_name_is_torchvisions_model_of_the_same_weights_images_and_classes(tmp
 
 def test_a_name_of_timm_takes_images_as_timm_prepares_them(photo):
     trained = load_trained("timm/vit_tiny_patch16_224", {"model.pretrained": False})
-    (images,) = batches_of(trained, [photo], batch_size=4)
+    ((images, _),) = batches_of(trained, [photo], batch_size=4)
     wanted = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg("vit_tiny_patch16_224").to_dict())
     expected = timm.data.create_transform(**wanted)(Image.open(photo)).unsqueeze(0)
     torch.testing.assert_close(images, expected, rtol=0, atol=0.02)
@@ -102,7 +102,7 @@ def test_a_run_is_used_where_its_data_are_not(tmp_path, photo):
     assert run_main("-e", tmp_path / "run", *data, *model, *length) == 0
     shutil.rmtree(root)
     trained = load_trained(tmp_path / "run", {})
-    (images,) = batches_of(trained, [photo], batch_size=4)
+    ((images, _),) = batches_of(trained, [photo], batch_size=4)
     assert trained.classes == ("class_0", "class_1", "class_2")
     assert trained.model(images).shape == (1, 3)
     with pytest.raises(RunError, match="no such folder"):
@@ -143,13 +143,13 @@ def test_an_image_of_a_set_held_in_memory_is_seen_as_in_the_evaluation_bit_for_b
     own = trained.data.splits["valid"].images[:4]
     for i, image in enumerate(own):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
-    (images,) = batches_of(trained, find_images([str(tmp_path)]), batch_size=4)
+    ((images, _),) = batches_of(trained, find_images([str(tmp_path)]), batch_size=4)
     expected, _ = next(iter(trained.data.loader("valid").batches()))
     assert torch.equal(images, expected)
 
 
 def test_an_image_for_a_set_held_in_memory_is_brought_to_its_size_and_channels(run, photo):
-    (images,) = batches_of(load_trained(run, {}), [photo], batch_size=4)
+    ((images, _),) = batches_of(load_trained(run, {}), [photo], batch_size=4)
     small = Image.open(photo).resize((10, 8), Image.Resampling.BILINEAR).crop((1, 0, 9, 8)).convert("L")
     levels = torch.from_numpy(np.array(small)).float().view(1, 1, 8, 8)
     expected = (torch.nn.functional.interpolate(levels, (28, 28), mode="bilinear", antialias=True) / 255 - 0.3053) / 0.3760

@@ -1,10 +1,11 @@
 """Images in columns: what happens to each stands below it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -15,6 +16,7 @@ class Row:
     images: "Sequence[Tensor]"  # C H W, from 0 to 1
     titles: Sequence[str] = ()
     colours: Sequence[str] = ()  # of the titles; black without
+    add: "Callable[[Axes, int], None] | None" = None  # draws over the i-th image
 
 
 def draw_columns(figure: "Figure", rows: Sequence[Row], title: str) -> None:
@@ -33,6 +35,8 @@ def draw_columns(figure: "Figure", rows: Sequence[Row], title: str) -> None:
             block, column = divmod(i, columns)
             for axes, row in zip(grid[block * len(rows) :, column], rows, strict=False):
                 show_image(axes, row.images[i])
+                if row.add is not None:
+                    row.add(axes, i)
                 if row.titles:
                     axes.set_title(row.titles[i], color=row.colours[i] if row.colours else "black")
                 if column == 0:

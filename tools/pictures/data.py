@@ -1,4 +1,5 @@
-"""Training images as the data set has them, as they are after augmentation, and as they are mixed, with their labels."""
+"""Training images as the data set has them, as they are after augmentation, and as they are mixed, with their labels: classes,
+masks or boxes."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -7,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import LoadedConfig, load_config
 from engine.errors import ConfigError, RunError
+from tools.pictures import scenes
 from tools.pictures.columns import Row, draw_columns
 from tools.pictures.output import add_output, deliver, new_figure
+from tools.pictures.scenes import is_of_scenes
 from tools.pictures.subject import expect_classes, expect_positive
 
 if TYPE_CHECKING:
@@ -53,7 +56,6 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
     config, run_dir = _config_of(args, overrides)
     check(config)
     built = build(config, make_accelerator(config))
-    expect_classes(built.task, config, "data")
     if not 0 <= args.step < built.n_steps:
         raise ConfigError(f"--step {args.step}: this run has the updates 0 to {built.n_steps - 1}")
     rows = rows_of(built, config, args.step, expect_positive("--n", args.n))
@@ -80,6 +82,8 @@ def _config_of(args: Namespace, overrides: dict[str, Any]) -> tuple[LoadedConfig
 
 def rows_of(run: "Run", config: LoadedConfig, step: int, n: int) -> list[Row]:
     """The same images as the data set has them, augmented and, where the batch is mixed, mixed."""
+    if not is_of_scenes(run.task):
+        expect_classes(run.task, config, "data")
     from datasets.loaders import Workers, eval_loader
     from engine.builder import preparation
     from engine.evaluate import readable
@@ -91,14 +95,18 @@ def rows_of(run: "Run", config: LoadedConfig, step: int, n: int) -> list[Row]:
     batches = {
         "original": next(readable(originals.batches())),
         "augmented": next(readable(loader.batches(step, step + 1))),
-        "mixed": next(run.train_batches(first=step)) if run.mix is not None else None,
     }
-    if batches["mixed"] is None or batches["mixed"][1].ndim == 1:
-        del batches["mixed"]
+    if run.mix is not None and (mixed := next(run.train_batches(first=step)))[1].ndim > 1:
+        batches["mixed"] = mixed
     rows = []
-    for name, (images, targets) in batches.items():
-        titles = [label_of(target, data.classes) for target in targets[:n]] if name != "augmented" else ()  # it changes no label
-        rows.append(Row(name, loader.normalise.undo(images[:n]), titles))
+    for name, batch in batches.items():
+        images, targets = (part[:n] for part in batch)
+        pictures = loader.normalise.undo(images)
+        if is_of_scenes(run.task):
+            rows += scenes.rows_of(run.task, name, pictures, (images, targets))
+        else:
+            titles = [label_of(target, data.classes) for target in targets] if name != "augmented" else ()  # it changes no label
+            rows.append(Row(name, pictures, titles))
     return rows
 
 

@@ -17,6 +17,7 @@ from tools.pictures.subject import (
     add_source,
     add_split,
     batches_of,
+    expect_classes,
     expect_positive,
     name_of,
     open_source,
@@ -65,6 +66,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
         expect_installed("umap", asked_by="--method umap")
     n = expect_positive("--n", args.n)
     trained = open_source(args, overrides)
+    expect_classes(trained.task, trained.config, "embeddings")
     features, labels = features_of(trained, args.split, n)
     if len(features) < 3:
         raise ConfigError(f"--n: {len(features)} images make no picture of neighbours")

@@ -11,6 +11,7 @@ from tools.pictures.subject import (
     USAGE,
     add_source,
     add_split,
+    expect_classes,
     expect_positive,
     files_of,
     name_of,
@@ -60,6 +61,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
 
     n_channels = expect_positive("--channels", args.channels)
     trained = open_source(args, overrides)
+    expect_classes(trained.task, trained.config, "features")
     subject = files_of(trained, [args.image]) if args.image else samples_of(trained, args.split, [args.sample])
     with torch.no_grad():
         inputs = subject.inputs[:1]

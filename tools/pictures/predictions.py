@@ -1,10 +1,13 @@
-"""Images with the class that a model sees in them, how sure it is, and the true class where it is another."""
+"""Images with the class that a model sees in them, how sure it is, and the true class where it is another; or with the masks or
+boxes that it finds, beside the true ones."""
 
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ConfigError
 from tools.pictures.output import add_output, deliver, new_figure
+from tools.pictures.scenes import draw_predictions as draw_scenes
+from tools.pictures.scenes import is_of_scenes
 from tools.pictures.subject import (
     SOURCE,
     USAGE,
@@ -19,6 +22,8 @@ from tools.pictures.subject import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from engine.trained import Trained
 
 EXAMPLES = """
@@ -45,29 +50,39 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: Namespace, overrides: dict[str, Any]) -> int:
+    if args.wrong and (args.images or args.samples):
+        raise ConfigError("--wrong looks through the split: without images and --samples")
+    trained = open_source(args, overrides)
+    figure = new_figure(args)
+    if is_of_scenes(trained.task):
+        draw_scenes(figure, args, trained)
+    elif not draw_classes(figure, args, trained):
+        print(f"no mistake in {args.split}: there is nothing to draw")
+        return 0
+    figure.suptitle(f"{name_of(trained)}: {'surest mistakes' if args.wrong else 'predictions'}", fontsize=10)
+    deliver({"mistakes" if args.wrong else "predictions": figure}, args, trained.run_dir, trained.step)
+    return 0
+
+
+def draw_classes(figure: "Figure", args: Namespace, trained: "Trained") -> bool:
+    """Whether there is anything to draw."""
     import torch
 
     from engine.figures import class_titles, draw_images
 
-    if args.wrong and (args.images or args.samples):
-        raise ConfigError("--wrong looks through the split: without images and --samples")
-    trained = open_source(args, overrides)
     expect_classes(trained.task, trained.config, "predictions")
     if args.wrong:
         wrong = mistakes(trained, args.split, expect_positive("--n", args.n))
         if not wrong:
-            print(f"no mistake in {args.split}: there is nothing to draw")
-            return 0
+            return False
         subjects = samples_of(trained, args.split, wrong)
     else:
         subjects = subjects_of(args, trained)
     with torch.no_grad():
         probabilities = trained.task.predict(trained.model, (subjects.inputs, subjects.labels)).cpu()
     titles, colours = class_titles(probabilities, trained.classes, subjects.labels, subjects.names)
-    draw_images(figure := new_figure(args), subjects.images, titles, colours)
-    figure.suptitle(f"{name_of(trained)}: {'surest mistakes' if args.wrong else 'predictions'}", fontsize=10)
-    deliver({"mistakes" if args.wrong else "predictions": figure}, args, trained.run_dir, trained.step)
-    return 0
+    draw_images(figure, subjects.images, titles, colours)
+    return True
 
 
 def mistakes(trained: "Trained", split: str, n: int) -> list[int]:

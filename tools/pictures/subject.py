@@ -76,8 +76,21 @@ class Subjects:
 def subjects_of(args: Namespace, trained: "Trained") -> Subjects:
     if args.images:
         return files_of(trained, args.images)
-    there = len(split_of(trained, args.split))
-    return samples_of(trained, args.split, args.samples or spread(expect_positive("--n", args.n), there))
+    return samples_of(trained, args.split, _samples_asked_for(args, trained))
+
+
+def batches_asked_for(args: Namespace, trained: "Trained") -> "Iterator[Any]":
+    """The same for a task whose images have no class: batches, as it takes them."""
+    from engine.images import batches_of as batches_of_files
+    from engine.images import find_images
+
+    if args.images:
+        return batches_of_files(trained, find_images(args.images), BATCH)
+    return batches_of(trained, args.split, _samples_asked_for(args, trained))
+
+
+def _samples_asked_for(args: Namespace, trained: "Trained") -> Sequence[int]:
+    return args.samples or spread(expect_positive("--n", args.n), len(split_of(trained, args.split)))
 
 
 def files_of(trained: "Trained", words: Sequence[str]) -> Subjects:
@@ -86,7 +99,7 @@ def files_of(trained: "Trained", words: Sequence[str]) -> Subjects:
     from engine.images import batches_of, find_images
 
     paths = find_images(words)
-    inputs = torch.cat(list(batches_of(trained, paths, BATCH)))
+    inputs = torch.cat([inputs for inputs, _ in batches_of(trained, paths, BATCH)])
     return Subjects(inputs, trained.normalise.undo(inputs), [path.name for path in paths], None)
 
 
@@ -99,7 +112,7 @@ def samples_of(trained: "Trained", split: str, indices: Sequence[int]) -> Subjec
     return Subjects(inputs, trained.normalise.undo(inputs), names, labels if are_its_own else None)
 
 
-def batches_of(trained: "Trained", split: str, indices: Sequence[int]) -> "Iterator[tuple[Tensor, Tensor]]":
+def batches_of(trained: "Trained", split: str, indices: Sequence[int]) -> "Iterator[Any]":
     """Some samples of a split, prepared as for an evaluation."""
     import torch
 

@@ -1,0 +1,214 @@
+"""The tools on runs whose images have masks or boxes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.patches import Rectangle
+from PIL import Image
+from pycocotools.coco import COCO
+
+from engine.command_line import run_tool
+from engine.scene_figures import palette, with_mask
+from engine.trained import load_trained
+from tests.faults.campaign import SMALL
+from tests.running import results, run_main
+from tools.compare import main as compare
+from tools.predict import main as predict
+from tools.scenes import mask_paths
+from tools.visualize import main as visualize
+
+SCENES = ("--data.name", "shapes", "--data.n_train", 48, "--data.n_test", 12, "--data.img_size", 32, "--model.name", "resnet18")
+SCENES += ("--model.layers", "[1,1,1,1]", "--train.n_steps", 12, "--train.batch_size", 8)
+SCENES += ("--train.eval_freq", 12, "--train.optim.type", "AdamW", "--train.optim.lr", 0.001)
+OWN = {
+    "segmentation": ("--segmentation.head", "hrnet"),
+    "detection": ("--detection.width", 64, "--detection.score_threshold", 0.05),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    for task, argv in OWN.items():
+        assert run_main("-e", folder / task, *SMALL, *SCENES, "--task", task, *argv) == 0
+    return folder
+
+
+@pytest.fixture(scope="module", params=OWN)
+def trained(request, runs):
+    return load_trained(runs / request.param, {})
+
+
+@pytest.fixture
+def photos(trained, tmp_path):
+    """The validation images as files."""
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for i, image in enumerate(trained.data.splits["valid"].images):
+        name = f"more/{i:02d}.png" if i > 8 else f"{i:02d}.png"
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def expected(trained):
+    """What the task predicts of the validation images when they are read as in an evaluation."""
+    with torch.no_grad():
+        return [one for batch in trained.data.loader("valid").batches() for one in trained.task.predict(trained.model, batch)]
+
+
+def run(tool, *argv):
+    return run_tool(lambda: tool([str(word) for word in argv]))
+
+
+def figure_of(monkeypatch, *argv):
+    drawn = []
+    monkeypatch.setattr("engine.figures.save_figure", lambda figure, path: drawn.append(figure))
+    assert run(visualize, *argv) == 0
+    return drawn[0]
+
+
+def test_predict_writes_what_an_evaluation_predicts(trained, photos, tmp_path, capsys):
+    into = tmp_path / ("masks" if trained.config.task == "segmentation" else "boxes.json")
+    assert run(predict, trained.run_dir, photos, "-o", into, "--batch_size", 5) == 0
+    assert f"wrote {into}" in capsys.readouterr().out
+    if trained.config.task == "segmentation":
+        for i, mask in enumerate(expected(trained)):
+            written = Image.open(into / (f"more/{i:02d}.png" if i > 8 else f"{i:02d}.png"))
+            assert np.array_equal(np.array(written), mask.numpy())
+            assert written.getpalette()[:9] == palette(256)[:3].flatten().tolist()
+        assert json.loads((into / "classes.json").read_text()) == list(trained.classes)
+        return
+    found = COCO(str(into))
+    assert [category["name"] for category in found.loadCats(found.getCatIds())] == list(trained.classes[1:])
+    images = found.loadImgs(found.getImgIds())
+    assert [image["file_name"].rpartition("/")[2] for image in images] == [f"{i:02d}.png" for i in range(12)]
+    assert {(image["width"], image["height"]) for image in images} == {(32, 32)}
+    for image, boxes in zip(images, expected(trained), strict=True):
+        annotations = found.loadAnns(found.getAnnIds(image["id"]))
+        assert [one["category_id"] for one in annotations] == boxes["labels"].tolist()
+        assert [one["score"] for one in annotations] == pytest.approx(boxes["scores"].tolist(), abs=1e-5)
+        corners = np.array([one["bbox"] for one in annotations]).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        np.testing.assert_allclose(corners, boxes["boxes"].numpy(), atol=1e-3)
+    assert sum(len(boxes["labels"]) for boxes in expected(trained)) > 0
+
+
+def test_images_of_any_size_are_predicted_in_their_own(trained, tmp_path):
+    random = np.random.default_rng(0)
+    for name, size in (("wide.jpg", (40, 90)), ("high.png", (75, 20))):
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
+    into = tmp_path / "out"
+    assert run(predict, trained.run_dir, tmp_path / "wide.jpg", tmp_path / "high.png", "-o", into) == 0
+    if trained.config.task == "segmentation":
+        assert [Image.open(into / f"{name}.png").size for name in ("wide", "high")] == [(90, 40), (20, 75)]
+        assert run(visualize, "predictions", trained.run_dir, tmp_path / "wide.jpg", "-o", tmp_path / "x.png") == 0
+        return
+    content = json.loads(into.read_text())
+    assert [(image["width"], image["height"]) for image in content["images"]] == [(90, 40), (20, 75)]
+    for box in content["annotations"]:
+        image = content["images"][box["image_id"] - 1]
+        left, top, width, height = box["bbox"]
+        assert 0 <= left <= left + width <= image["width"] + 1e-3
+        assert 0 <= top <= top + height <= image["height"] + 1e-3
+
+
+def test_an_image_that_can_not_be_read_is_named_and_the_others_are_predicted(trained, photos, tmp_path, capsys):
+    (photos / "00.png").write_bytes(b"no picture")
+    assert run(predict, trained.run_dir, photos, "-o", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert str(photos / "00.png") in said
+    assert "1 of 12 images can't be read" in said
+    n = len(list((tmp_path / "out").rglob("*.png"))) if trained.config.task == "segmentation" else None
+    assert n == 11 or len(json.loads((tmp_path / "out").read_text())["images"]) == 11
+
+
+def test_masks_of_images_with_one_name_have_two(tmp_path):
+    names = ["/a/b/1.jpg", "/a/b/1.png", "/a/c/1.jpg"]
+    assert mask_paths(tmp_path, names) == [tmp_path / name for name in ("b/1.jpg.png", "b/1.png.png", "c/1.jpg.png")]
+    assert mask_paths(tmp_path, names[1:]) == [tmp_path / name for name in ("b/1.png", "c/1.png")]
+
+
+def test_predictions_show_truth_and_what_is_found(trained, monkeypatch):
+    figure = figure_of(monkeypatch, "predictions", trained.run_dir, "--samples", 3, 7)
+    axes = [one for one in figure.axes if one.images]
+    images, labels = (getattr(trained.data.splits["valid"], name)[[3, 7]] for name in ("images", "labels"))
+    found = [expected(trained)[i] for i in (3, 7)]
+    if trained.config.task == "segmentation":
+        assert len(axes) == 6  # image, mask, predicted: twice
+        for i in range(2):
+            picture = images[i].float() / 255
+            for j, mask in enumerate((None, labels[i], found[i])):
+                shown = np.asarray(axes[3 * i + j].images[0].get_array())
+                np.testing.assert_allclose(shown, with_mask(picture, mask, len(trained.classes)), atol=1e-5)
+        return
+    assert len(axes) == 4  # objects, found: twice
+    for i in range(2):
+        true = labels[i][labels[i][:, 4] > 0][:, :4].tolist()
+        for j, boxes in enumerate((true, found[i]["boxes"].tolist())):
+            drawn = [patch for patch in axes[2 * i + j].patches if isinstance(patch, Rectangle)]
+            corners = [
+                (p.get_x() + 0.5, p.get_y() + 0.5, p.get_x() + 0.5 + p.get_width(), p.get_y() + 0.5 + p.get_height())
+                for p in drawn
+            ]
+            np.testing.assert_allclose(np.reshape(corners, (-1, 4)), np.reshape(boxes, (-1, 4)), atol=1e-3)
+
+
+def test_data_show_the_batch_that_an_update_trains_with(trained, monkeypatch):
+    """Before augmentation and after it, each with its masks or boxes."""
+    config, task = trained.config, trained.config.task
+    figure = figure_of(monkeypatch, "data", trained.run_dir, "--step", 2, "--n", 3, "--augment.hflip", "true")
+    rows = 4 if task == "segmentation" else 2
+    axes = np.array(figure.axes).reshape(rows, 3)
+    assert [row[0].get_ylabel() for row in axes][:: rows // 2] == ["original", "augmented"]
+    batch = _trained_with(config, step=2)
+    for i in range(3):
+        image = np.asarray(axes[rows // 2, i].images[0].get_array())
+        own = batch[0][i]
+        picture = own if task == "detection" else trained.normalise.undo(own)[0] if own.ndim == 4 else trained.normalise.undo(own)
+        np.testing.assert_allclose(image, picture.permute(1, 2, 0).numpy(), atol=1e-5)
+        if task == "segmentation":
+            shown = np.asarray(axes[3, i].images[0].get_array())
+            np.testing.assert_allclose(shown, with_mask(picture, batch[1][i], 11), atol=1e-5)
+        else:
+            assert len(axes[1, i].patches) == len(batch[1][i]["boxes"]) > 0
+
+
+def _trained_with(config, step):
+    from engine import load_config
+    from engine.builder import build
+    from engine.environment import make_accelerator
+
+    options = [str(word) for word in (*SMALL, *SCENES, "--task", config.task, *OWN[config.task], "--augment.hflip", "true")]
+    config = load_config(None, options)
+    return next(build(config, make_accelerator(config)).train_loader.batches(step, step + 1))
+
+
+@pytest.mark.parametrize("what", ["confusion", "calibration", "gradcam", "embeddings", "features"])
+def test_a_picture_of_classes_says_that_it_is_none_of_masks(runs, capsys, what):
+    capsys.readouterr()
+    assert run(visualize, what, runs / "segmentation") == 2
+    assert capsys.readouterr().err == f"error: {what}: this picture is of classes, and task is segmentation\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "argv", "says"),
+    [
+        ("segmentation", (), "-o FOLDER says where to"),
+        ("segmentation", ("--json", "-o", "masks"), "-o FOLDER says where to"),
+        ("detection", ("--top_k", 3), "--top_k 3"),
+    ],
+)
+def test_what_has_no_meaning_for_a_task_is_refused(runs, tmp_path, capsys, task, argv, says):
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    capsys.readouterr()
+    assert run(predict, runs / task, tmp_path / "image.png", *argv) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_compare_shows_each_by_its_own_metric(runs, tmp_path):
+    assert run(compare, runs / "segmentation", runs / "detection", "--csv", tmp_path / "runs.csv") == 0
+    printed = (tmp_path / "runs.csv").read_text()
+    for task, metric in (("segmentation", "mIoU"), ("detection", "mAP")):
+        line = next(line for line in printed.splitlines() if metric in line.split(","))
+        assert str(results(runs / task)["best"][f"valid/{metric}"]) in line.split(",")
