@@ -258,13 +258,13 @@ def test_one_that_fails_stops_no_other_and_is_named(one_fails):
 
 
 def test_ctrl_c_ends_all_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, capsys):
-    argv = ["--train", DIGITS, "--seeds", "1,2", "--jobs", 1, "-o", tmp_path, "--train.n_steps", 300, "--train.print_freq", 1]
+    argv = ["--train", DIGITS, "--seeds", "1,2", "--jobs", 1, "-o", tmp_path, "--train.n_steps", 200, "--train.print_freq", 5]
     process = subprocess.Popen(
         [sys.executable, "tools/compare.py", *map(str, argv)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     log = tmp_path / "lenet_digits-seed-1.log"
     for _ in range(1200):
-        if log.exists() and "step 5/300" in log.read_text():
+        if log.exists() and "step 5/200" in log.read_text():
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -273,13 +273,13 @@ def test_ctrl_c_ends_all_with_a_checkpoint_and_the_same_command_goes_on(tmp_path
     stopped = results(tmp_path / "lenet_digits-seed-1")
     assert stopped["status"] == "interrupted"
     assert (tmp_path / "lenet_digits-seed-1" / "ckpt" / "latest").readlink().name == f"step-{stopped['step']:06d}"
-    assert f"lenet_digits-seed-1: interrupted at step {stopped['step']} of 300" in out
+    assert f"lenet_digits-seed-1: interrupted at step {stopped['step']} of 200" in out
     assert "lenet_digits-seed-2 not begun; the same command goes on" in err
     argv[3] = "1"
     compare(*argv)
     assert "lenet_digits-seed-1: done" in capsys.readouterr().out
     assert f"resuming at step {stopped['step']}" in log.read_text()
-    assert results(tmp_path / "lenet_digits-seed-1")["step"] == 300
+    assert results(tmp_path / "lenet_digits-seed-1")["step"] == 200
 
 
 def test_families_of_models_are_one_command_each():
