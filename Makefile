@@ -5,10 +5,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 CONFIG ?= configs/lenet_digits.yaml
 ARGS   ?=
+PICTURED := configs/resnet18_shapes.yaml
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow test-long faults docs lint format clean
+.PHONY: help install install-dev train test test-slow docs-test faults pictures docs lint format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,18 +32,28 @@ train: install  ## train: make train CONFIG=configs/resnet18_cifar10.yaml ARGS="
 	$(BIN)/python main.py -c $(CONFIG) $(ARGS)
 
 test: install-dev  ## the tests, in at most 15 minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not long" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
 
 test-slow: install-dev  ## what takes longer: real trainings, whole model lists
 	$(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS) || test $$? -eq 5  # 5: there is none yet
 
-test-long: install-dev  ## what takes longest, by hand: every architecture exported, every command of the documents
-	$(BIN)/python -m pytest -n $(JOBS) -m long $(ARGS)
+docs-test: install-dev  ## follow README and docs/, command by command
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/test_documents.py tests/test_plugin_page.py tests/test_readme.py $(ARGS)
 
 faults: install-dev  ## kill, interrupt and damage runs, and write what was survived; 10 minutes
 	$(BIN)/python -m tests.faults > .faults.md
 	mv .faults.md docs/measured/faults.md
 	cat docs/measured/faults.md
+
+pictures: install-dev  ## train a small run, and draw the pictures of docs/tools.md
+	$(BIN)/python main.py -c $(PICTURED) -e runs/pictures -r auto --data.n_train 8000 --data.n_test 1000 --train.n_epochs 6
+	mkdir -p docs/pictures
+	$(BIN)/python tools/visualize.py data -c $(PICTURED) --augment.mixup 0.4 --augment.cutmix 1 -o docs/pictures/data.png
+	$(BIN)/python tools/visualize.py schedule -c $(PICTURED) -o docs/pictures/schedule.png
+	$(BIN)/python tools/visualize.py predictions runs/pictures --wrong --n 16 -o docs/pictures/mistakes.png
+	$(BIN)/python tools/visualize.py gradcam runs/pictures --n 8 -o docs/pictures/gradcam.png
+	for what in curves features embeddings confusion calibration model; do \
+		$(BIN)/python tools/visualize.py $$what runs/pictures -o docs/pictures/$$what.png || exit 1; done
 
 docs: install-dev  ## write what documents derive from the code and from the figures in docs/measured
 	$(BIN)/python tools/document.py

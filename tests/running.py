@@ -20,12 +20,12 @@ def run_main(*argv: object) -> int:
     return run_tool(lambda: main([str(word) for word in argv]))
 
 
-def run_command(*argv: object, timeout: float = 300, **env: str) -> subprocess.CompletedProcess:
+def run_command(*argv: object, timeout: float = 300, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
     """A command in a process of its own, with the interpreter that runs the tests."""
     words = [sys.executable if word == "python" else str(word) for word in argv]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        words, cwd=ROOT, env={**os.environ, "PATH": path, **env}, capture_output=True, text=True, timeout=timeout, check=False
+        words, cwd=cwd, env={**os.environ, "PATH": path, **env}, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

@@ -4,12 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from engine import check, load_config
 from engine.command_line import Parser
 from engine.config import keys
-from tests.running import ROOT, run_command
+from tests.running import ROOT, run_command, run_main
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -58,17 +60,72 @@ def test_a_command_names_files_that_exist_and_options_that_are_taken(page, words
             check(load_config(ROOT / args.c if args.c else None, overrides))
 
 
-RUN_HERE = re.compile(r"digits|shapes|schedule|count_macs.py --model|--list")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    "words", [words for _, words in ALL if RUN_HERE.search(" ".join(words)) and words[0] == "python"], ids=str
+# What a command needs that isn't here: a download, several devices, a cluster, a package index, an end
+ELSEWHERE = re.compile(
+    r"cifar|imagenet|imagefolder|coco_|voc|convnext|multi_gpu|fsdp|torchrun|accelerate|sbatch|^make|^pip|python3 -m venv|tensorboard "
+    r"|runs/large|runs/mine|--plugin|make_|^git|^export |^npm|docs-test"
 )
-def test_a_command_that_needs_no_data_runs(words, tmp_path):
-    words = [tmp_path / "run" if word.startswith("runs/") else word for word in words]
-    trains = "main.py" in words and not {"--print_config", "--dry_run"} & set(words)
-    words += ["--train.n_epochs", 1, "-e", tmp_path / "run"] if trains else []
-    words += ["-o", tmp_path / "picture.png"] if {"tools/visualize.py", "tools/find_lr.py"} & set(words) else []
-    finished = run_command(*words)
-    assert finished.returncode == 0, finished.stderr
+NO_DATA = re.compile(r"visualize.py (schedule|model) -c|count_macs.py|--print_config")
+SHORTER = {
+    "main.py": "--train.n_epochs 1",
+    "find_lr.py": "--n_updates 20",
+    "sweep.py": "--train.n_steps 20 --train.eval_freq 10",
+}
+OF_SHAPES = "--data.n_train 64 --data.n_test 32 --train.batch_size 16"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The project as somebody has it who has trained a few times, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("main.py", "configs", "engine", "models", "datasets", "tools", "tests", "docs", "requirements.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    digits = ("-c", "configs/lenet_digits.yaml", "--train.n_epochs", 2)
+    scenes = (
+        "--model.layers",
+        "[1,1,1,1]",
+        "--data.n_train",
+        16,
+        "--data.n_test",
+        8,
+        "--train.batch_size",
+        8,
+        "--train.n_steps",
+        2,
+    )
+    for name, argv in {
+        "first": digits,
+        "second": (*digits, "--seed", 2),
+        "segmenter": ("-c", "configs/segmentation_resnet18_shapes.yaml", *scenes),
+        "detector": ("-c", "configs/detection_resnet18_shapes.yaml", *scenes),
+    }.items():
+        assert run_main("-e", folder / "runs" / name, *argv) == 0
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 40, 50, 3), dtype=np.uint8)
+    for i, (place, pixels) in enumerate(zip(("my_pictures/train/a", "my_pictures/val/b", "photos"), pictures, strict=False)):
+        (folder / place).mkdir(parents=True)
+        Image.fromarray(pixels).save(folder / place / f"{i}.jpg")
+    return folder
+
+
+def runnable(page: Path) -> list[str]:
+    lines = "\n".join(FENCED.findall(page.read_text())).replace("\\\n", " ").splitlines()
+    here = (line for line in lines if line.startswith("python ") and (NO_DATA.search(line) or not ELSEWHERE.search(line)))
+    return [line.partition("  #")[0].strip() for line in here]
+
+
+def test_most_commands_need_nothing_that_is_not_here():
+    assert sum(len(runnable(page)) for page in PAGES) > 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
+def test_a_page_can_be_followed(page, checkout):
+    """Each command literally, one after the other; what trains long is made shorter by options at its end."""
+    for line in runnable(page):
+        program = line.split()[1].rpartition("/")[2]
+        is_training = "--print_config" not in line and " -r " not in line
+        more = SHORTER.get(program, "") if is_training else ""
+        more += f" {OF_SHAPES}" if more and "shapes" in line else ""
+        finished = run_command("bash", "-c", f"{line} {more}", cwd=checkout)
+        assert finished.returncode == 0, f"{line} {more}: {finished.stderr}"

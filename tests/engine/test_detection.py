@@ -302,7 +302,7 @@ def test_evaluate_prints_the_precision_of_each_class(trained, capsys):
     assert len(rows) == 10
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_resnet18_learns_to_find_shapes(tmp_path):
     config = ROOT / "configs" / "detection_resnet18_shapes.yaml"

@@ -331,7 +331,7 @@ def test_evaluate_prints_the_overlap_of_each_class(one_batch, capsys):
     assert rows[0].split()[0] == "background"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_resnet18_learns_to_segment_shapes(tmp_path):
     config = ROOT / "configs" / "segmentation_resnet18_shapes.yaml"

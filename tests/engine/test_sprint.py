@@ -112,7 +112,7 @@ def test_norms_without_a_scale_can_not_be_synchronised_and_one_line_says_so():
         builder._synchronised(create_model("airbench94"), load_config(CONFIG, {"train.sync_batchnorm": True}), two_gpus)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_shapes_are_learnt_in_a_few_epochs(tmp_path):
     options = {"data.n_train": 2000, "data.n_test": 500, "data.img_size": 32, "model.widths": [32, 64, 64], "train.n_steps": 80}
     options |= {"train.batch_size": 100, "train.precision": "fp32", "eval.batch_size": 500}

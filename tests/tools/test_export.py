@@ -200,7 +200,7 @@ def test_the_line_of_the_card_loads_the_folder_in_this_project(small_runs, tmp_p
 
 every_kind = pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "vit_tiny" else pytest.mark.long) for name in list_models()],
+    [pytest.param(name, marks=() if name == "vit_tiny" else pytest.mark.slow) for name in list_models()],
 )
 
 
@@ -236,7 +236,7 @@ def test_timm_loads_what_is_its_architecture_too(name, tmp_path):
     loads_in_timm(name, SAME_IN_TIMM[name], tmp_path)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_timm_loads_a_vgg(tmp_path):
     loads_in_timm("vgg11_bn", {"img_size": 224}, tmp_path)
 
@@ -255,7 +255,7 @@ def loads_in_timm(name: str, arguments: dict, tmp_path: Path) -> None:
     "name",
     [
         "vit_tiny_patch16_224",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("resnet26t", "convnext_atto", "efficientnet_lite0")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet26t", "convnext_atto", "efficientnet_lite0")),
     ],
 )
 def test_models_of_timm_are_exported_too(name, tmp_path):
@@ -270,7 +270,7 @@ def test_models_of_timm_are_exported_too(name, tmp_path):
     assert_same_logits(torch.export.load(tmp_path / "model.pt2").module()(images), logits_of(made, images))
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("googlenet", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("googlenet", marks=pytest.mark.slow)])
 def test_a_network_that_timm_has_not_or_has_otherwise_is_not_said_to_be_loadable_there(name, tmp_path):
     """timm's ResNet-18 has another stem than the one for CIFAR-10, under the same names."""
     asked = []
