@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from matplotlib.image import imread
 
 from engine import load_config, load_plugin, train
 from tests.faults.campaign import SMALL
@@ -88,6 +89,16 @@ def test_the_tools_take_it(plugin, run):
     assert counted.returncode == 0, counted.stderr
     assert "stripes" in counted.stdout
     assert run_command("python", "tools/evaluate.py", run).returncode == 2
+
+
+@pytest.mark.parametrize("picture", ["data", "predictions", "model"])
+def test_the_tools_draw_it(plugin, run, tmp_path, picture):
+    argv = ["--plugin", plugin, "-o", tmp_path / "picture.png"]
+    drawn = run_command("python", "tools/visualize.py", picture, run, *argv)
+    assert drawn.returncode == 0, drawn.stderr
+    height, width, _ = imread(tmp_path / "picture.png").shape
+    assert min(height, width) > 150
+    assert ("Conv2d" in drawn.stdout) == (picture == "model")
 
 
 def test_the_same_from_python(plugin, tmp_path):
