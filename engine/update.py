@@ -52,8 +52,9 @@ class Update:
             grad_norm = self._clip()
             if measure:
                 state.window["grad_norm"] = grad_norm
-        # a gradient scaler leaves out such updates itself, and learns from them
-        if self.most_skipped and state.scaler is None and not math.isfinite(grad_norm):
+        if self.most_skipped and not math.isfinite(grad_norm):
+            if state.scaler is not None:
+                state.optimizer.step()  # by a gradient scaler, which leaves the update out itself, and learns from it
             self._skip(state, buffers)
         else:
             state.skipped = 0

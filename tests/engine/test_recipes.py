@@ -8,10 +8,12 @@ import time
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 
 from engine import builder, load_config
 from engine.environment import make_accelerator
+from engine.errors import RunError
 from engine.trained import load_trained
 from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, untimed, weights
 
@@ -213,6 +215,23 @@ class TestGradientsThatAreNoNumber:
         argv = (*SMALL, "--train.n_steps", 12, "--train.nonfinite", "skip", "--train.most_skipped", 3)
         assert run_main("-e", tmp_path / "run", *argv) == 1
         assert "for 4 updates in a row (train.most_skipped 3)" in capsys.readouterr().err
+
+    def test_those_that_a_gradient_scaler_leaves_out_count_and_lower_its_scale(self):
+        """The scaler of fp16, which needs a GPU, on the CPU."""
+        run = built(("train.nonfinite", "skip"), ("train.most_skipped", 2), ("train.ema", 0.5), ("train.batch_size", 64))
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        run.state.scaler = run.accelerator.scaler = scaler
+        run.state.optimizer = AcceleratedOptimizer(run.state.optimizer.optimizer, scaler=scaler)
+        images, labels = next(run.train_batches(first=0))
+        run.update(run.state, (images, labels), measure=True)
+        before = {name: value.clone() for name, value in run.state.ema.module.state_dict().items()}
+        for _ in range(2):
+            run.update(run.state, (images * float("nan"), labels), measure=True)
+        assert scaler.get_scale() == 256
+        assert run.state.skipped == 2
+        assert all(value.equal(before[name]) for name, value in run.state.ema.module.state_dict().items())
+        with pytest.raises(RunError, match=r"for 3 updates in a row \(train.most_skipped 2\)"):
+            run.update(run.state, (images * float("nan"), labels), measure=True)
 
     def test_an_interval_without_any_update_is_logged_without_a_loss(self, tmp_path, monkeypatch):
         self.spoilt(monkeypatch, 0, 1, 2, 3)
