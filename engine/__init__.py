@@ -21,8 +21,8 @@ __all__ = ["ConfigError", "RunError", "check", "load_config", "load_plugin", "tr
 
 
 def check(config: "LoadedConfig") -> None:
-    """Raise ConfigError for what can be known to be wrong before data is looked for; see engine.builder.check."""
-    from engine.builder import check
+    """Raise ConfigError for what can be known to be wrong before data is looked for; see engine.checks.check."""
+    from engine.checks import check
 
     check(config)
 

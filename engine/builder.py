@@ -1,12 +1,9 @@
 """Build a run from its config. Nothing else in the engine reads the config while it trains."""
 
-import inspect
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +11,31 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
 from datasets.counters import derive
-from datasets.loaders import EvalLoader, Growth, Preparation, TrainLoader, Workers, eval_loader, train_loader
+from datasets.loaders import Growth, TrainLoader, eval_loader, train_loader
 from datasets.mixing import Mixing
 from datasets.order import Order
-from datasets.splits import Images, hold_out
-from engine.agreement import on_main
-from engine.arguments import check_arguments
-from engine.config import LoadedConfig, flatten, to_dict
+from datasets.splits import Images
+from engine.config import LoadedConfig
+from engine.data import Data, load_data, preparation, task_kind, workers
 from engine.errors import ConfigError, RunError
 from engine.evaluate import evaluate, readable
 from engine.freeze import freeze
-from engine.optim import find_optimizer, make_optimizer, optimizer_arguments
+from engine.optim import make_optimizer
 from engine.recompute import recompute_blocks
 from engine.schedule import Schedule, make_schedule
-from engine.schema import AugmentConfig, Config, TrainConfig
+from engine.schema import TrainConfig
 from engine.sharpness import Sharpness
 from engine.state import TrainState
-from engine.tasks import Task, TaskKind, find_task
+from engine.tasks import Task
 from engine.tasks.distillation import Distillation
-from engine.teacher import check_teacher, load_teacher
-from engine.trackers import check_trackers
+from engine.teacher import load_teacher
 from engine.update import Update
-from models import model_signature
 
 log = logging.getLogger(__name__)
 
-MOST_WORKERS = 16  # that `auto` starts
 FIRST_LOOK = 5000  # training images that a model with `initialise_from` begins with
 LOOK = 8  # separates this use of the seed from the others
-SECTIONS_OF_TASKS = ("segmentation", "detection")
-SET_BY_ENGINE = ("n_classes", "in_channels", "img_size", "pretrained", "features_only", "out_indices")
-
-
-@dataclass
-class Data:
-    """The splits of a data set, by the part that they play in a run."""
-
-    spec: DatasetSpec
-    classes: tuple[str, ...]
-    img_size: int
-    splits: dict[str, Split]  # train, valid and, where it is kept apart, test
-    loader: Callable[[str], EvalLoader]  # evaluates a split on this rank
 
 
 @dataclass
@@ -106,45 +85,6 @@ class Run:
             model, self.data.loader(split), self.task, self.accelerator, max_batches=self.max_eval_batches, stop=stop
         )
         return {f"{split}{'_ema' if averaged else ''}/{name}": value for name, value in metrics.items()}
-
-
-def check(config: LoadedConfig) -> None:
-    """What can be known to be wrong before data is looked for: names, and arguments against signatures."""
-    kind = task_kind(config)
-    _check_keys_of_other_tasks(config, kind)
-    try:
-        signature = model_signature(config.model.name)
-    except ValueError as error:
-        raise ConfigError(f"model.name: {error} ({config.origin('model.name').name})") from error
-    if signature is not None:
-        check_arguments(config.model.args, signature, "model", config, SET_BY_ENGINE)
-    spec = dataset_of(config)
-    check_arguments(config.data.args, _options_of(spec), "data", config)
-    if spec.n_classes is not None:
-        _check_n_classes(config, spec.n_classes)
-    _check_channels(config, spec)
-    _check_augmentation(config, spec)
-    check_teacher(config)
-    check_trackers(config)
-    optimizer_arguments(config, find_optimizer(config.train.optim.type, config))
-    if config.dataloader.num_workers == 0 and "dataloader.prefetch_factor" in config.origins:
-        origin = config.origins["dataloader.prefetch_factor"].name
-        if config.origin("dataloader.prefetch_factor").rank == config.origin("dataloader.num_workers").rank:
-            config.notes.append(f"warning: dataloader.prefetch_factor ({origin}) has no effect with dataloader.num_workers 0")
-
-
-def task_kind(config: LoadedConfig) -> TaskKind:
-    try:
-        return find_task(config.task)
-    except ValueError as error:
-        raise ConfigError(f"task: {error} ({config.origin('task').name})") from error
-
-
-def dataset_of(config: LoadedConfig) -> DatasetSpec:
-    try:
-        return find_dataset(config.data.name, task_kind(config).targets)
-    except ValueError as error:
-        raise ConfigError(f"data.name: {error} ({config.origin('data.name').name})") from error
 
 
 def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | None = None, task: Task | None = None) -> Run:
@@ -355,57 +295,6 @@ def make_mixing(config: LoadedConfig, n_classes: int) -> Mixing | None:
     return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed)
 
 
-def source_of(config: LoadedConfig) -> Source:
-    data = config.data
-    root = Path(data.dataroot or f"~/data/{dataset_of(config).name}").expanduser()
-    return Source(root, data.verify, data.download, config.seed, data.img_size, data.n_classes)
-
-
-def read_data(config: LoadedConfig) -> Loaded:
-    spec = dataset_of(config)
-    try:
-        return spec.load(source_of(config), **config.data.args)
-    except OSError as error:
-        raise RunError(str(error)) from error
-    except ValueError as error:
-        raise ConfigError(f"data: {spec.name} refuses its options: {error}") from error
-
-
-def load_data(config: LoadedConfig, accelerator: Accelerator) -> Data:
-    spec = dataset_of(config)
-    by_main: list[Loaded] = []
-    on_main(accelerator, lambda: by_main.append(read_data(config)))  # it downloads what the others then read
-    loaded = by_main[0] if by_main else read_data(config)
-    _check_n_classes(config, len(loaded.classes))
-    img_size = config.data.img_size or spec.img_size
-    splits = _assign(config, loaded)
-    prepare, evaluation_workers = preparation(config, spec, config.eval.img_size or img_size), workers(config)
-    per_device = (
-        config.eval.batch_size or config.train.micro_batch_size or -(-config.train.batch_size // accelerator.num_processes)
-    )
-
-    @cache
-    def loader(split: str) -> EvalLoader:
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        return eval_loader(splits[split], per_device, rank, world_size, prepare, evaluation_workers, accelerator.device)
-
-    return Data(spec, loaded.classes, img_size, splits, loader)
-
-
-def _assign(config: LoadedConfig, loaded: Loaded) -> dict[str, Split]:
-    if config.data.valid_ratio is None:
-        log.info("validation uses the test split (data.valid_ratio is null): the best checkpoint is chosen on it")
-        return {"train": loaded.train, "valid": loaded.test}
-    try:
-        train, valid = hold_out(loaded.train, config.data.valid_ratio, config.seed)
-    except ValueError as error:
-        raise ConfigError(f"data.valid_ratio: {error}") from error
-    log.info(
-        "validation uses %d of the %d training samples; the test split is used once, at the end", len(valid), len(loaded.train)
-    )
-    return {"train": train, "valid": valid, "test": loaded.test}
-
-
 def _growth(config: LoadedConfig, img_size: int, n_epochs: float) -> Growth | None:
     augment = config.augment
     if augment.resize_from is None:
@@ -420,103 +309,3 @@ def _growth(config: LoadedConfig, img_size: int, n_epochs: float) -> Growth | No
             f"augment.resize_from {augment.resize_from} to data.img_size {img_size}; {fits} would"
         )
     return Growth(augment.resize_from, augment.resize_epochs or n_epochs, augment.resize_step)
-
-
-def preparation(config: LoadedConfig, spec: DatasetSpec, img_size: int, growth: Growth | None = None) -> Preparation:
-    augment = config.augment
-    return Preparation(
-        img_size=img_size,
-        mean=tuple(config.data.mean or spec.mean),
-        std=tuple(config.data.std or spec.std),
-        augment=augment.enabled,
-        crop_padding=_crop_padding(config, spec),
-        padding_mode=augment.padding_mode,
-        hflip=spec.hflip if augment.hflip is None else augment.hflip,
-        cutout=augment.cutout,
-        color_jitter=augment.color_jitter,
-        scale=tuple(augment.scale),
-        zoom=tuple(augment.zoom),
-        crop_pct=augment.crop_pct,
-        interpolation=augment.interpolation,
-        policy=augment.auto,
-        magnitude=augment.auto_magnitude,
-        erasing=augment.erasing,
-        repeats=augment.repeats,
-        growth=growth,
-    )
-
-
-def _crop_padding(config: LoadedConfig, spec: DatasetSpec) -> int:
-    return spec.crop_padding if config.augment.crop_padding is None else config.augment.crop_padding
-
-
-def workers(config: LoadedConfig) -> Workers:
-    loading = config.dataloader
-    n = _cores_of_this_rank() if loading.num_workers == "auto" else loading.num_workers
-    return Workers(n, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
-
-
-def _cores_of_this_rank() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def _check_keys_of_other_tasks(config: LoadedConfig, kind: TaskKind) -> None:
-    now, default = flatten(to_dict(config)), flatten(to_dict(Config()))
-    own_section = f"{config.task}."
-    if config.eval.tta == "flip_and_shift" and kind.targets != "classes":
-        origin, task = config.origin("eval.tta").name, config.origin("task").name
-        raise ConfigError(f"eval.tta flip_and_shift ({origin}) is for classification, not for task {config.task} ({task})")
-    for key in now.keys() & default.keys():
-        is_of_another = key in kind.other_keys or (key.partition(".")[0] in SECTIONS_OF_TASKS and not key.startswith(own_section))
-        if is_of_another and now[key] != default[key]:
-            raise ConfigError(
-                f"{key} {now[key]} ({config.origin(key).name}) means nothing for task {config.task} "
-                f"({config.origin('task').name}); leave it out, or choose the task that it is for"
-            )
-
-
-def _check_channels(config: LoadedConfig, spec: DatasetSpec) -> None:
-    for name in ("mean", "std"):
-        asked = getattr(config.data, name)
-        if asked is not None and len(asked) != spec.channels:
-            origin = config.origin(f"data.{name}").name
-            raise ConfigError(f"data.{name}: {len(asked)} numbers ({origin}); {spec.name} has {spec.channels} channels")
-
-
-def _check_augmentation(config: LoadedConfig, spec: DatasetSpec) -> None:
-    """What is asked of images in files can't be had of images in memory, and the other way round."""
-    in_files = spec.in_files and not config.data.args.get("in_memory")
-    elsewhere = ("cutout", "crop_padding") if in_files else ("auto", "erasing", "repeats", "zoom")
-    asked = [name for name in elsewhere if getattr(config.augment, name) != getattr(AugmentConfig(), name)]
-    if in_files and config.augment.hflip == "alternating":
-        asked.append("hflip")
-    if asked:
-        key = f"augment.{asked[0]}"
-        raise ConfigError(
-            f"{key} {getattr(config.augment, asked[0])} ({config.origin(key).name}) is for images "
-            f"{'in memory' if in_files else 'in files'}, and those of {spec.name} are {'in files' if in_files else 'in memory'}"
-        )
-    if not in_files and config.augment.padding_mode != "constant" and not _crop_padding(config, spec):
-        origin = config.origin("augment.padding_mode").name
-        config.notes.append(f"warning: augment.padding_mode ({origin}) has no effect with augment.crop_padding 0")
-    for name in () if in_files else ("scale", "crop_pct", "interpolation"):
-        if f"augment.{name}" in config.origins and getattr(config.augment, name) != getattr(AugmentConfig(), name):
-            origin = config.origins[f"augment.{name}"].name
-            config.notes.append(f"warning: augment.{name} ({origin}) has no effect on {spec.name}, which is held in memory")
-
-
-def _options_of(spec: DatasetSpec) -> inspect.Signature:
-    """The parameters of a data set's loading function that a config may give."""
-    signature = inspect.signature(spec.load)
-    bound = getattr(spec.load, "keywords", {})
-    return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "source" and name not in bound])
-
-
-def _check_n_classes(config: LoadedConfig, of_data: int) -> None:
-    asked = config.data.n_classes
-    if asked is not None and asked != of_data:
-        raise ConfigError(
-            f"data.n_classes {asked} ({config.origin('data.n_classes').name}) contradicts {config.data.name}, "
-            f"which has {of_data} classes; leave it out, or null, to follow the data"
-        )

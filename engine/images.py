@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.files import IMAGE_ENDINGS, EvaluationImages, ImageFile, UnreadableImage
 from datasets.masks import IGNORED, ReadForEvaluation
 from datasets.scenes import Packed
-from engine.builder import dataset_of, workers
+from engine.data import dataset_of, workers
 from engine.errors import RunError
 from engine.trained import Trained
 

@@ -14,8 +14,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from engine.agreement import EXIT_CODES, Agreement, Interrupted, on_main
-from engine.builder import Run, build, check
+from engine.builder import Run, build
 from engine.checkpoint import Checkpoints, read_checkpoint
+from engine.checks import check
 from engine.config import LoadedConfig, to_dict
 from engine.environment import asked_precision, begin_peak_memory, describe, make_accelerator, precision_of
 from engine.errors import ConfigError, RunError

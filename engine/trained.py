@@ -19,9 +19,11 @@ from tqdm import tqdm
 from datasets.augment import Normalise
 from datasets.boxes import Unscaled
 from datasets.loaders import Batch, EvalLoader, Preparation
-from engine.builder import Data, build_model, check, dataset_of, load_data, make_task, preparation
+from engine.builder import build_model, make_task
 from engine.checkpoint import InvalidCheckpoint, read_checkpoint
+from engine.checks import check
 from engine.config import LoadedConfig, load_config
+from engine.data import Data, dataset_of, load_data, preparation
 from engine.environment import make_accelerator
 from engine.errors import ConfigError, RunError
 from engine.evaluate import evaluate

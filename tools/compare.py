@@ -106,7 +106,7 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
     if args.png:
         from tools.pictures.output import expect_picture
 
-        expect_picture(args.png)
+        expect_picture(args.png, "--png")
 
 
 def _diff(a: str, b: str) -> int:

@@ -109,7 +109,8 @@ def of_configs(paths: Sequence[str], overrides: dict) -> list[Row]:
 
 
 def _of_config(path: str, config: LoadedConfig) -> Row:
-    from engine.builder import check, dataset_of
+    from engine.checks import check
+    from engine.data import dataset_of
 
     check(config)
     spec = dataset_of(config)
@@ -126,7 +127,7 @@ def _of_config(path: str, config: LoadedConfig) -> Row:
 
 
 def _of_model(name: str, n_classes: int, in_channels: int, img_size: int, overrides: dict) -> Row:
-    from engine.builder import check
+    from engine.checks import check
 
     config = load_config(None, {**overrides, "model.name": name})
     check(config)
@@ -154,7 +155,7 @@ def _without_weights(config: LoadedConfig, n_classes: int, in_channels: int, img
     """The network with zeros for weights: initial ones take longer than counting."""
     import torch
 
-    from engine.builder import task_kind
+    from engine.data import task_kind
 
     own = not config.model.name.startswith("timm/")  # timm computes with numbers while it builds
     try:

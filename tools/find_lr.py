@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.n_updates < FEWEST:
         raise ConfigError(f"--n_updates {args.n_updates}: at least {FEWEST} make a curve")
 
-    from engine.builder import build, check
+    from engine.builder import build
+    from engine.checks import check
     from engine.environment import make_accelerator
     from engine.tracking import set_up_terminal
 

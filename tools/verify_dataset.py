@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = parser.parse_with_overrides(argv)
 
     from datasets import Files
-    from engine.builder import check, read_data, source_of
+    from engine.checks import check
     from engine.config import load_config
+    from engine.data import read_data, source_of
 
     config = load_config(args.config, overrides)
     check(config)

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine import load_config
-from engine.builder import Data, make_task
+from engine.builder import make_task
+from engine.data import Data
 from engine.errors import ConfigError
 from engine.tasks.classification import Classification
 

@@ -11,6 +11,7 @@ import torch
 
 from datasets.loaders import FileTraining
 from engine import builder, load_config
+from engine.data import MOST_WORKERS, workers
 from engine.environment import make_accelerator
 from tests import on_disk
 from tests.running import ROOT, assert_same_weights, metrics, results, run_main, run_on_two_ranks, untimed, weights
@@ -125,15 +126,15 @@ def test_the_config_reaches_the_images(root):
 
 def test_auto_takes_one_worker_for_each_core_of_the_rank(root, monkeypatch):
     config = load_config(None, ["--dataloader.num_workers", "auto"])
-    monkeypatch.setattr(builder.os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
-    assert builder.workers(config).num_workers == 12
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    assert workers(config).num_workers == 12
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert builder.workers(config).num_workers == 3
-    monkeypatch.setattr(builder.os, "sched_getaffinity", lambda pid: {0}, raising=False)
-    assert builder.workers(config).num_workers == 1
+    assert workers(config).num_workers == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    assert workers(config).num_workers == 1
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    monkeypatch.setattr(builder.os, "sched_getaffinity", lambda pid: set(range(200)), raising=False)
-    assert builder.workers(config).num_workers == builder.MOST_WORKERS
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(200)), raising=False)
+    assert workers(config).num_workers == MOST_WORKERS
 
 
 def test_ctrl_c_which_reaches_the_workers_too_saves_and_stops(root, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datasets.splits import Files
-from engine import ConfigError, builder, load_config
+from engine import ConfigError, builder, check, load_config
 from engine.environment import make_accelerator
 from engine.schedule import make_schedule
 from engine.schema import SchedConfig
@@ -103,7 +103,7 @@ def test_a_run_ends_with_its_one_evaluation_and_a_resumed_one_bit_for_bit_alike(
 def test_views_that_only_a_classification_has_are_refused_elsewhere():
     options = {"data.name": "shapes", "model.name": "resnet18", "task": "segmentation", "eval.tta": "flip_and_shift"}
     with pytest.raises(ConfigError, match=r"eval.tta flip_and_shift .* not for task segmentation"):
-        builder.check(load_config(None, options))
+        check(load_config(None, options))
 
 
 def test_norms_without_a_scale_can_not_be_synchronised_and_one_line_says_so():

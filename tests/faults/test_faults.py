@@ -326,7 +326,7 @@ def nobody(monkeypatch):
 
 
 def test_a_run_folder_that_is_read_only_is_an_error_before_data_is_read(nobody, capsys, monkeypatch):
-    monkeypatch.setattr("engine.builder.read_data", lambda *args: pytest.fail("data was read"))
+    monkeypatch.setattr("engine.data.read_data", lambda *args: pytest.fail("data was read"))
     with tempfile.TemporaryDirectory() as above:  # pytest's own folders are closed to others
         os.chmod(above, 0o755)
         run = Path(above) / "run"

@@ -68,7 +68,7 @@ def _default_output(names: Sequence[str]) -> str:
 
 def is_done(variant: Variant) -> bool:
     """Whether its run is complete. A mistake in the config, or a run of another config, is found before anything is trained."""
-    from engine.builder import check
+    from engine.checks import check
 
     config = load_config(variant.config, variant.overrides)
     check(config)

@@ -50,7 +50,8 @@ NOT_ASKED = {"model.pretrained": False, "train.precision": None, "train.compile"
 
 
 def run(args: Namespace, overrides: dict[str, Any]) -> int:
-    from engine.builder import build, check
+    from engine.builder import build
+    from engine.checks import check
     from engine.environment import make_accelerator
 
     config, run_dir = _config_of(args, overrides)
@@ -85,7 +86,7 @@ def rows_of(run: "Run", config: LoadedConfig, step: int, n: int) -> list[Row]:
     if not is_of_scenes(run.task):
         expect_classes(run.task, config, "data")
     from datasets.loaders import Workers, eval_loader
-    from engine.builder import preparation
+    from engine.data import preparation
     from engine.evaluate import readable
 
     data, loader = run.data, run.train_loader

@@ -88,7 +88,9 @@ class Subject:
 
 
 def _of_config(args: Namespace, overrides: dict[str, Any]) -> Subject:
-    from engine.builder import check, dataset_of, new_model
+    from engine.builder import new_model
+    from engine.checks import check
+    from engine.data import dataset_of
 
     config = load_config(args.config, {**overrides, "model.pretrained": False})
     check(config)

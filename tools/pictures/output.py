@@ -18,12 +18,12 @@ def add_output(parser: ArgumentParser, default: str) -> None:
     parser.add_argument("--show", action="store_true", help="open a window, too")
 
 
-def expect_picture(path: Path | None) -> None:
+def expect_picture(path: Path | None, option: str = "-o") -> None:
     """Before anything takes long."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     if path is not None and path.suffix.lstrip(".").lower() not in FigureCanvasBase.get_supported_filetypes():
-        raise ConfigError(f"-o {path}: the name of a picture ends in .png, .svg or .pdf")
+        raise ConfigError(f"{option} {path}: the name of a picture ends in .png, .svg or .pdf")
 
 
 def new_figure(args: Namespace) -> "Figure":

@@ -68,7 +68,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
 
 
 def course_of(name: str, path: str, overrides: dict[str, Any], n_images: int | None) -> Course:
-    from engine.builder import check
+    from engine.checks import check
     from engine.schedule import base_lr, make_schedule, warmup_and_cooldown
 
     config = load_config(path, overrides)
@@ -92,7 +92,7 @@ def steps_per_epoch(config: LoadedConfig, n_images: int | None) -> int | None:
     import inspect
 
     from datasets.order import Order
-    from engine.builder import dataset_of
+    from engine.data import dataset_of
 
     generated = inspect.signature(dataset_of(config).load).parameters.get("n_train")
     n = n_images or config.data.args.get("n_train", generated.default if generated else None)

@@ -117,7 +117,7 @@ def batches_of(trained: "Trained", split: str, indices: Sequence[int]) -> "Itera
     import torch
 
     from datasets.loaders import Workers, eval_loader
-    from engine.builder import workers
+    from engine.data import workers
     from engine.evaluate import readable
     from engine.trained import Shown
 
