@@ -132,6 +132,15 @@ def test_labels_out_of_range_are_named(tmp_path):
         load("MNIST", root)
 
 
+def test_a_label_out_of_range_in_a_cifar_file_is_named(tmp_path):
+    path = on_disk.write_cifar10(tmp_path) / "cifar-10-batches-py" / "data_batch_3"
+    entry = pickle.loads(path.read_bytes())
+    entry["labels"][2] = 10
+    path.write_bytes(pickle.dumps(entry))
+    with pytest.raises(OSError, match=r"data_batch_3 holds a label outside 0 to 9"):
+        load("CIFAR-10", tmp_path)
+
+
 def test_an_archive_that_climbs_out_of_its_folder_is_refused_and_writes_nothing(tmp_path):
     (tmp_path / "evil.txt").write_text("evil")
     with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
