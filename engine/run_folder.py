@@ -106,20 +106,12 @@ class RunFolder:
             remove_tree(leftover)
 
     def _take_lock(self) -> None:
-        """A lock that ends with the process, however that ends. Not flock: worker processes would inherit it and outlive us."""
         try:
-            self._lock = (self.path / ".lock").open("a+")
+            self._lock = take_lock(self.path / ".lock")
         except OSError as error:
             raise RunError(f"{self.path} can't be written ({error.strerror})") from error
-        try:
-            import fcntl
-        except ImportError:  # Windows, where nothing guards a run folder
-            return
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise RunError(f"{self.path} is in use by another process") from None
+        if self._lock is None:
+            raise RunError(f"{self.path} is in use by another process")
 
     def close(self) -> None:
         if self._lock is not None:
@@ -145,6 +137,22 @@ class RunFolder:
 
     def write_json(self, name: str, values: Any) -> None:
         self.write(name, json.dumps(finite(values), indent=2) + "\n")
+
+
+def take_lock(path: Path) -> IO | None:
+    """The open file, locked until it is closed or the process ends, however that ends; None where another process has the lock.
+    Not flock: worker processes would inherit it and outlive us."""
+    file = path.open("a+")
+    try:
+        import fcntl
+    except ImportError:  # Windows, where nothing guards a run folder
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def finite(value: Any) -> Any:

@@ -64,7 +64,7 @@ class Child:
 
     @classmethod
     def start(cls, variant: Variant, slot: int, environment: Environment, plugins: Sequence[str]) -> "Child":
-        options = [f"--{key}={_as_option(value)}" for key, value in variant.overrides.items()]
+        options = [f"--{key}={as_option(value)}" for key, value in variant.overrides.items()]
         options += [f"--plugin={file}" for file in plugins]
         command = [sys.executable, str(MAIN), "-c", str(variant.config), "-e", str(variant.folder), "-r", "auto", *options]
         with _opened(variant.log) as log:
@@ -105,7 +105,7 @@ def _opened(log: Path) -> IO[bytes]:
         raise RunError(f"{log} can't be written: {error.strerror}") from error
 
 
-def _as_option(value: object) -> str:
+def as_option(value: object) -> str:
     """As the YAML that an option is read as; in a list everything stands on one line."""
     return yaml12.dump([value]).strip()[1:-1].replace("\n", " ")
 
