@@ -13,7 +13,7 @@ from engine.command_line import run_tool
 from engine.scene_figures import palette, with_mask
 from engine.trained import load_trained
 from tests.faults.campaign import SMALL
-from tests.running import results, run_main
+from tests.running import results, run_main, weights
 from tools.compare import main as compare
 from tools.predict import main as predict
 from tools.scenes import mask_paths
@@ -212,3 +212,19 @@ def test_compare_shows_each_by_its_own_metric(runs, tmp_path):
     for task, metric in (("segmentation", "mIoU"), ("detection", "mAP")):
         line = next(line for line in printed.splitlines() if metric in line.split(","))
         assert str(results(runs / task)["best"][f"valid/{metric}"]) in line.split(",")
+
+
+@pytest.mark.parametrize("task", OWN)
+def test_a_classification_run_starts_the_trunk(tmp_path, task):
+    """After an update at next to no rate it has the classifier's weights."""
+    classes = ("-c", "configs/resnet18_shapes.yaml", "--model.layers", "[1,1,1,1]", *SCENES[2:8], "--train.n_steps", 2)
+    assert run_main("-e", tmp_path / "classes", *SMALL, *classes, "--train.batch_size", 8) == 0
+    argv = (*SMALL, *SCENES, "--task", task, *OWN[task], "--model.pretrained", tmp_path / "classes")
+    argv += ("--train.n_steps", 1, "--train.eval_freq", 1, "--train.optim.lr", 1e-30, "--train.optim.weight_decay", 0)
+    assert run_main("-e", tmp_path / "scenes", *argv) == 0
+    classifier, network = weights(tmp_path / "classes", "best"), weights(tmp_path / "scenes")
+    prefix = "backbone.body." if task == "detection" else "backbone."
+    learnt = [name for name in classifier if "running" not in name and "num_batches" not in name and not name.startswith("fc.")]
+    assert len(learnt) > 20
+    for name in learnt:
+        assert torch.equal(network[prefix + name], classifier[name]), name
