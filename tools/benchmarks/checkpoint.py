@@ -20,7 +20,7 @@ def add_command(commands: Any) -> ArgumentParser:
     return commands.add_parser("checkpoint", description=__doc__, help="a checkpoint beside a bare save")
 
 
-def run(args: Namespace) -> int:
+def run(args: Namespace, overrides: dict[str, Any]) -> int:
     saves = measure_saves(1 if args.quick else SAVES)
     print(json.dumps(saves, indent=2) if args.json else table(saves))
     return 0

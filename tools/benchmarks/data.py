@@ -28,7 +28,7 @@ def add_command(commands: Any) -> ArgumentParser:
     return command
 
 
-def run(args: Namespace) -> int:
+def run(args: Namespace, overrides: dict[str, Any]) -> int:
     import torch
 
     if args.num_threads:
