@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, get_start_method, set_start_method
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
@@ -88,7 +88,7 @@ class Side:
         begin = time.perf_counter()
         context = get_context("spawn")
         self._connection, childs_end = context.Pipe()
-        self._process = context.Process(target=_in_child, args=(childs_end, work, env))
+        self._process = context.Process(target=_in_child, args=(childs_end, work, env, get_start_method()))
         self._process.start()
         childs_end.close()
         try:
@@ -136,8 +136,9 @@ class Side:
                 continue
 
 
-def _in_child(connection: Connection, work: Work, env: Mapping[str, str]) -> None:
+def _in_child(connection: Connection, work: Work, env: Mapping[str, str], start_method: str) -> None:
     os.environ.update(env)
+    set_start_method(start_method, force=True)  # workers begin as they would in a program of their own
     with open(os.devnull, "w") as nowhere:  # a log is written as it would be, and not seen
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
