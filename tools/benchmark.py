@@ -9,7 +9,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engine.command_line import Parser, run_tool
-from tools.benchmarks import checkpoint, data, model, training
+from tools.benchmarks import checkpoint, data, evaluation, everything, growth, memory, model, ranks, start, training
 
 EXAMPLES = """
 What is compared takes turns, and the median counts. Whatever else the machine does falls on all of them.
@@ -21,7 +21,7 @@ examples:
   python tools/benchmark.py checkpoint
   python tools/benchmark.py data --num_workers 2 --num_threads 1 --json
 """
-BENCHMARKS = (model, training, data, checkpoint)
+BENCHMARKS = (everything, model, training, data, start, evaluation, memory, ranks, growth, checkpoint)
 TAKE_KEYS = ("model", "training")  # of a config
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -180,3 +181,9 @@ def figure(value: float) -> str:
 
 def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def add_threads(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--num_threads", type=int, default=n_cores(), metavar="N", help="of torch, on all sides (default: one for each core)"
+    )

@@ -13,7 +13,7 @@ from engine.config import load_config
 from engine.errors import ConfigError
 from engine.schema import Precision
 from tools.benchmarks import ours
-from tools.benchmarks.measure import Ratio, figure, n_cores, ratio
+from tools.benchmarks.measure import Ratio, add_threads, figure, n_cores, ratio
 from tools.benchmarks.sides import Length, Speed, race
 from tools.tables import plain
 
@@ -72,7 +72,7 @@ def add_command(commands: Any) -> ArgumentParser:
     command.add_argument("--precisions", nargs="+", choices=get_args(Precision), help="default: all that run here")
     command.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS), help="default: both")
     command.add_argument("--compile", action="store_true", help="with torch.compile too; --tune always tries it")
-    command.add_argument("--num_threads", type=int, default=n_cores(), help="of torch (default: one for each core)")
+    add_threads(command)
     command.add_argument("--tune", action="store_true", help="find the setting in which training is fastest")
     return command
 

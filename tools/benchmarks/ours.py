@@ -22,12 +22,26 @@ def train(config: str, overrides: Mapping[str, Any], exp_dir: Path, turns: Turns
     """A training with all that belongs to it. Of several ranks only the first has turns; the others wait for it by themselves."""
     from engine import load_config
     from engine import train as train_as_configured
-    from engine.builder import Run
 
     if turns is not None:
-        batches = Run.train_batches
-        Run.train_batches = lambda run, first: turns.counted(batches(run, first), run.batch_size)
+        _count_steps(turns)
     train_as_configured(load_config(config, overrides), exp_dir=exp_dir)
+
+
+def resume(run_dir: Path, overrides: Mapping[str, Any], turns: Turns) -> None:
+    """A training that goes on from its latest checkpoint."""
+    from engine import load_config
+    from engine import train as train_as_configured
+
+    _count_steps(turns)
+    train_as_configured(load_config(run_dir / "config.yaml", overrides), exp_dir=run_dir, resume="latest")
+
+
+def _count_steps(turns: Turns) -> None:
+    from engine.builder import Run
+
+    batches = Run.train_batches
+    Run.train_batches = lambda run, first: turns.counted(batches(run, first), run.batch_size)
 
 
 def evaluate(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:

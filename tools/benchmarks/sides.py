@@ -96,7 +96,7 @@ class Side:
         except BaseException:
             self.close()
             raise
-        self.cold_seconds = time.perf_counter() - begin
+        self.cold_seconds = self.start_seconds = time.perf_counter() - begin
         self._for_all(psutil.Process.suspend)
         return first
 
@@ -177,6 +177,7 @@ class Length:
 class Speed:
     steady: float  # images/s, the median of the turns
     cold: float  # images/s from the start of the process on, the median of the starts
+    start: float  # seconds until the first step, the median of the starts
     images: int  # that were counted for `steady`
     peak_mib: float
     note: Any  # that came with the warm-up
@@ -186,6 +187,7 @@ def race(works: Mapping[str, Work], length: Length, threads: int, title: str) ->
     """The speeds of all sides, which take turns."""
     turns: dict[str, list[Turn]] = {name: [] for name in works}
     cold: dict[str, list[float]] = {name: [] for name in works}
+    starts: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(length.starts):
         with started(works, threads) as sides:
             notes = {name: side.turn(length.warm_up).note for name, side in sides.items()}
@@ -194,10 +196,12 @@ def race(works: Mapping[str, Work], length: Length, threads: int, title: str) ->
             for name, taken in take_turns(length.turns, actions, title).items():
                 turns[name] += taken
                 cold[name].append(sides[name].images / sides[name].cold_seconds)
+                starts[name].append(sides[name].start_seconds)
     return {
         name: Speed(
             median(turn.images / turn.seconds for turn in taken),
             median(cold[name]),
+            median(starts[name]),
             sum(turn.images for turn in taken),
             max(turn.peak_mib for turn in taken),
             notes[name],

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tools.benchmarks import ours, rivals
-from tools.benchmarks.measure import Ratio, Report, n_cores, ratio, show
+from tools.benchmarks.measure import Ratio, Report, add_threads, n_cores, ratio, show
 from tools.benchmarks.random_sets import write_cifar10, write_mnist
 from tools.benchmarks.rivals import Job
-from tools.benchmarks.sides import Length, Work, race
+from tools.benchmarks.sides import Length, Turns, Work, race
 
 EXAMPLES = """
 All train the same model on the same random images in CIFAR-10's (or MNIST's) files, by SGD with momentum and a cosine, each in a
@@ -27,7 +27,7 @@ examples:
   python tools/benchmark.py training --only lenet --num_threads 1
   python tools/benchmark.py training --train.precision bf16 --train.channels_last true
 """
-OURS, TUNED = "this project", "this project, tuned"
+OURS, TUNED, BARE = "this project", "this project, tuned", "a bare loop on one batch"
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 N_CIFAR, N_MNIST = 50_000, 60_000
 RESNET = Job("resnet18", {"first_block": "cifar10"})
@@ -48,7 +48,7 @@ QUICK = Effort(Length(warm_up=5, turns=3, steps=10), Length(warm_up=1, turns=2, 
 
 def add_command(commands: Any) -> ArgumentParser:
     command = commands.add_parser("training", description=__doc__, epilog=EXAMPLES, help="training beside loops and trainers")
-    command.add_argument("--num_threads", type=int, default=n_cores(), help="of torch, on all sides (default: one for each core)")
+    add_threads(command)
     command.add_argument("--only", choices=["lenet", "resnet"], help="one of the models (default: both)")
     return command
 
@@ -70,14 +70,11 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
 
 
 def loop_of_lenet(root: Path, length: Length, threads: int) -> list[Ratio]:
-    config = {"data.dataroot": str(root / "mnist")}
-    works = {
-        OURS: engine(LENET_28, config, root / "loop-lenet", "lenet_mnist"),
-        "a bare loop on one batch": partial(rivals.bare, LENET_28),
-    }
+    job = replace(LENET_28, root=root / "mnist")
+    works = {OURS: engine(job, {}, root / "loop"), BARE: partial(rivals.bare, job)}
     speeds = race(works, replace(length, starts=1), threads, "LeNet-5 28x28")
-    fast, bare = (speeds[name].steady for name in works)
-    return [ratio("LeNet-5 28x28, batch 256: the loop", "a bare loop on one batch", "images/s", fast, bare, at_least=0.9)]
+    what = f"LeNet-5 28x28, batch {job.batch_size}: the loop"
+    return [ratio(what, BARE, "images/s", speeds[OURS].steady, speeds[BARE].steady, at_least=0.9)]
 
 
 def whole(
@@ -94,20 +91,19 @@ def whole(
     job = replace(job, root=root / "cifar")
     what = f"{what}, batch {job.batch_size}"
     runs = root / what.replace(" ", "-")
-    bare = "a bare loop on one batch"
     scripts = {f"a plain script, {n} workers": replace(job, workers=n) for n in (0, 2)}
     is_resnet = job.model == RESNET.model
     works: dict[str, Work] = {OURS: engine(job, {}, runs / "a")}
     if tuned:
         works[TUNED] = engine(job, tuned, runs / "tuned")
     if is_resnet:
-        works[bare] = partial(rivals.bare, job)
+        works[BARE] = partial(rivals.bare, job)
     works |= {name: partial(rivals.plain_script, of) for name, of in scripts.items()}
     speeds = race(works, length, threads, what)
     best = max(scripts, key=lambda name: speeds[name].steady)
     ratios = []
     if is_resnet:
-        ratios.append(ratio(f"{what}: the loop", bare, "images/s", speeds[OURS].steady, speeds[bare].steady, at_least=0.97))
+        ratios.append(ratio(f"{what}: the loop", BARE, "images/s", speeds[OURS].steady, speeds[BARE].steady, at_least=0.97))
     ratios.append(ratio(f"{what}: steady", best, "images/s", speeds[OURS].steady, speeds[best].steady, at_least=than_script))
     if tuned:
         ratios.append(ratio(f"{what}: tuned", best, "images/s", speeds[TUNED].steady, speeds[best].steady, at_least=1.5))
@@ -136,24 +132,30 @@ def _cold(what: str, name: str, length: Length, speeds: Mapping[str, Any], **aim
     return ratio(f"{what}: cold, {length.n_steps} steps", name, "images/s", speeds[OURS].cold, speeds[name].cold, **aim)
 
 
-def engine(job: Job, overrides: Mapping[str, Any], runs: Path, config: str | None = None) -> Work:
-    """This project's side, told only what the others are told too."""
-    name = config or {"resnet18": "resnet18_cifar10", "lenet": "lenet_cifar10"}[job.model]
-    keys = {
+def engine(job: Job, overrides: Mapping[str, Any], runs: Path) -> Work:
+    """This project's side of a training."""
+    return partial(_in_new_folder, config_of(job), {**keys_of(job), **overrides}, runs)
+
+
+def config_of(job: Job) -> str:
+    name = "lenet_mnist" if job.channels == 1 else f"{job.model}_cifar10"
+    return str(CONFIGS / f"{name}.yaml")
+
+
+def keys_of(job: Job) -> dict[str, Any]:
+    """What the other sides are told too; it neither evaluates nor saves while it is measured."""
+    return {
         "data.verify": False,
         "data.download": False,
         "data.dataroot": str(job.root),
+        "train.n_epochs": None,
         "train.n_steps": rivals.N_STEPS,
         "train.batch_size": job.batch_size,
         "train.eval_freq": rivals.N_STEPS,
         "train.save_freq": rivals.N_STEPS,
-        **overrides,
     }
-    if config == "lenet_mnist":
-        keys["train.n_epochs"] = None
-    return partial(_in_new_folder, str(CONFIGS / f"{name}.yaml"), keys, runs)
 
 
-def _in_new_folder(config: str, keys: Mapping[str, Any], runs: Path, turns: Any) -> None:
+def _in_new_folder(config: str, keys: Mapping[str, Any], runs: Path, turns: Turns | None) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     ours.train(config, keys, Path(tempfile.mkdtemp(dir=runs)), turns)
