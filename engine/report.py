@@ -12,8 +12,8 @@ import torch
 
 from engine.builder import Run
 from engine.config import LoadedConfig, flatten, load_config, to_dict, to_yaml
-from engine.environment import peak_memory
 from engine.journal import Journal
+from engine.memory import peak_memory
 from engine.run_folder import CLASSES, RunFolder
 from engine.sharding import is_sharded
 from engine.tracking import read_metrics

@@ -18,11 +18,12 @@ from engine.builder import Run, build
 from engine.checkpoint import Checkpoints, read_checkpoint
 from engine.checks import check
 from engine.config import LoadedConfig, to_dict
-from engine.environment import asked_precision, begin_peak_memory, describe, make_accelerator, precision_of
+from engine.environment import asked_precision, describe, make_accelerator, precision_of
 from engine.errors import ConfigError, RunError
 from engine.failures import explained
 from engine.journal import Journal, restore
 from engine.loop import fit
+from engine.memory import begin_peak_memory
 from engine.report import Result, closing, draw, opening, predict_some, say_what_changed, write_beginning, write_results
 from engine.run_folder import Resumption, RunFolder, find_resumption, remove_tree
 from engine.sharding import load_weights

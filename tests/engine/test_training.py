@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine import ConfigError, load_config, train
-from engine.environment import peak_memory
+from engine.memory import peak_memory
 from engine.run_folder import RunFolder
 from tests.running import (
     ROOT,
@@ -81,9 +81,7 @@ def test_results_say_what_was_reached(whole_run):
 
 def test_the_peak_of_memory_counts_what_was_held_for_a_while_too():
     held = "torch.ones(2**26, dtype=torch.uint8)"
-    program = (
-        f"import torch; from engine.environment import peak_memory as p; d = torch.device('cpu'); a = p(d); {held}; b = p(d)"
-    )
+    program = f"import torch; from engine.memory import peak_memory as p; d = torch.device('cpu'); a = p(d); {held}; b = p(d)"
     finished = run_command("python", "-c", f"{program}; torch.ones(1); print(b - a, p(d) - b)")
     rise, more = map(float, finished.stdout.split())
     assert rise == pytest.approx(64, abs=4)

@@ -131,7 +131,7 @@ def test_many_images_take_no_more_memory_than_few(digits, small_runs, tmp_path):
         name.parent.mkdir(exist_ok=True)
         name.symlink_to(images[i % len(images)])
     program = (
-        "import sys, torch; from tools.predict import main; from engine.environment import peak_memory\n"
+        "import sys, torch; from tools.predict import main; from engine.memory import peak_memory\n"
         "for name in ('few', 'many'):\n"
         "    assert main([sys.argv[1], f'{sys.argv[2]}/{name}', '-o', f'{sys.argv[2]}/{name}.csv', *sys.argv[3:]]) == 0\n"
         "    print(peak_memory(torch.device('cpu')))"

@@ -1,4 +1,4 @@
-"""Saving: a verified, committed checkpoint of ResNet-18 with its momentum, beside a bare save of the same tensors."""
+"""Saving: a verified, committed checkpoint of ResNet-18 with its momentum, beside a bare save, and its share of a run."""
 
 import json
 import os
@@ -6,24 +6,52 @@ import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tools.benchmarks.measure import take_turns
+from engine.schema import TrainConfig
+from tools.benchmarks import ours
+from tools.benchmarks.measure import Ratio, add_threads, ratio, take_turns
+from tools.benchmarks.sides import Length, race
+from tools.benchmarks.training import CONFIGS, N_CIFAR, OURS
 
 SAVES = 15
+FULL, QUICK = Length(warm_up=1, turns=3, steps=1), Length(warm_up=1, turns=1, steps=1)
 
 
 def add_command(commands: Any) -> ArgumentParser:
-    return commands.add_parser("checkpoint", description=__doc__, help="a checkpoint beside a bare save")
+    command = commands.add_parser("checkpoint", description=__doc__, help="a checkpoint beside a bare save, and beside a run")
+    add_threads(command)
+    return command
 
 
-def run(args: Namespace) -> int:
+def run(args: Namespace, overrides: dict[str, Any]) -> int:
     saves = measure_saves(1 if args.quick else SAVES)
-    print(json.dumps(saves, indent=2) if args.json else table(saves))
+    share = share_of_a_run(saves["ms"] / 1000, QUICK if args.quick else FULL, args.num_threads)
+    if args.json:
+        ratios = [ratio("a checkpoint of ResNet-18, verified", "a bare save", "ms", saves["ms"], saves["bare_ms"]), share]
+        print(json.dumps({**saves, "left_out": [], "ratios": [asdict(one) for one in ratios]}, indent=2))
+    else:
+        print(table(saves))
+        print(
+            f"{100 * share.ratio:.2f} % of the time of a training on CIFAR-10, with one per epoch of {share.theirs:,.0f} seconds"
+        )
     return 0
+
+
+def share_of_a_run(seconds: float, length: Length, threads: int) -> Ratio:
+    """Of a checkpoint for each epoch, as is the default; the epoch's time is that of some of its updates."""
+    config, batch_size = str(CONFIGS / "resnet18_cifar10.yaml"), TrainConfig().batch_size
+    update = partial(ours.update, config, {"train.batch_size": batch_size, "train.num_threads": threads})
+    rate = race({OURS: update}, length, threads, "updates")[OURS].steady
+    epoch = N_CIFAR // batch_size * batch_size / rate
+    return ratio(
+        "checkpoints of ResNet-18, one per epoch of CIFAR-10", "the run's time", "s", seconds, epoch + seconds, at_most=0.02
+    )
 
 
 def measure_saves(rounds: int) -> dict[str, float]:
@@ -43,7 +71,7 @@ def measure_saves(rounds: int) -> dict[str, float]:
         run_dir, steps = Path(folder), count()
         checkpoints = Checkpoints(run_dir, keep_last=3)
 
-        def ours() -> None:
+        def verified() -> None:
             step = next(steps)
             checkpoints.save(step, model.state_dict(), {"optimizer": optimizer.state_dict(), "step": step}, best_step=None)
 
@@ -54,7 +82,7 @@ def measure_saves(rounds: int) -> dict[str, float]:
                 with (run_dir / name).open("rb+") as file:
                     os.fsync(file.fileno())
 
-        times = take_turns(1 + rounds, {"ours": lambda: _milliseconds(ours), "bare": lambda: _milliseconds(bare)}, "saving")
+        times = take_turns(1 + rounds, {"ours": lambda: _milliseconds(verified), "bare": lambda: _milliseconds(bare)}, "saving")
         megabytes = sum(file.stat().st_size for file in (run_dir / "ckpt" / "latest").iterdir()) / 1e6
     ms, bare_ms = median(times["ours"][1:]), median(times["bare"][1:])
     return {"megabytes": megabytes, "ms": ms, "bare_ms": bare_ms, "times": ms / bare_ms}

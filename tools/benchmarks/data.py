@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tools.benchmarks.measure import FULL, QUICK, Batches, Comparison, measure, table
+from tools.benchmarks.measure import FULL, QUICK, Batches, Comparison, Ratio, Row, measure, n_cores, ratio, table
 
+OURS = "this project"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IN_MEMORY_BATCH, FILES_BATCH = 256, 64
 HEIGHT, WIDTH, QUALITY, IMG_SIZE = 375, 500, 88, 224  # of the generated JPEGs: about 60 kB each
@@ -28,7 +29,7 @@ def add_command(commands: Any) -> ArgumentParser:
     return command
 
 
-def run(args: Namespace) -> int:
+def run(args: Namespace, overrides: dict[str, Any]) -> int:
     import torch
 
     if args.num_threads:
@@ -39,18 +40,28 @@ def run(args: Namespace) -> int:
         comparisons = [in_memory(n_images), *from_files(Path(folder), args.num_workers)]
         rows = [row for comparison in comparisons for row in measure(comparison, QUICK if args.quick else FULL)]
     setting = {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": n_cores(),
         "threads": torch.get_num_threads(),
         "workers": args.num_workers,
         "batch_size": {"in memory": IN_MEMORY_BATCH, "in files": FILES_BATCH},
         "left_out": [] if find_spec("timm") else ["timm, which is not installed"],
     }
     if args.json:
-        print(json.dumps({**setting, "rows": [asdict(row) for row in rows]}, indent=2))
+        ratios = [asdict(one) for one in beside_ours(rows)]
+        print(json.dumps({**setting, "rows": [asdict(row) for row in rows], "ratios": ratios}, indent=2))
         return 0
     print("{cores} cores, {threads} threads in the main process, {workers} workers for files".format(**setting))
     print("\n".join([*(f"left out: {name}" for name in setting["left_out"]), *table(rows)]))
     return 0
+
+
+def beside_ours(rows: Sequence[Row]) -> list[Ratio]:
+    ours = {row.comparison: row.images_per_sec for row in rows if row.pipeline == OURS}
+    return [
+        ratio(row.comparison, row.pipeline, "images/s", ours[row.comparison], row.images_per_sec)
+        for row in rows
+        if row.pipeline != OURS
+    ]
 
 
 def in_memory(n: int) -> Comparison:
@@ -73,7 +84,7 @@ def in_memory(n: int) -> Comparison:
         loader = train_loader(split, order, _preparation(32, crop_padding=4), Workers(), torch.device("cpu"))
         return loader.batches(0, sys.maxsize)
 
-    pipelines: dict[str, Batches] = {"this project": ours}
+    pipelines: dict[str, Batches] = {OURS: ours}
     for workers in (0, 2):
         data = _Transformed(pictures, transforms.Compose(steps))
         pipelines[f"torchvision's transforms on PIL, {workers} workers"] = _endless_loader(data, IN_MEMORY_BATCH, workers)
@@ -97,7 +108,7 @@ def from_files(root: Path, workers: int) -> list[Comparison]:
     comparisons = []
     for title, steps in (("training", training), ("evaluation", evaluation)):
         is_training = title == "training"
-        pipelines = {"this project": _our_files(root, workers, is_training=is_training)}
+        pipelines = {OURS: _our_files(root, workers, is_training=is_training)}
         if find_spec("timm"):
             pipelines["timm's create_loader"] = _timm_loader(root, workers, is_training=is_training)
         data = ImageFolder(root, transforms.Compose(steps))

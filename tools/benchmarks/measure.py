@@ -1,11 +1,16 @@
 """How all benchmarks measure: what is compared takes turns, and the median counts."""
 
+import json
+import os
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, TypeVar
+
+from tools.tables import plain
 
 T = TypeVar("T")
 
@@ -110,3 +115,75 @@ def table(rows: Sequence[Row]) -> list[str]:
                 f"{row.core_ms_per_image:14.4f} {row.fewer_core_ms_by:7.2f}"
             )
     return lines
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One figure of ours over one of theirs, measured in the same run."""
+
+    what: str
+    rival: str
+    unit: str
+    ours: float
+    theirs: float
+    ratio: float
+    at_least: float | None = None  # what the ratio is aimed at
+    at_most: float | None = None
+
+    @property
+    def aim(self) -> str:
+        if self.at_least is not None:
+            return f"at least {self.at_least:g}"
+        return f"at most {self.at_most:g}" if self.at_most is not None else ""
+
+    @property
+    def is_met(self) -> bool:
+        return (self.at_least is None or self.ratio >= self.at_least) and (self.at_most is None or self.ratio <= self.at_most)
+
+
+def ratio(what: str, rival: str, unit: str, ours: float, theirs: float, **aim: float) -> Ratio:
+    return Ratio(what, rival, unit, ours, theirs, ours / theirs, **aim)
+
+
+@dataclass(frozen=True)
+class Report:
+    setting: dict[str, Any]
+    ratios: list[Ratio]
+    left_out: list[str] = field(default_factory=list)
+
+
+def show(report: Report, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({**report.setting, "left_out": report.left_out, "ratios": [asdict(r) for r in report.ratios]}, indent=2))
+        return 0
+    print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.setting.items()))
+    print("\n".join(f"left out: {name}" for name in report.left_out), end="\n" if report.left_out else "")
+    print(plain(rows_of(report.ratios), right=(2, 3, 5)))
+    return 0
+
+
+def rows_of(ratios: Sequence[Ratio]) -> list[Sequence[str]]:
+    """A table's, the head first."""
+    return [
+        ("what", "beside", "this project", "the other", "unit", "ratio", "aim", ""),
+        *((r.what, r.rival, figure(r.ours), figure(r.theirs), r.unit, f"{r.ratio:.3g}", r.aim, _verdict(r)) for r in ratios),
+    ]
+
+
+def _verdict(one: Ratio) -> str:
+    return ("reached" if one.is_met else "missed") if one.aim else ""
+
+
+def figure(value: float) -> str:
+    """Three digits, or all that stand before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def add_threads(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--num_threads", type=int, default=n_cores(), metavar="N", help="of torch, on all sides (default: one for each core)"
+    )

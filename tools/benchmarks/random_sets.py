@@ -1,0 +1,56 @@
+"""Random images in the published formats of CIFAR and MNIST, for what is measured or tested without them."""
+
+import gzip
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_cifar10(root: Path, n_train: int = 60, n_test: int = 20, seed: int = 0) -> Path:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for name, n in [*((f"data_batch_{i}", n_train // 5) for i in range(1, 6)), ("test_batch", n_test)]:
+        _pickle(folder / name, {"data": _pixels(random, n), "labels": random.integers(0, 10, n).tolist()})
+    _pickle(folder / "batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
+    return root
+
+
+def write_cifar100(root: Path, n_train: int = 60, n_test: int = 20, seed: int = 0) -> Path:
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for name, n in (("train", n_train), ("test", n_test)):
+        _pickle(folder / name, {"data": _pixels(random, n), "fine_labels": random.integers(0, 100, n).tolist()})
+    _pickle(folder / "meta", {"fine_label_names": [f"class {i}" for i in range(100)]})
+    return root
+
+
+def write_mnist(
+    root: Path, name: str = "MNIST", n_train: int = 60, n_test: int = 20, *, packed: bool = False, seed: int = 0
+) -> Path:
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for part, n in (("train", n_train), ("t10k", n_test)):
+        images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        labels = random.integers(0, 10, n, dtype=np.uint8)
+        for kind, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+            content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+            if packed:
+                (folder / f"{part}-{kind}.gz").write_bytes(gzip.compress(content))
+            else:
+                (folder / f"{part}-{kind}").write_bytes(content)
+    return root
+
+
+def _pixels(random: np.random.Generator, n: int) -> np.ndarray:
+    return random.integers(0, 256, (n, 3072), dtype=np.uint8)
+
+
+def _pickle(path: Path, value: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        pickle.dump(value, file, protocol=2)
