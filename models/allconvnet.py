@@ -13,8 +13,9 @@ Where copies go wrong:
 
 The paper doesn't say how the weights start. Here they do as in https://github.com/mateuszbuda/ALL-CNN, a Caffe model that comes
 near the paper's accuracy: Caffe's "xavier", uniform with the variance 1 / fan-in, biases 0. The last ReLU can close for every
-class and image, from where no gradient leads back: the loss is then exactly that of guessing, and another seed or a lower
-learning rate is called for. The paper takes 0.25, 0.1, 0.05 or 0.01, whichever does best.
+class and image, from where no gradient leads back: the loss is then exactly that of guessing, and another seed, a lower
+learning rate, or `last_relu=False` is called for, without which short trainings fare better. The paper takes 0.25, 0.1, 0.05 or 0.01,
+whichever does best.
 
 Fully convolutional: images of 9x9 and more, though it was made for 32x32.
 """
@@ -36,6 +37,7 @@ class AllConvNet(nn.Module):
         img_size: int = 32,
         pdrop_input: float = 0.2,
         pdrop: float = 0.5,
+        last_relu: bool = True,
     ) -> None:
         super().__init__()
         if img_size < 9:
@@ -52,6 +54,7 @@ class AllConvNet(nn.Module):
         self.conv7 = nn.Conv2d(192, 192, kernel_size=3)
         self.conv8 = nn.Conv2d(192, 192, kernel_size=1)
         self.conv9 = nn.Conv2d(192, n_classes, kernel_size=1)
+        self.last_relu = last_relu
         self.num_features = 192
         self.feature_info = [
             {"num_chs": 96, "reduction": 1, "module": "conv2"},
@@ -77,7 +80,8 @@ class AllConvNet(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The embedding is the average of the maps that the classes are computed from, since no single vector precedes them."""
         if not pre_logits:
-            x = F.relu(self.conv9(x))
+            x = self.conv9(x)
+            x = F.relu(x) if self.last_relu else x
         return x.mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ def built_on_random_images(config: str, overrides: Mapping[str, Any]) -> "Run":
     from datasets.catalog import register_datasets
     from datasets.splits import DatasetSpec
     from engine import check, load_config
-    from engine.builder import build, dataset_of
+    from engine.builder import build
+    from engine.data import dataset_of
     from engine.environment import make_accelerator
 
     loaded = load_config(config, overrides)
