@@ -1,5 +1,6 @@
 """Growth: whether training stays as fast, and starts as fast, with more samples and after more steps."""
 
+import json
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from tools.benchmarks.data import write_jpegs
 from tools.benchmarks.measure import Ratio, Report, add_threads, n_cores, ratio, show
 from tools.benchmarks.random_sets import write_mnist
 from tools.benchmarks.sides import Length, Speed, race
+from tools.benchmarks.start import until_it_ends
 from tools.benchmarks.training import CONFIGS
 
 EXAMPLES = """
@@ -88,13 +90,12 @@ def _flat(what: str, speeds: Mapping[str, Speed]) -> list[Ratio]:
 
 
 def at_later_steps(root: Path, effort: Effort, threads: int) -> list[Ratio]:
-    from engine import load_config, train
-
     data = write_mnist(root / "data", n_train=10_000, n_test=100)
     runs = {f"{n:,}": root / f"run-{n}" for n in effort.steps}
     for n, run_dir in zip(effort.steps, runs.values(), strict=True):
         until = {**keys(data, 16), "train.n_steps": n, "train.print_freq": max(1, n // 100), "train.num_threads": threads}
-        train(load_config(LENET, until), exp_dir=run_dir)
+        options = [f"--{key}={json.dumps(value)}" for key, value in until.items()]
+        until_it_ends(["main.py", "-c", LENET, "-e", str(run_dir), *options])
     lines = (runs[f"{effort.steps[1]:,}"] / "metrics.jsonl").read_bytes().splitlines()
     states = [(run_dir / "ckpt" / "latest" / "train_state.pt").stat().st_size for run_dir in runs.values()]
     works = {n: partial(ours.resume, run_dir, {"train.n_steps": FOR_EVER}) for n, run_dir in runs.items()}

@@ -31,8 +31,9 @@ examples:
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune --train.batch_size 64
 """
 LAYOUTS = {"channels first": False, "channels last": True}
-# How far a first update may be from that of fp32: relative differences of the loss, and of the change of the weights.
-TOLERANCE = {"fp32": (1e-4, 0.01), "tf32": (1e-3, 0.05), "bf16": (0.02, 0.2), "fp16": (0.02, 0.2)}
+# How far a first update may be from that of fp32: relative differences of the loss, and of the change of the weights. In 16 bits
+# a gradient is off by a third where those of the samples nearly cancel; one that is lost, doubled or random is off by 1 or more.
+TOLERANCE = {"fp32": (1e-4, 0.05), "tf32": (1e-3, 0.1), "bf16": (0.02, 0.5), "fp16": (0.02, 0.5)}
 CLEARLY = 1.03  # times as fast, or it isn't worth another setting
 FULL, QUICK = Length(warm_up=2, turns=5, seconds=1.0), Length(warm_up=2, turns=2, steps=1)
 

@@ -85,6 +85,7 @@ class Side:
 
     def _start(self, work: Work, env: dict[str, str]) -> Turn:
         """Until it stands before its first step."""
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # says what a killed process left, and removes it
         begin = time.perf_counter()
         context = get_context("spawn")
         self._connection, childs_end = context.Pipe()

@@ -36,10 +36,10 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
         mnist = write_mnist(root / "data", n_train=60_000, n_test=10_000)
         keys = ["--data.dataroot", str(mnist), "--data.verify", "false"]
         actions = {
-            "imports": partial(_until_it_ends, ["-c", IMPORTS]),
-            "digits": partial(_until_first_step, root, []),
-            "MNIST": partial(_until_first_step, root, ["-c", "configs/lenet_mnist.yaml", *keys]),
-            "help": partial(_until_it_ends, ["main.py", "--help"]),
+            "imports": partial(until_it_ends, ["-c", IMPORTS]),
+            "digits": partial(until_first_step, root, []),
+            "MNIST": partial(until_first_step, root, ["-c", "configs/lenet_mnist.yaml", *keys]),
+            "help": partial(until_it_ends, ["main.py", "--help"]),
         }
         taken = take_turns(1 + (1 if args.quick else ROUNDS), actions, "starts")
     seconds = {name: median(times[1:]) for name, times in taken.items()}
@@ -52,7 +52,8 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
     return show(Report({"cores": n_cores()}, ratios), as_json=args.json)
 
 
-def _until_it_ends(words: list[str]) -> float:
+def until_it_ends(words: list[str]) -> float:
+    """Seconds of a program in Python."""
     begin = time.perf_counter()
     finished = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
     if finished.returncode:
@@ -60,7 +61,7 @@ def _until_it_ends(words: list[str]) -> float:
     return time.perf_counter() - begin
 
 
-def _until_first_step(root: Path, words: list[str]) -> float:
+def until_first_step(root: Path, words: list[str]) -> float:
     exp_dir = Path(tempfile.mkdtemp(dir=root))
     argv = [sys.executable, "main.py", *words, "-e", str(exp_dir), "--train.print_freq", "1"]
     metrics, output = exp_dir / "metrics.jsonl", exp_dir.with_suffix(".out")

@@ -1,0 +1,261 @@
+"""What is compared in the benchmark does what it says, on both sides. No test looks at a time."""
+
+import json
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import repeat
+
+import pytest
+
+from datasets import catalog
+from engine import load_config
+from engine.command_line import run_tool
+from engine.errors import RunError
+from tests.running import run_command
+from tools.benchmark import main
+from tools.benchmarks import everything, model, ours, rivals, start, training
+from tools.benchmarks.measure import ratio, rows_of
+from tools.benchmarks.model import Setting
+from tools.benchmarks.random_sets import write_cifar10
+from tools.benchmarks.sides import Length, Speed, Turns, race
+
+
+class Enough(BaseException):
+    """Ends what would go on for ever."""
+
+
+class Parent:
+    """The other end of a side's connection: gives turns of some steps each, and keeps what is reported."""
+
+    def __init__(self, *turns: int) -> None:
+        self.turns, self.reports = list(turns), []
+
+    def send(self, report: object) -> None:
+        self.reports.append(report)
+
+    def recv(self) -> int:
+        if not self.turns:
+            raise Enough
+        return self.turns.pop(0)
+
+
+def reports(work, *turns: int) -> list:
+    """Of a side that is run in this process, without that of its start."""
+    parent = Parent(*turns)
+    with pytest.raises(Enough):
+        work(Turns(parent))
+    assert parent.reports[0].images == 0
+    return parent.reports[1:]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    root = write_cifar10(tmp_path_factory.mktemp("cifar"), n_train=100, n_test=40)
+    return replace(training.LENET, root=root, batch_size=8)
+
+
+# Turns
+
+
+def test_a_turn_is_as_many_steps_as_asked_for():
+    assert [turn.images for turn in reports(lambda turns: list(turns.counted(repeat(None), 4)), 1, 3, 2)] == [4, 12, 8]
+
+
+def test_the_end_of_the_batches_is_no_step():
+    def in_epochs(turns):
+        while True:
+            assert len(list(turns.counted(range(3), 4))) == 3
+
+    assert [turn.images for turn in reports(in_epochs, 2, 2, 4)] == [8, 8, 16]
+
+
+def test_all_sides_do_the_same_number_of_images(job, tmp_path):
+    works = {"ours": training.engine(job, {}, tmp_path / "run"), "bare": partial(rivals.bare, job)}
+    speeds = race(works, Length(warm_up=1, turns=2, steps=3), 1, "test")
+    assert list(speeds) == ["ours", "bare"]
+    assert [speed.images for speed in speeds.values()] == [2 * 3 * 8] * 2
+    assert all(0 < speed.cold < speed.steady and speed.start > 0 and speed.peak_mib > 50 for speed in speeds.values())
+
+
+def test_a_side_that_fails_says_why():
+    with pytest.raises(RunError, match=r"broken failed:(.|\n)*no_such_model"):
+        race({"broken": partial(rivals.bare, rivals.Job("no_such_model"))}, Length(1, 1, 1), 1, "test")
+
+
+# The sides
+
+
+@pytest.mark.parametrize("side", [rivals.bare, rivals.plain_script, rivals.timm_loop])
+def test_a_rival_trains(side, job, monkeypatch):
+    network = job.new_model()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    monkeypatch.setattr(rivals.Job, "new_model", lambda self: network)
+    assert [turn.images for turn in reports(partial(side, job), 2, 1)] == [16, 8]
+    assert all(not value.equal(before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [rivals.lightning, rivals.hf_trainer])
+def test_a_trainer_of_another_package_trains(side, job, tmp_path, monkeypatch):
+    work = partial(side, job) if side is rivals.lightning else partial(side, job, tmp_path)
+    test_a_rival_trains(lambda _, turns: work(turns), job, monkeypatch)
+
+
+def test_the_rivals_read_what_the_engine_reads(job):
+    from engine.builder import read_data
+
+    config = load_config(training.config_of(job), training.keys_of(job))
+    read, theirs = read_data(config).train, rivals.cifar10(job.root)
+    assert (read.images.permute(0, 2, 3, 1).numpy() == theirs.arrays).all()
+    assert read.labels.tolist() == theirs.labels
+    assert (config.train.optim.lr, config.train.optim.momentum, config.train.optim.weight_decay) == (job.lr, 0.9, 5e-4)
+
+
+def test_an_evaluation_is_counted_batch_by_batch(job):
+    work = partial(ours.evaluate, training.config_of(job), {**training.keys_of(job), "eval.batch_size": 20})
+    assert [turn.images for turn in reports(work, 1, 2, 3)] == [20, 40, 60]  # of 40 images: two batches, and again
+    assert [turn.images for turn in reports(partial(rivals.bare_evaluation, job, 40), 1, 6)] == [8, 48]
+
+
+# A model, and its fastest setting
+
+
+def first_update(setting: Setting) -> Speed:
+    keys = {"model.name": "resnet18", "model.layers": [1, 1, 1, 1], "train.batch_size": 16, **setting.keys()}
+    (turn,) = reports(partial(ours.update, None, keys), 2)
+    catalog._specs().pop(("random images", "classes"))  # for the next one in this process
+    return Speed(1.0, 1.0, 1.0, turn.images, turn.peak_mib, turn.note)
+
+
+def test_settings_that_agree_are_told_from_those_that_do_not():
+    exact = first_update(Setting()).note
+    for setting in (Setting(), Setting(channels_last=True), Setting(precision="bf16")):
+        tried = model._tried(setting, first_update(setting), exact)
+        assert tried.agrees, tried
+    wrong = {"loss": exact["loss"], "change": [2 * value for value in exact["change"]]}
+    assert not model._tried(Setting(), Speed(1.0, 1.0, 1.0, 16, 1.0, wrong), exact).agrees
+    wrong = {"loss": 1.1 * exact["loss"], "change": exact["change"]}
+    assert not model._tried(Setting(precision="bf16"), Speed(1.0, 1.0, 1.0, 16, 1.0, wrong), exact).agrees
+
+
+def race_of(speed_of):
+    note = {"loss": 2.0, "change": [1.0, 2.0]}
+    return lambda kind, overrides, config, settings, length: {
+        setting: Speed(speed_of(setting), 1.0, 1.0, 8, 1.0, {**note, "loss": 3.0} if setting.compile else note)
+        for setting in settings
+    }
+
+
+def tuned(monkeypatch, speed_of):
+    monkeypatch.setattr(model, "race_settings", race_of(speed_of))
+    return model.tune(None, {}, Setting(), ["fp32", "bf16"], Length(1, 1, 1))
+
+
+def test_the_fastest_setting_that_agrees_is_found(monkeypatch):
+    found = tuned(monkeypatch, lambda s: 10.0 + 5 * (s.precision == "bf16") + 2 * s.channels_last + 100 * s.compile)
+    assert (found.setting.precision, found.setting.channels_last, found.setting.compile) == ("bf16", True, False)
+    assert found.speedup.ratio == found.speedup.ours / found.speedup.theirs == 1.7
+    assert [one.agrees for one in found.tried if one.setting.compile] == [False]
+
+
+def test_what_is_hardly_faster_is_not_chosen(monkeypatch):
+    assert tuned(monkeypatch, lambda s: 10.0 + 0.1 * s.channels_last).setting == Setting()
+
+
+def test_the_last_lines_of_tune_are_those_of_a_config(monkeypatch, tmp_path):
+    found = tuned(monkeypatch, lambda s: 20.0 if s.precision == "bf16" else 10.0)
+    path = tmp_path / "pasted.yaml"
+    path.write_text("data: {name: digits}\nmodel: {name: lenet}\n" + found.text().split("\n\n")[-1] + "\n  n_epochs: 1\n")
+    train = load_config(path).train
+    assert {f"train.{name}": getattr(train, name) for name in asdict(found.setting)} == found.setting.keys()
+
+
+def test_a_model_is_measured_in_every_setting(capsys):
+    argv = ["model", "--quick", "--json", "--batch_sizes", "8", "--precisions", "fp32", "--layouts", "channels first"]
+    assert run_tool(lambda: main([*argv, "--data.name", "CIFAR-10", "--data.img_size", "32"])) == 0  # there are no files of it
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["kind"], row["batch_size"], row["times"]) for row in rows] == [("inference", 8, 1.0), ("training", 8, 1.0)]
+    assert all(row["ms"] == pytest.approx(8000 / row["images_per_sec"]) for row in rows)
+
+
+def test_what_the_benchmark_sets_itself_is_refused(capsys):
+    assert run_tool(lambda: main(["model", "--train.precision", "bf16"])) == 2
+    assert run_tool(lambda: main(["memory", "--train.precision", "bf16"])) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+# Starting
+
+
+def test_the_first_step_is_waited_for(tmp_path):
+    assert start.until_first_step(tmp_path, ["--train.n_epochs", "1"]) > 0
+    (metrics,) = tmp_path.glob("*/metrics.jsonl")
+    assert json.loads(metrics.read_text().splitlines()[0])["step"] == 1
+
+
+def test_a_start_that_fails_says_why(tmp_path):
+    with pytest.raises(RunError, match="no such option"):
+        start.until_first_step(tmp_path, ["--model.no_such_key", "1", "--no_such_option", "1"])
+    with pytest.raises(RunError, match="nothing_of_this_name"):
+        start.until_it_ends(["-c", "import nothing_of_this_name"])
+
+
+# All of it
+
+
+def test_ratios_and_their_aims():
+    met, missed = ratio("a", "b", "s", 1.0, 4.0, at_most=0.3), ratio("a", "b", "images/s", 1.0, 4.0, at_least=0.3)
+    assert (met.ratio, met.is_met, missed.is_met) == (0.25, True, False)
+    assert [row[-2:] for row in rows_of([met, missed, ratio("a", "b", "s", 1.0, 2.0)])[1:]] == [
+        ("at most 0.3", "reached"),
+        ("at least 0.3", "missed"),
+        ("", ""),
+    ]
+
+
+def test_everything_is_one_table_and_one_json_and_what_was_tuned_is_trained_with(tmp_path, monkeypatch):
+    asked = []
+
+    def measured(words, *, quick):
+        asked.append(words)
+        keys = {"keys": {"train.precision": "bf16", "train.compile": False}} if "--tune" in words else {}
+        return {**keys, "left_out": ["lightning"], "ratios": [asdict(ratio(words[0], "another", "s", 1.0, 2.0, at_most=1.0))]}
+
+    monkeypatch.setattr(everything, "_measured", measured)
+    assert run_tool(lambda: main(["all", "--quick", "--output", str(tmp_path)])) == 0
+    assert asked[1] == ["training", "--train.precision", "bf16", "--train.compile", "false"]
+    report = json.loads((tmp_path / "benchmark.json").read_text())
+    table = (tmp_path / "benchmark.md").read_text()
+    assert len(report["measured"]) == len(asked) == 9
+    assert all(f"| {name} " in table for name in report["measured"])
+    assert table.count("Left out: lightning.") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["training", "--only", "lenet"],
+        ["training", "--only", "resnet", "--train.precision", "bf16"],
+        ["start"],
+        ["evaluation"],
+        ["memory"],
+        ["ranks"],
+        ["growth"],
+        ["checkpoint"],
+        ["model", "--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size", "8"],
+    ],
+    ids=" ".join,
+)
+def test_a_benchmark_runs_and_its_ratios_are_those_of_its_figures(words):
+    finished = run_command("python", "tools/benchmark.py", *words, "--quick", "--json", timeout=900)
+    assert finished.returncode == 0, finished.stderr
+    said = json.loads(finished.stdout)
+    assert said["left_out"] == []
+    assert said["ratios"]
+    for one in said["ratios"]:
+        assert one["ratio"] == pytest.approx(one["ours"] / one["theirs"])
+        assert one["ours"] > 0
+    if "--tune" in words:
+        (chosen,) = (one for one in said["tried"] if Setting(**one["setting"]).keys() == said["keys"])
+        assert chosen["agrees"]
