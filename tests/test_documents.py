@@ -68,7 +68,7 @@ NO_DATA = re.compile(r"visualize.py (schedule|model) -c|count_macs.py|--print_co
 SHORTER = {
     "main.py": "--train.n_epochs 1",
     "find_lr.py": "--n_updates 20",
-    "sweep.py": "--train.n_steps 20 --train.eval_freq 10",
+    "sweep.py": "--trials 2 --train.n_steps 20 --train.eval_freq 10",
 }
 OF_SHAPES = "--data.n_train 64 --data.n_test 32 --train.batch_size 16"
 
