@@ -14,8 +14,8 @@ Where copies go wrong:
 The paper doesn't say how the weights start. Here they do as in https://github.com/mateuszbuda/ALL-CNN, a Caffe model that comes
 near the paper's accuracy: Caffe's "xavier", uniform with the variance 1 / fan-in, biases 0. The last ReLU can close for every
 class and image, from where no gradient leads back: the loss is then exactly that of guessing, and another seed, a lower
-learning rate, or `last_relu=False` is called for, without which short trainings fare better. The paper takes 0.25, 0.1, 0.05 or 0.01,
-whichever does best.
+learning rate, or `last_relu=False` is called for, without which short trainings fare better. The paper takes 0.25, 0.1, 0.05
+or 0.01, whichever does best.
 
 Fully convolutional: images of 9x9 and more, though it was made for 32x32.
 """

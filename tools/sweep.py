@@ -63,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     space = read_space(args.space)
     _check(args, space, overrides)
     expect_installed("optuna", asked_by="sweep.py")
-    return sweep(args, space, overrides)
+    try:
+        return sweep(args, space, overrides)
+    except OSError as error:
+        raise RunError(f"{args.output} can't be written ({error.strerror}); the same command goes on") from error
 
 
 def _check(args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any]) -> None:
@@ -86,23 +89,20 @@ def _check(args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any
 
 
 def sweep(args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any]) -> int:
-    import optuna
-
     from tools.sweeps.history import history_of
     from tools.sweeps.study import open_study, take_trial
-    from tools.sweeps.trial import metric_in, run_trial
+    from tools.sweeps.trial import metric_in, pruner_of, run_trial
 
     config = load_config(args.config, overrides)
     meaning = {"search": args.search, "space": sorted(args.space), "metric": args.metric, "minimize": args.minimize}
     meaning["config"] = {key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(HARMLESS)}
     study = open_study(args.output, meaning, space)
-    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     n_trials = args.trials or (sum(1 for _ in grid_of(space)) if args.search == "grid" else 20)
     signum = 0
     while not signum and (taken := take_trial(study, args.output, n_trials, config.seed)) is not None:
         values = {dimension.key: dimension.draw(taken.trial) for dimension in space}
         print(f"{taken.folder.name}: {_as_options(values)}", flush=True)
-        options = {**overrides, **values}
+        options, study.pruner = {**overrides, **values}, pruner_of(study, args.output)
         signum = run_trial(study, taken, args.config, options, args.metric, args.plugin, may_prune=not args.no_prune)
         if not signum:
             history = history_of(study, space, metric_in(args.output, args.metric), args.output)

@@ -16,7 +16,7 @@ from engine.tracking import read_metrics
 from tools.comparison.runs import read_run
 from tools.comparison.training import PAUSE, Child, noted_signals
 from tools.comparison.variants import Variant
-from tools.sweeps.study import WHY, Taken
+from tools.sweeps.study import WHY, Taken, name_of
 
 
 def run_trial(
@@ -79,6 +79,14 @@ def _watch(
             ended_by = noted.popleft()
             child.process.send_signal(ended_by)
         time.sleep(PAUSE)
+
+
+def pruner_of(study: optuna.Study, sweep: Path) -> optuna.pruners.BasePruner:
+    """A trial ends early if the median of the others was better at the same step; in the first quarter luck would decide."""
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    runs = (read_run(sweep / name_of(trial.number), name_of(trial.number)) for trial in completed[:1])
+    n_steps = next((run.results.get("n_steps", 0) for run in runs), 0)
+    return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=n_steps // 4)
 
 
 def metric_of(folder: Path, metric: str | None) -> str:
