@@ -14,6 +14,7 @@ import torch
 from engine import ConfigError, load_config, train
 from engine.memory import peak_memory
 from engine.run_folder import RunFolder
+from engine.tasks.classification import Classification
 from tests.running import (
     ROOT,
     assert_same_weights,
@@ -374,9 +375,17 @@ def test_a_diverging_run_stops_and_no_checkpoint_holds_a_nan(tmp_path, capsys, s
 def test_a_model_and_a_task_of_ones_own_take_the_place_of_the_configs(tmp_path):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(28 * 28, 10))
     config = load_config(None, {"train.n_steps": 20, "train.optim.lr": 0.05})
-    result = train(config, exp_dir=tmp_path / "run", model=model)
+
+    class Careful(Classification):
+        def loss_sum(self, model, batch):
+            loss, sums = super().loss_sum(model, batch)
+            return 2 * loss, {**sums, "loss": 2 * loss, "care": loss.detach()}
+
+    result = train(config, exp_dir=tmp_path / "run", model=model, task=Careful([str(i) for i in range(10)]))
     assert result.status == "completed"
     assert weights(tmp_path / "run").keys() == {"1.weight", "1.bias"}
+    line = next(line for line in metrics(tmp_path / "run") if "train/care" in line)
+    assert line["train/loss"] == pytest.approx(2 * line["train/care"])
 
 
 def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, capsys):

@@ -77,3 +77,12 @@ def test_the_smallest_image_works_and_a_smaller_one_is_refused():
     assert create_model("allconvnet", n_classes=10, img_size=9)(torch.zeros(1, 3, 9, 9)).shape == (1, 10)
     with pytest.raises(ValueError, match="9x9 and more, its seventh layer isn't padded; img_size is 8"):
         create_model("allconvnet", img_size=8)
+
+
+@torch.no_grad()
+def test_without_the_last_relu_the_class_maps_are_averaged_as_they_are():
+    model = create_model("allconvnet", n_classes=10, in_channels=3, img_size=32, last_relu=False).eval()
+    images = torch.randn(2, 3, 32, 32)
+    maps = model.conv9(model.forward_features(images))
+    torch.testing.assert_close(model(images), maps.mean((2, 3)))
+    assert model(images).min() < 0
