@@ -8,7 +8,7 @@ ARGS   ?=
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow test-long faults docs lint format clean
+.PHONY: help install install-dev train test test-slow test-long faults bench docs lint format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,10 @@ faults: install-dev  ## kill, interrupt and damage runs, and write what was surv
 	$(BIN)/python -m tests.faults > .faults.md
 	mv .faults.md docs/measured/faults.md
 	cat docs/measured/faults.md
+
+bench: install-dev  ## measure the speed beside what others use, on an idle machine; 15 minutes
+	$(BIN)/python tools/benchmark.py all --output docs/measured
+	cat docs/measured/benchmark.md
 
 docs: install-dev  ## write what documents derive from the code and from the figures in docs/measured
 	$(BIN)/python tools/document.py
