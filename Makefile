@@ -9,7 +9,7 @@ PICTURED := configs/resnet18_shapes.yaml
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow docs-test faults pictures docs lint format clean
+.PHONY: help install install-dev train test test-slow docs-test faults accuracies bench pictures docs lint format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,10 @@ pictures: install-dev  ## train a small run, and draw the pictures of docs/tools
 	$(BIN)/python tools/visualize.py gradcam runs/pictures --n 8 -o docs/pictures/gradcam.png
 	for what in curves features embeddings confusion calibration model; do \
 		$(BIN)/python tools/visualize.py $$what runs/pictures -o docs/pictures/$$what.png || exit 1; done
+
+bench: install-dev  ## measure the speed beside what others use, on an idle machine; 15 minutes
+	$(BIN)/python tools/benchmark.py all --output docs/measured
+	cat docs/measured/benchmark.md
 
 docs: install-dev  ## write what documents derive from the code and from the figures in docs/measured
 	$(BIN)/python tools/document.py

@@ -16,9 +16,9 @@ What is compared takes turns, and the median counts. Whatever else the machine d
 `benchmark.py WHAT --help` says what each of them measures and takes.
 
 examples:
-  python tools/benchmark.py data
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune
-  python tools/benchmark.py checkpoint
+  python tools/benchmark.py all --quick                                       what `make bench` takes a quarter of an hour for
+  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune     the fastest precision, layout, compile, threads
+  python tools/benchmark.py training --num_threads 1
   python tools/benchmark.py data --num_workers 2 --num_threads 1 --json
 """
 BENCHMARKS = (everything, model, training, data, start, evaluation, memory, ranks, growth, checkpoint)

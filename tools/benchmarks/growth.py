@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from tools.benchmarks import ours
 from tools.benchmarks.data import write_jpegs
-from tools.benchmarks.measure import Ratio, Report, add_threads, n_cores, ratio, show
+from tools.benchmarks.measure import Ratio, Report, add_threads, n_cores, ratio, show, take_turns
 from tools.benchmarks.random_sets import write_mnist
-from tools.benchmarks.sides import Length, Speed, race
+from tools.benchmarks.sides import Length, Side, Speed, Work, race
 from tools.benchmarks.start import until_it_ends
 from tools.benchmarks.training import CONFIGS
 
@@ -37,10 +37,11 @@ class Effort:
     steps: tuple[int, int]
     length: Length
     in_files: Length
+    starts: int
 
 
-FULL = Effort((1_000, 100_000, 1_000_000), (10, 10_000), Length(20, 5, 100), Length(4, 3, 8))
-QUICK = Effort((1_000, 20_000), (10, 200), Length(5, 3, 20), Length(2, 2, 2))
+FULL = Effort((1_000, 100_000, 1_000_000), (10, 10_000), Length(20, 5, 100), Length(4, 3, 8), starts=3)
+QUICK = Effort((1_000, 20_000), (10, 200), Length(5, 3, 20), Length(2, 2, 2), starts=1)
 
 
 def add_command(commands: Any) -> ArgumentParser:
@@ -100,15 +101,23 @@ def at_later_steps(root: Path, effort: Effort, threads: int) -> list[Ratio]:
     states = [(run_dir / "ckpt" / "latest" / "train_state.pt").stat().st_size for run_dir in runs.values()]
     works = {n: partial(ours.resume, run_dir, {"train.n_steps": FOR_EVER}) for n, run_dir in runs.items()}
     speeds = race(works, effort.length, threads, "steps")
+    starts = take_turns(effort.starts, {n: partial(_seconds_to_start, n, work, threads) for n, work in works.items()}, "resuming")
     first, last = (speeds[n] for n in runs)
+    first_start, last_start = (median(starts[n]) for n in runs)
     early, late = runs
     short, long = (mean(map(len, some)) for some in (lines[:LINES], lines[-LINES:]))
     return [
         ratio(f"training from step {late} on", f"from step {early} on", "images/s", last.steady, first.steady, at_least=0.9),
-        ratio(f"resuming at step {late}", f"at step {early}", "s", last.start, first.start, at_most=1.1),
+        ratio(f"resuming at step {late}", f"at step {early}", "s", last_start, first_start, at_most=1.1),
         ratio(f"a line of the log at step {late}", "one at the beginning", "bytes", long, short, at_most=1.1),
         ratio(f"the state in a checkpoint of step {late}", f"of step {early}", "bytes", states[1], states[0], at_most=1.01),
     ]
+
+
+def _seconds_to_start(name: str, work: Work, threads: int) -> float:
+    side = Side(name, work, threads)
+    side.close()
+    return side.start_seconds
 
 
 def keys(data: Path, batch_size: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A model's speed in inference and in training, by batch size, precision, layout and torch.compile; --tune finds the fastest."""
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,8 +21,8 @@ EXAMPLES = """
 Images are random, of the size of the config's data set and held in memory: decoding files isn't measured. Memory is the most
 that the process, or the GPU, held. Training is the engine's own update, data and optimizer included.
 
---tune tries precisions and layouts, then torch.compile, then numbers of threads. It keeps what is clearly faster and agrees with
-fp32: the loss of the first update, and what that did to the weights. Its last lines belong into the config.
+--tune tries precisions and layouts, then torch.compile (not with --quick), then numbers of threads. It keeps what is clearly
+faster and agrees with fp32: the loss of the first update, and what that did to the weights. Its last lines go into the config.
 
 examples:
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml
@@ -35,7 +35,7 @@ LAYOUTS = {"channels first": False, "channels last": True}
 # a gradient is off by a third where those of the samples nearly cancel; one that is lost, doubled or random is off by 1 or more.
 TOLERANCE = {"fp32": (1e-4, 0.05), "tf32": (1e-3, 0.1), "bf16": (0.02, 0.5), "fp16": (0.02, 0.5)}
 CLEARLY = 1.03  # times as fast, or it isn't worth another setting
-FULL, QUICK = Length(warm_up=2, turns=5, seconds=1.0), Length(warm_up=2, turns=2, steps=1)
+FULL, QUICK = Length(warm_up=2, turns=3, seconds=1.0), Length(warm_up=1, turns=1, steps=2)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def add_command(commands: Any) -> ArgumentParser:
     command.add_argument("--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, and train.batch_size")
     command.add_argument("--precisions", nargs="+", choices=get_args(Precision), help="default: all that run here")
     command.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS), help="default: both")
-    command.add_argument("--compile", action="store_true", help="with torch.compile too; --tune always tries it")
+    command.add_argument("--compile", action=BooleanOptionalAction, help="with torch.compile too (default: with --tune alone)")
     add_threads(command)
     command.add_argument("--tune", action="store_true", help="find the setting in which training is fastest")
     return command
@@ -90,13 +90,13 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
     length = QUICK if args.quick else FULL
     reference = Setting(num_threads=args.num_threads)
     if args.tune:
-        tuned = tune(args.config, overrides, reference, precisions, length)
+        compiling = not args.quick if args.compile is None else args.compile
+        tuned = tune(args.config, overrides, reference, precisions, length, compiling=compiling)
         print(json.dumps(tuned.as_json(), indent=2) if args.json else tuned.text())
         return 0
-    compiling = (False, True) if args.compile else (False,)
     settings = [
         replace(reference, precision=precision, channels_last=LAYOUTS[layout], compile=compiled)
-        for precision, layout, compiled in product(precisions, args.layouts, compiling)
+        for precision, layout, compiled in product(precisions, args.layouts, (False, True) if args.compile else (False,))
     ]
     rows = [
         row
@@ -176,10 +176,16 @@ class Tuned:
 
 
 def tune(
-    config: str | None, overrides: Mapping[str, Any], reference: Setting, precisions: Sequence[str], length: Length
+    config: str | None,
+    overrides: Mapping[str, Any],
+    reference: Setting,
+    precisions: Sequence[str],
+    length: Length,
+    *,
+    compiling: bool = True,
 ) -> Tuned:
     best, exact, tried = reference, None, []
-    for alternatives in (partial(_numbers, precisions), _compiled, _threads):
+    for alternatives in (partial(_numbers, precisions), *((_compiled,) if compiling else ()), _threads):
         settings = [best, *(setting for setting in alternatives(best) if setting != best)]
         speeds = race_settings("training", overrides, config, settings, length)
         exact = exact or speeds[reference].note

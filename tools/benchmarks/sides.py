@@ -167,7 +167,6 @@ class Length:
     turns: int
     steps: int = 0  # of each turn; 0: as many as take so many `seconds`
     seconds: float = 0.0
-    starts: int = 1  # all of it so often, in processes of their own
 
     @property
     def n_steps(self) -> int:
@@ -177,8 +176,7 @@ class Length:
 @dataclass(frozen=True)
 class Speed:
     steady: float  # images/s, the median of the turns
-    cold: float  # images/s from the start of the process on, the median of the starts
-    start: float  # seconds until the first step, the median of the starts
+    cold: float  # images/s from the start of the process on
     images: int  # that were counted for `steady`
     peak_mib: float
     note: Any  # that came with the warm-up
@@ -186,28 +184,20 @@ class Speed:
 
 def race(works: Mapping[str, Work], length: Length, threads: int, title: str) -> dict[str, Speed]:
     """The speeds of all sides, which take turns."""
-    turns: dict[str, list[Turn]] = {name: [] for name in works}
-    cold: dict[str, list[float]] = {name: [] for name in works}
-    starts: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(length.starts):
-        with started(works, threads) as sides:
-            notes = {name: side.turn(length.warm_up).note for name, side in sides.items()}
-            steps = length.steps or _steps_that_take(length.seconds, sides.values())
-            actions = {name: partial(side.turn, steps) for name, side in sides.items()}
-            for name, taken in take_turns(length.turns, actions, title).items():
-                turns[name] += taken
-                cold[name].append(sides[name].images / sides[name].cold_seconds)
-                starts[name].append(sides[name].start_seconds)
+    with started(works, threads) as sides:
+        notes = {name: side.turn(length.warm_up).note for name, side in sides.items()}
+        steps = length.steps or _steps_that_take(length.seconds, sides.values())
+        actions = {name: partial(side.turn, steps) for name, side in sides.items()}
+        turns = take_turns(length.turns, actions, title)
     return {
         name: Speed(
-            median(turn.images / turn.seconds for turn in taken),
-            median(cold[name]),
-            median(starts[name]),
-            sum(turn.images for turn in taken),
-            max(turn.peak_mib for turn in taken),
-            notes[name],
+            steady=median(turn.images / turn.seconds for turn in turns[name]),
+            cold=side.images / side.cold_seconds,
+            images=sum(turn.images for turn in turns[name]),
+            peak_mib=turns[name][-1].peak_mib,
+            note=notes[name],
         )
-        for name, taken in turns.items()
+        for name, side in sides.items()
     }
 
 

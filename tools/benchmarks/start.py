@@ -23,7 +23,7 @@ examples:
 """
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMPORTS = "import torch, torchvision, accelerate"
-ROUNDS, TIMEOUT = 5, 300.0
+ROUNDS, TIMEOUT = 3, 300.0
 
 
 def add_command(commands: Any) -> ArgumentParser:

@@ -42,8 +42,8 @@ class Effort:
     n_images: int
 
 
-FULL = Effort(Length(warm_up=50, turns=9, steps=50, starts=2), Length(warm_up=2, turns=7, steps=4), N_CIFAR)
-QUICK = Effort(Length(warm_up=5, turns=3, steps=10), Length(warm_up=1, turns=2, steps=1), 5_000)
+FULL = Effort(Length(warm_up=50, turns=9, steps=50), Length(warm_up=2, turns=5, steps=2), N_CIFAR)
+QUICK = Effort(Length(warm_up=5, turns=3, steps=10), Length(warm_up=1, turns=1, steps=1), 5_000)
 
 
 def add_command(commands: Any) -> ArgumentParser:
@@ -72,7 +72,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
 def loop_of_lenet(root: Path, length: Length, threads: int) -> list[Ratio]:
     job = replace(LENET_28, root=root / "mnist")
     works = {OURS: engine(job, {}, root / "loop"), BARE: partial(rivals.bare, job)}
-    speeds = race(works, replace(length, starts=1), threads, "LeNet-5 28x28")
+    speeds = race(works, length, threads, "LeNet-5 28x28")
     what = f"LeNet-5 28x28, batch {job.batch_size}: the loop"
     return [ratio(what, BARE, "images/s", speeds[OURS].steady, speeds[BARE].steady, at_least=0.9)]
 
