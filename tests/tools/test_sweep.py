@@ -238,6 +238,12 @@ def test_a_file_that_is_no_study_is_named(tmp_path, capsys):
     assert f"{tmp_path / 'study.log'} is no study" in capsys.readouterr().err
 
 
+def test_runs_of_a_sweep_whose_study_is_gone_are_not_taken_for_new_ones(tmp_path, capsys):
+    (tmp_path / "trial-0000").mkdir()
+    assert sweep(*LR, "-o", tmp_path, *SHORT) == 2
+    assert f"{tmp_path / 'trial-0000'} is of a sweep whose study.log is gone" in capsys.readouterr().err
+
+
 def test_without_optuna_it_says_how_to_install_it():
     check = "import sys; sys.modules['optuna'] = None\nfrom importlib import util; import engine.command_line as c\n"
     check += "c.find_spec = lambda name: None if name == 'optuna' else util.find_spec(name)\n"

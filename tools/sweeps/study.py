@@ -56,6 +56,8 @@ def open_study(folder: Path, meaning: Mapping[str, Any], space: Sequence[Dimensi
                 load_if_exists=True,
             )
             there = study.user_attrs.get(MEANING)
+            if there is None and (runs := sorted(folder.glob("trial-*/"))):  # a new trial would go on with one of them
+                raise ConfigError(f"{runs[0]} is of a sweep whose {FILE} is gone; -o names another folder")
             if there is None:
                 if meaning["search"] == "grid":
                     for values in grid_of(space):
