@@ -76,6 +76,7 @@ def _measured(name: str) -> Callable[[], str]:
 TABLES: dict[str, Callable[[], str]] = {
     "python tools/count_macs.py": _models,
     "make faults": _measured("faults.md"),
+    "make accuracies": _measured("accuracies.md"),
     "make bench": _measured("benchmark.md"),
 }
 
