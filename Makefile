@@ -51,9 +51,11 @@ accuracies: install-dev  ## train LeNet on the sets that need no download, with 
 	(echo "$$(nproc) cores (CPU), $$(date +%F):"; echo; cat .accuracies.md) > docs/measured/accuracies.md
 	rm .accuracies.md
 
-pictures: install-dev  ## train a small run, and draw the pictures of docs/tools.md
+pictures: install-dev  ## train two small runs, and draw the pictures of README and docs/tools.md
 	$(BIN)/python main.py -c $(PICTURED) -e runs/pictures -r auto --data.n_train 6000 --data.n_test 600 --data.difficulty 0.2 --train.n_epochs 6
+	$(BIN)/python main.py -c configs/segmentation_resnet18_shapes.yaml -e runs/pictures-masks -r auto
 	mkdir -p docs/pictures
+	$(BIN)/python tools/visualize.py predictions runs/pictures-masks --n 8 -o docs/pictures/masks.png
 	$(BIN)/python tools/visualize.py data -c $(PICTURED) --augment.mixup 0.4 --augment.cutmix 1 -o docs/pictures/data.png
 	$(BIN)/python tools/visualize.py schedule -c $(PICTURED) -o docs/pictures/schedule.png
 	$(BIN)/python tools/visualize.py predictions runs/pictures --wrong --n 16 -o docs/pictures/mistakes.png
