@@ -1,10 +1,12 @@
 """What is compared in the benchmark does what it says, on both sides. No test looks at a time."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import repeat
 
+import psutil
 import pytest
 
 from datasets import catalog
@@ -80,6 +82,25 @@ def test_all_sides_do_the_same_number_of_images(job, tmp_path):
 def test_a_side_that_fails_says_why():
     with pytest.raises(RunError, match=r"broken failed:(.|\n)*no_such_model"):
         race({"broken": partial(rivals.bare, rivals.Job("no_such_model"))}, Length(1, 1, 1), 1, "test")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "setpgrp"), reason="there are no process groups")
+def test_no_side_outlives_a_benchmark_that_is_killed(job):
+    program = (
+        "import os; from functools import partial; from pathlib import Path; from tools.benchmarks import rivals, sides\n"
+        "if __name__ == '__main__':\n"
+        f"    job = rivals.Job('lenet', batch_size=8, root=Path({str(job.root)!r}), workers=2)\n"
+        "    side = sides.Side('one', partial(rivals.plain_script, job), 1)\n"
+        "    side.turn(1)\n"
+        "    import psutil; print(*(p.pid for p in psutil.Process(side._process.pid).children(True)), side._process.pid)\n"
+        "    import sys; sys.stdout.flush(); os.kill(os.getpid(), 9)\n"
+    )
+    finished = run_command("python", "-c", program)
+    pids = [int(pid) for pid in finished.stdout.split()]
+    assert len(pids) == 3, finished.stderr  # with two workers
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30)
+    assert not alive
 
 
 # The sides

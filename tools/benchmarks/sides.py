@@ -138,6 +138,8 @@ class Side:
 
 
 def _in_child(connection: Connection, work: Work, env: Mapping[str, str], start_method: str) -> None:
+    if hasattr(os, "setpgrp"):  # a group that stands still is ended by the system when its parent is gone
+        os.setpgrp()
     os.environ.update(env)
     set_start_method(start_method, force=True)  # workers begin as they would in a program of their own
     with open(os.devnull, "w") as nowhere:  # a log is written as it would be, and not seen
