@@ -63,7 +63,7 @@ pictures: install-dev  ## train two small runs, and draw the pictures of README 
 	for what in curves features embeddings confusion calibration model; do \
 		$(BIN)/python tools/visualize.py $$what runs/pictures -o docs/pictures/$$what.png || exit 1; done
 
-bench: install-dev  ## measure the speed beside what others use, on an idle machine; 15 minutes
+bench: install-dev  ## measure the speed beside what others use, on an idle machine; 20 minutes
 	$(BIN)/python tools/benchmark.py all --output docs/measured
 	cat docs/measured/benchmark.md
 

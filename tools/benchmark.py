@@ -16,7 +16,7 @@ What is compared takes turns, and the median counts. Whatever else the machine d
 `benchmark.py WHAT --help` says what each of them measures and takes.
 
 examples:
-  python tools/benchmark.py all --quick                                       what `make bench` takes a quarter of an hour for
+  python tools/benchmark.py all --quick                                       what `make bench` takes 20 minutes for
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune     the fastest precision, layout, compile, threads
   python tools/benchmark.py training --num_threads 1
   python tools/benchmark.py data --num_workers 2 --num_threads 1 --json

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RunError
+from tools.benchmarks import training
 from tools.benchmarks.measure import Ratio, n_cores, rows_of
 from tools.tables import markdown, write_text
 
@@ -21,7 +22,7 @@ examples:
   python tools/benchmark.py all --quick
   python tools/benchmark.py all --output docs/measured
 """
-TUNE = ["model", "--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size", "64"]
+TUNE = ["model", "--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size"]
 OTHERS = ("start", "evaluation", "memory", "ranks", "growth", "checkpoint", "data")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -34,7 +35,8 @@ def add_command(commands: Any) -> ArgumentParser:
 
 def run(args: Namespace, overrides: dict[str, Any]) -> int:
     begin = time.time()
-    tuned = _measured(TUNE, quick=args.quick)
+    effort = training.QUICK if args.quick else training.FULL
+    tuned = _measured([*TUNE, str(effort.resnet_batch)], quick=args.quick)
     keys = [word for key, value in tuned["keys"].items() for word in (f"--{key}", json.dumps(value).strip('"'))]
     measured = {"model": tuned, "training": _measured(["training", *keys], quick=args.quick)}
     measured |= {name: _measured([name], quick=args.quick) for name in OTHERS}

@@ -22,7 +22,7 @@ class Effort:
     warm_up: int  # batches
 
 
-FULL, QUICK = Effort(5, 2.0, 12), Effort(1, 0.2, 2)
+FULL, QUICK = Effort(3, 2.0, 12), Effort(1, 0.2, 2)
 
 Batches = Callable[[], Iterator[Any]]
 

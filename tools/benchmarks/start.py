@@ -15,7 +15,7 @@ from tools.benchmarks.measure import Report, n_cores, ratio, show, take_turns
 from tools.benchmarks.random_sets import write_mnist
 
 EXAMPLES = """
-The first step is over when its line is in metrics.jsonl. The first round, which finds cold files, isn't counted.
+The first step is over when its line is in metrics.jsonl. The first round, which finds cold files, isn't counted, but for --quick.
 
 examples:
   python tools/benchmark.py start
@@ -41,8 +41,8 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
             "MNIST": partial(until_first_step, root, ["-c", "configs/lenet_mnist.yaml", *keys]),
             "help": partial(until_it_ends, ["main.py", "--help"]),
         }
-        taken = take_turns(1 + (1 if args.quick else ROUNDS), actions, "starts")
-    seconds = {name: median(times[1:]) for name, times in taken.items()}
+        taken = take_turns(1 if args.quick else 1 + ROUNDS, actions, "starts")
+    seconds = {name: median(times[1:] or times) for name, times in taken.items()}
     rival, imports = f'python -c "{IMPORTS}"', seconds["imports"]
     ratios = [
         ratio("main.py, LeNet-5 on digits: to the first step", rival, "s", seconds["digits"], imports, at_most=1.5),

@@ -39,11 +39,12 @@ LENET_28 = replace(LENET, channels=1, img_size=28)
 class Effort:
     lenet: Length
     resnet: Length
+    resnet_batch: int
     n_images: int
 
 
-FULL = Effort(Length(warm_up=50, turns=9, steps=50), Length(warm_up=2, turns=5, steps=2), N_CIFAR)
-QUICK = Effort(Length(warm_up=5, turns=3, steps=10), Length(warm_up=1, turns=1, steps=1), 5_000)
+FULL = Effort(Length(warm_up=50, turns=9, steps=50), Length(warm_up=2, turns=5, steps=2), 64, N_CIFAR)
+QUICK = Effort(Length(warm_up=5, turns=3, steps=10), Length(warm_up=1, turns=1, steps=1), 16, 5_000)
 
 
 def add_command(commands: Any) -> ArgumentParser:
@@ -65,7 +66,8 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
             ratios += loop_of_lenet(root, effort.lenet, args.num_threads)
             ratios += whole("LeNet-5 3x32x32", LENET, root, effort.lenet, args.num_threads, 2.3, 1.0)
         if args.only != "lenet":
-            ratios += whole("ResNet-18 CIFAR", RESNET, root, effort.resnet, args.num_threads, 0.98, 0.98, tuned=overrides)
+            job = replace(RESNET, batch_size=effort.resnet_batch)
+            ratios += whole("ResNet-18 CIFAR", job, root, effort.resnet, args.num_threads, 0.98, 0.98, tuned=overrides)
     return show(Report({"cores": n_cores(), "threads": args.num_threads}, ratios, left_out), as_json=args.json)
 
 
