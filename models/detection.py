@@ -14,6 +14,7 @@ Images come as they are, from 0 to 1 and each of its own size; the network norma
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import log2
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.poolers import initLevelMapper
 
 from models.factory import create_model
 from models.features import feature_maps, trim
@@ -114,12 +116,16 @@ def _faster_rcnn(
 ) -> FasterRCNN:
     pyramid = Pyramid(backbone, n_maps, width, two_more=False)
     sizes = tuple((8 * stride,) for stride in pyramid.strides)
+    pool = MultiScaleRoIAlign([str(i) for i in range(n_maps)], output_size=7, sampling_ratio=2)
+    of_maps = pyramid.strides[:n_maps]  # torchvision would guess them from the first images, and wrongly from small ones
+    pool.scales = [1 / stride for stride in of_maps]
+    pool.map_levels = initLevelMapper(int(log2(of_maps[0])), int(log2(of_maps[-1])))
     if score_threshold is not None:
         options["box_score_thresh"] = score_threshold
     return FasterRCNN(
         pyramid,
         n_classes,
         rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
-        box_roi_pool=MultiScaleRoIAlign([str(i) for i in range(n_maps)], output_size=7, sampling_ratio=2),
+        box_roi_pool=pool,
         **options,
     )

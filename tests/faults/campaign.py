@@ -59,7 +59,7 @@ FEATURES: dict[str, Sequence[object]] = {
         *("--segmentation.dice_weight", 0.5, "--augment.color_jitter", 0.2, "--train.optim.lr", 0.001),
     ),
     "detection": (
-        *("--task", "detection", "--data.name", "cocojson", "--data.dataroot", "OBJECTS", "--train.batch_size", 2),
+        *("--task", "detection", "--data.name", "cocojson", "--data.dataroot", "OBJECTS"),
         *("--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--detection.head", "fasterrcnn"),
         *("--detection.width", 64, "--augment.color_jitter", 0.2, "--train.optim.lr", 0.001),
     ),

@@ -53,6 +53,20 @@ def test_with_the_same_weights_the_network_gives_what_torchvisions_gives(head):
         torch.testing.assert_close(losses, reference.train()(images, targets), rtol=1e-4, atol=1e-5)
 
 
+def test_what_a_network_gives_does_not_depend_on_the_images_that_it_saw_before():
+    torch.manual_seed(0)
+    fresh = loose(create_detector("resnet18", head="fasterrcnn", n_classes=3, img_size=28, max_size=60)).eval()
+    used = loose(create_detector("resnet18", head="fasterrcnn", n_classes=3, img_size=28, max_size=60)).eval()
+    used.load_state_dict(fresh.state_dict())
+    with torch.no_grad():
+        used([torch.rand(3, 45, 28)])  # in a tensor of 64 x 32 pixels: at a stride of 32 two rows, for 45 pixels
+        image = torch.rand(3, 56, 28)
+        (after_another,), (at_first,) = used([image]), fresh([image])
+    assert len(at_first["boxes"]) > 10
+    for name, value in at_first.items():
+        assert torch.equal(after_another[name], value)
+
+
 @pytest.mark.parametrize(
     ("head", "published"), [("fcos", FCOS_ResNet50_FPN_Weights), ("fasterrcnn", FasterRCNN_ResNet50_FPN_Weights)]
 )
