@@ -9,8 +9,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 import zipfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from datasets.splits import DatasetSpec, Files, Images, Loaded, Source
 log = logging.getLogger(__name__)
 
 IMG_SIZE = 224
+WORDNET = re.compile(r"n\d{8}")
 JUST_NOW = 2.0  # seconds; a change so young may have a later one in the same tick of the file system's clock
 
 Listing = dict[str, np.ndarray]  # of train and val: names, relative to the set's folder, and labels
@@ -34,10 +37,10 @@ Listing = dict[str, np.ndarray]  # of train and val: names, relative to the set'
 def load(source: Source, *, in_memory: bool = False, exclude: str | None = None) -> Loaded:
     """`exclude` names a file with a line for each image that is left out; tools/verify_dataset.py writes it."""
     folders = class_folders(source.root)
-    classes = tuple(folders["train"])
     listing = _listing(source.root, folders)
     if exclude is not None:
-        listing = _without(listing, Path(exclude).expanduser(), classes)
+        listing = _without(listing, Path(exclude).expanduser(), tuple(folders["train"]))
+    classes = readable(tuple(folders["train"]))
     train, test = (
         Files(_joined(source.root, listing[f"{part}_names"]), torch.from_numpy(listing[f"{part}_labels"]))
         for part in ("train", "val")
@@ -68,6 +71,19 @@ def class_folders(root: Path) -> dict[str, dict[str, Path]]:
     if unknown := sorted(found["val"].keys() - found["train"].keys()):
         raise OSError(f"{found['val'][unknown[0]]} is a class that {root / 'train'} doesn't have")
     return found
+
+
+def readable(folders: tuple[str, ...]) -> tuple[str, ...]:
+    """What classes are called whose folders have WordNet's numbers, as ImageNet's; the names of other folders as they are."""
+    if not all(WORDNET.fullmatch(folder) for folder in folders):
+        return folders
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo("imagenet-22k")
+    numbers = set(known.label_names())
+    words = [known.label_name_to_description(folder).partition(",")[0] if folder in numbers else folder for folder in folders]
+    times = Counter(words)  # a crane is a bird and a machine
+    return tuple(word if times[word] == 1 else f"{word} ({folder})" for word, folder in zip(words, folders, strict=True))
 
 
 # The list of the files

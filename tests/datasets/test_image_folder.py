@@ -132,6 +132,15 @@ def test_an_empty_class_folder_is_named(root, part):
         load(root)
 
 
+def test_classes_with_the_numbers_of_wordnet_are_called_by_their_words(tmp_path):
+    root = on_disk.write_image_folder(tmp_path / "set", n_classes=4)
+    for part in ("train", "val"):
+        for i, number in enumerate(("n01440764", "n02012849", "n03126707", "n99999999")):
+            (root / part / f"class_{i}").rename(root / part / number)
+    loaded = image_folder.load(Source(root))
+    assert loaded.classes == ("tench", "crane (n02012849)", "crane (n03126707)", "n99999999")
+
+
 def test_a_folder_in_memory_is_scaled_and_cropped_as_torchvision_does_it(root):
     in_files, loaded = load(root), load(root, in_memory=True)
     assert isinstance(in_files.train, Files)
