@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from tests import on_disk
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(1)  # tests run side by side, and the order of a sum depends on the number of threads
+    """Tests run side by side, and the order of a sum depends on the number of threads."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
 
 
 @pytest.fixture(scope="session")

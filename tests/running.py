@@ -31,7 +31,7 @@ def run_command(*argv: object, timeout: float = 300, cwd: Path = ROOT, **env: st
 
 def run_on_two_ranks(*argv: object, timeout: float = 300) -> subprocess.CompletedProcess:
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main.py", *argv]
-    return run_command("python", *command, timeout=timeout, OMP_NUM_THREADS="1")
+    return run_command("python", *command, timeout=timeout)
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The tutorial runs from its first cell to its last, in a kernel of its own."""
 
 import json
-import os
 
 import nbformat
 import pytest
@@ -16,7 +15,6 @@ NOTEBOOK = ROOT / "docs" / "notebooks" / "allconvnet.ipynb"
 @pytest.mark.timeout(1500)
 def test_the_tutorial_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("NOTEBOOK_RUNS", str(tmp_path))
-    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(
         notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}

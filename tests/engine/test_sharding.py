@@ -20,7 +20,7 @@ ARGV += ("--train.clip_grad_norm", 1.0, "--train.sam", 0.05)
 
 def on_two_ranks(*argv: object):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    return run_command("python", *launcher, "-m", "tests.engine.sharded", *argv, OMP_NUM_THREADS="1")
+    return run_command("python", *launcher, "-m", "tests.engine.sharded", *argv)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_it_goes_on_sharded_bit_for_bit_and_in_one_process_to_rounding(sharded, 
     assert finished.returncode == 0, finished.stderr
     assert_same_weights(weights(cut), weights(sharded))
     assert untimed(metrics(cut)) == untimed(metrics(sharded))
-    finished = run_command("python", "main.py", "-e", alone, "-r", "latest", "--train.time_limit", "null", OMP_NUM_THREADS="1")
+    finished = run_command("python", "main.py", "-e", alone, "-r", "latest", "--train.time_limit", "null")
     assert finished.returncode == 0, finished.stderr
     assert f"resuming at step {step}:" in finished.stdout
 

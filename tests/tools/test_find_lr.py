@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from tests.faults.campaign import SMALL
 from tests.running import results, run_command, run_main, run_tool
@@ -34,7 +33,6 @@ def test_the_rates_rise_by_the_same_factor_and_it_stops_where_the_loss_diverges(
     from engine.builder import build
     from engine.environment import make_accelerator
 
-    torch.set_num_threads(1)
     config = load_config(None, {"train.num_threads": 1})
     curve = find_lr.sweep(build(config, make_accelerator(config)), 1e-3, 1e3, 61)
     assert [b / a for a, b in zip(curve.rates, curve.rates[1:], strict=False)] == pytest.approx(

@@ -52,7 +52,7 @@ class Slurm:
         whom, signal_name, _ = re.split("[:@]", options["signal"])
         assert whom == "B"  # the script alone, which decides what its steps get
         job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "QUEUE": str(self.folder)}
-        job |= {"PATH": f"{self.folder}:{os.environ['PATH']}", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+        job |= {"PATH": f"{self.folder}:{os.environ['PATH']}", "PYTHON": sys.executable}
         with (self.folder / "log").open("a") as log:
             script = subprocess.Popen(
                 ["bash", SUBMIT, *map(str, argv)], cwd=ROOT, env={**os.environ, **job}, stdout=log, stderr=log
