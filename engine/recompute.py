@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -21,6 +21,8 @@ def recompute_blocks(model: nn.Module) -> int:
     for module in model.modules():
         if hasattr(module, "set_grad_checkpointing"):
             module.set_grad_checkpointing()
+            for norm in _counting(module):
+                norm.forward = partial(_count_once, norm)
             return 1
     blocks = list(_blocks(model))
     for block in blocks:
@@ -56,7 +58,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContext
 @contextmanager
 def _statistics_stand_still(block: nn.Module) -> Iterator[None]:
     """A BatchNorm that sees a batch twice would count it twice."""
-    norms = [module for module in block.modules() if module.training and getattr(module, "track_running_stats", False)]
+    norms = [norm for norm in _counting(block) if norm.training]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
@@ -65,3 +67,14 @@ def _statistics_stand_still(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, n_batches) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, n_batches
+
+
+def _counting(module: nn.Module) -> Iterator[nn.Module]:
+    return (norm for norm in module.modules() if getattr(norm, "track_running_stats", False))
+
+
+def _count_once(norm: nn.Module, x: Tensor) -> Tensor:
+    """In a block of timm, which computes again without saying so: what runs inside of a backward pass does."""
+    is_again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    with _statistics_stand_still(norm) if is_again else nullcontext():
+        return type(norm).forward(norm, x)

@@ -20,6 +20,8 @@ OPTIONS = {
     "googlenet": {"img_size": 64},
     "hrnet_w18_small": {},
     "timm/vit_tiny_patch16_224": {"depth": 3},
+    "timm/resnet18": {},
+    "timm/mobilenetv3_small_050": {},
 }
 
 
@@ -69,9 +71,10 @@ def test_a_copy_computes_with_its_own_weights(of):
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_a_compiled_model_counts_a_batch_once():
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
+def test_a_compiled_model_counts_a_batch_once(name):
     torch.manual_seed(0)
-    plain = create_model("resnet18", layers=(1, 1, 1, 1), **SMALL).train()
+    plain = create_model(name, **SMALL | ({} if name.startswith("timm/") else {"layers": (1, 1, 1, 1)})).train()
     recomputed, images = copy.deepcopy(plain), torch.randn(4, 3, 32, 32)
     recompute_blocks(recomputed)
     trained_once(plain, images)
