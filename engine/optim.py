@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -148,7 +149,8 @@ def optimizer_arguments(config: LoadedConfig, constructor: Callable[..., Optimiz
             left_out += [name] if origin is not None else []
         else:
             said = f" ({origin.name})" if origin else ""
-            hint = nearest(name, [*takes, *sorted(_arguments_of_any())], "train.optim.")
+            of_config = (field.name for field in fields(optim))
+            hint = nearest(name, [*of_config, *takes, *sorted(_arguments_of_any())], "train.optim.")
             raise ConfigError(f"train.optim.{name}: no optimizer takes it{said}{hint}")
     return arguments, left_out
 

@@ -16,7 +16,7 @@ from engine.journal import Journal
 from engine.memory import peak_memory
 from engine.run_folder import CLASSES, RunFolder
 from engine.sharding import is_sharded
-from engine.tracking import read_metrics
+from engine.tracking import millions, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def opening(config: LoadedConfig, run: Run, folder: RunFolder, *, resumed: bool)
     where = f"{run.accelerator.num_processes} x {device}" if run.accelerator.num_processes > 1 else device
     return (
         f"{f'resuming at step {run.state.step}' if resumed else 'training'}: "
-        f"{config.model.name} ({_n_params(run) / 1e6:.3g} M parameters) on {data.spec.name} "
+        f"{config.model.name} ({millions(_n_params(run))} parameters) on {data.spec.name} "
         f"({len(data.splits['train']):,} images, {len(data.classes)} classes, {data.img_size}x{data.img_size}), "
         f"{run.n_steps:,} steps = {run.n_steps / run.steps_per_epoch:.4g} epochs of batch {run.batch_size}, "
         f"{config.train.precision} on {where}; run folder {folder.path}"

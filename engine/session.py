@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 NOT_GUARANTEED = (
     "deterministic false: two runs get the same batches and random numbers, but kernels of a GPU may add up in another order, "
-    "and their weights then differ in the last bits; deterministic true allows only kernels that give the same bits"
+    "so that weights differ in the last bits; deterministic true allows no such kernels"
 )
 
 

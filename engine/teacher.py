@@ -13,6 +13,7 @@ from engine.config import LoadedConfig, load_config
 from engine.errors import ConfigError, RunError
 from engine.freeze import classifier
 from engine.run_folder import find_checkpoint
+from engine.tracking import millions
 from models import create_model, model_signature
 from models.pretrained import load_pretrained
 
@@ -60,7 +61,7 @@ def load_teacher(config: LoadedConfig, classes: int, in_channels: int, img_size:
         torch.set_rng_state(state)
     layout = torch.channels_last if config.train.channels_last else torch.preserve_format
     teacher.requires_grad_(False).eval().to(accelerator.device, memory_format=layout)
-    log.info("the teacher is %s (%.3g M parameters)", asked, sum(p.numel() for p in teacher.parameters()) / 1e6)
+    log.info("the teacher is %s (%s parameters)", asked, millions(sum(p.numel() for p in teacher.parameters())))
     return accelerator.prepare_model(teacher, evaluation_mode=True)
 
 

@@ -55,6 +55,10 @@ class Line(logging.Formatter):
         return f"{level}{record.getMessage()}"
 
 
+def millions(n: float) -> str:
+    return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.1f} k"
+
+
 def set_up_terminal(is_main: bool) -> None:
     """Rank 0 speaks for all."""
     for name in ("engine", "models", "datasets"):

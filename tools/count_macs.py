@@ -15,7 +15,8 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.command_line import Parser, run_tool
 from engine.config import LoadedConfig, load_config
 from engine.errors import ConfigError
-from tools.tables import giga, markdown, millions
+from engine.tracking import millions
+from tools.tables import giga, markdown
 
 if TYPE_CHECKING:
     from torch import nn

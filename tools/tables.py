@@ -33,10 +33,6 @@ def _aligned(rows: Rows, widths: Sequence[int], right: Container[int]) -> list[l
     ]
 
 
-def millions(n: float) -> str:
-    return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.1f} k"
-
-
 def giga(n: float) -> str:
     return f"{n / 1e9:.2f} G" if n >= 1e8 else f"{n / 1e6:.2f} M"
 

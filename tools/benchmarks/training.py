@@ -43,7 +43,7 @@ class Effort:
     n_images: int
 
 
-FULL = Effort(Length(warm_up=50, turns=9, steps=50), Length(warm_up=2, turns=5, steps=2), 64, N_CIFAR)
+FULL = Effort(Length(warm_up=50, turns=9, steps=50), Length(warm_up=2, turns=7, steps=4), 64, N_CIFAR)
 QUICK = Effort(Length(warm_up=5, turns=3, steps=10), Length(warm_up=1, turns=1, steps=1), 16, 5_000)
 
 

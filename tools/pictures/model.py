@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import load_config
 from engine.errors import ConfigError, RunError
+from engine.tracking import millions
 from tools.pictures.output import add_output, deliver, expect_picture, new_figure
 from tools.pictures.subject import expect_positive, open_source
-from tools.tables import giga, millions, plain
+from tools.tables import giga, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
