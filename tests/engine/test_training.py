@@ -417,6 +417,7 @@ class TestBadInput:
             (("--data.img_size", 16), 2, "28x28"),
             (("--train.optim.type", "Adm"), 2, "did you mean Adam?"),
             (("--train.optim.betaz", "[0.9,0.99]"), 2, "did you mean train.optim.betas?"),
+            (("--train.optim.typ", "Adam"), 2, "did you mean train.optim.type?"),
             (("--train.optim.type", "LBFGS"), 2, "no optimizer"),
             (("--train.batch_size", 5000), 2, "1437 training samples"),
             (("--train.precision", "fp16"), 2, "precision fp16 (train.precision, --train.precision) needs a GPU"),

@@ -9,7 +9,7 @@ import os
 import pickle
 import random
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,12 @@ class Row:
 # Kills
 
 
-def kill_points(folder: Path, faults: Iterable[Fault]) -> Row:
+def kill_points(folder: Path, faults: Iterable[Fault], said: str = "killed") -> Row:
     """Each fault ends a run; what it leaves must be loadable, and the resumed run must end as one that nothing happened to."""
     reference = folder / "reference"
     assert train(reference, *KILLED).codes == [0]
     stages = {path.name: read_checkpoint(path) for path in committed_checkpoints(_kept_whole(folder))}
-    row = Row("killed, then resumed", 0)
+    row = Row(said, 0)
     for i, fault in enumerate(faults):
         run = folder / f"killed-{i}"
         ended = train(run, *KILLED, fault=fault)
@@ -289,20 +289,20 @@ def sign(checkpoint: Path) -> None:
 # All of it
 
 
+PARTS: dict[str, Callable[[Path], Row]] = {
+    "operations": lambda folder: kill_points(folder, every_operation(folder), "killed before each operation on a file"),
+    "moments": lambda folder: kill_points(folder, random_moments(40), "killed at a random moment"),
+    "writes": lambda folder: kill_points(folder, inside_writes(20), "killed inside a write"),
+    "matrix": lambda folder: resume_matrix(folder, list(FEATURES)),
+    "flips": lambda folder: flipped_bytes(folder, 200),
+    "pickles": pickles,
+}
+
+
 def whole(folder: Path) -> Iterator[Row]:
-    for name in ("operations", "moments", "writes", "matrix", "flips", "pickles"):
+    for name, part in PARTS.items():
         (folder / name).mkdir()
-    named = [
-        ("killed before each operation on a file", "operations", every_operation(folder / "operations")),
-        ("killed at a random moment", "moments", random_moments(40)),
-        ("killed inside a write", "writes", inside_writes(20)),
-    ]
-    for fault, name, points in named:
-        row = kill_points(folder / name, points)
-        yield Row(fault, row.tried, row.wrong)
-    yield resume_matrix(folder / "matrix", list(FEATURES))
-    yield flipped_bytes(folder / "flips", 200)
-    yield pickles(folder / "pickles")
+        yield part(folder / name)
 
 
 def table(rows: Sequence[Row]) -> str:
