@@ -33,7 +33,8 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
     saves = measure_saves(1 if args.quick else SAVES)
     share = share_of_a_run(saves["ms"] / 1000, QUICK if args.quick else FULL, args.num_threads)
     if args.json:
-        ratios = [ratio("a checkpoint of ResNet-18, verified", "a bare save", "ms", saves["ms"], saves["bare_ms"]), share]
+        what = "a checkpoint of ResNet-18, verified"
+        ratios = [ratio(what, "a bare save, flushed too", "ms", saves["ms"], saves["bare_ms"], at_most=2.0), share]
         print(json.dumps({**saves, "left_out": [], "ratios": [asdict(one) for one in ratios]}, indent=2))
     else:
         print(table(saves))
