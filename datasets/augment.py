@@ -35,15 +35,15 @@ class CropAndFlip:
     """Random crops of the padded images, half of them mirrored; each a function of (seed, epoch, sample).
 
     The padded images lie in one piece of memory, where the crop of image n at (y, x) is the window that begins at
-    n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch. Since
-    padding copies the images anyway, it adds their mirror images: twice the memory, and nothing left to do for a batch. Images
-    that aren't padded may be large and are mirrored a batch at a time.
+    n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch. Where they
+    are padded, `unpadded` is a view of the images themselves, so that nobody needs to hold them twice.
     """
 
     def __init__(self, images: Tensor, *, padding: int, padding_mode: str, hflip: bool | str, seed: int) -> None:
         self.n, channels, height, width = images.shape
         self.padding, self.hflip, self.seed = padding, hflip, seed
-        self.images = _padded(images, padding, padding_mode, mirrored_too=bool(hflip)) if padding else images.contiguous()
+        self.images = _padded(images, padding, padding_mode) if padding else images.contiguous()
+        self.unpadded = self.images[..., padding : padding + height, padding : padding + width]
         self.row = width + 2 * padding
         channel = (height + 2 * padding) * self.row
         self.image_bytes = channels * channel
@@ -57,7 +57,7 @@ class CropAndFlip:
         if epoch != self._epoch:
             self._epoch, (self._begin, self._mirrored) = epoch, self._drawn_for(epoch)
         images = self.windows.index_select(0, self._begin.index_select(0, samples))
-        if self.hflip and not self.padding:
+        if self.hflip:
             return _mirror_where(self._mirrored.index_select(0, samples), images)
         return images
 
@@ -70,21 +70,15 @@ class CropAndFlip:
             side, turn = draws(self.seed ^ AUGMENT, 0, samples, 3)[2], epoch % 2
         mirrored = below(side, 2) != turn
         y, x = (below(bits, 2 * self.padding + 1) for bits in (vertical, horizontal))
-        if self.hflip and self.padding:  # seen from the other side, in the second half of the images
-            x = torch.where(mirrored, 2 * self.padding - x, x)
-            samples = samples + self.n * mirrored
         return samples * self.image_bytes + y * self.row + x, mirrored
 
 
-def _padded(images: Tensor, padding: int, mode: str, *, mirrored_too: bool) -> Tensor:
+def _padded(images: Tensor, padding: int, mode: str) -> Tensor:
     n, channels, height, width = images.shape
-    padded = images.new_empty(1 + mirrored_too, n, channels, height + 2 * padding, width + 2 * padding)
-    for first in range(0, n, 4096):  # little of it as floats, which reflection needs and which hold every uint8 exactly
-        piece = F.pad(images[first : first + 4096].float(), [padding] * 4, mode=mode).to(torch.uint8)
-        padded[0, first : first + 4096] = piece
-        if mirrored_too:
-            padded[1, first : first + 4096] = piece.flip(-1)
-    return padded.flatten(0, 1)
+    padded = images.new_empty(n, channels, height + 2 * padding, width + 2 * padding)
+    for part, into in zip(images.split(4096), padded.split(4096), strict=True):
+        into.copy_(F.pad(part.float(), [padding] * 4, mode=mode))  # reflection needs floats, which hold every uint8 exactly
+    return padded
 
 
 def _mirror_where(mirrored: Tensor, images: Tensor) -> Tensor:

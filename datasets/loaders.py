@@ -132,6 +132,7 @@ class InMemoryTraining:
             hflip=prepare.augment and prepare.hflip,
             seed=order.seed,
         )
+        self.split = Images(self.cut.unpadded, self.labels)  # to look at; who keeps this one instead doesn't hold them twice
         self.jitter = ColorJitter(prepare.color_jitter, order.seed) if prepare.augment and prepare.color_jitter else None
         self.cutout = Cutout(prepare.cutout, order.seed) if prepare.augment and prepare.cutout else None
         self.size = prepare.size

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from datasets.counters import derive
-from datasets.loaders import Growth, TrainLoader, eval_loader, train_loader
+from datasets.loaders import Growth, InMemoryTraining, TrainLoader, eval_loader, train_loader
 from datasets.mixing import Mixing
 from datasets.order import Order
 from datasets.splits import Images
@@ -133,6 +133,9 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     growth = _growth(config, data.img_size, n_steps / order.steps_per_epoch)
     prepare = preparation(config, data.spec, data.img_size, growth)
     schedule = make_schedule(train.sched, n_steps, order.steps_per_epoch)
+    loader = train_loader(data.splits["train"], order, prepare, workers(config), accelerator.device)
+    if isinstance(loader, InMemoryTraining):
+        data.splits["train"] = loader.split
     return Run(
         accelerator=accelerator,
         data=data,
@@ -153,7 +156,7 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
             most_skipped=train.most_skipped if train.nonfinite == "skip" else 0,
         ),
         schedule=schedule,
-        train_loader=train_loader(data.splits["train"], order, prepare, workers(config), accelerator.device),
+        train_loader=loader,
         mix=make_mixing(config, len(data.classes)),
         steps_per_epoch=order.steps_per_epoch,
         n_steps=n_steps,

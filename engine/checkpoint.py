@@ -12,8 +12,11 @@ import logging
 import os
 import pickle
 import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from engine.run_folder import MANIFEST, committed_checkpoints, remove_tree
 
 log = logging.getLogger(__name__)
 
-Bytes = bytes | memoryview
+Bytes = bytes | mmap
 
 WEIGHTS, EMA_WEIGHTS, TRAIN_STATE = "model.safetensors", "model_ema.safetensors", "train_state.pt"
 
@@ -62,9 +65,9 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)
             part = self.folder / f".{target.name}.{os.getpid()}"
             try:
-                files = {WEIGHTS: _weights_bytes(weights), TRAIN_STATE: _state_bytes(train_state)}
+                files = {WEIGHTS: partial(_write_weights, weights), TRAIN_STATE: partial(_write_state, train_state)}
                 if ema_weights is not None:
-                    files[EMA_WEIGHTS] = _weights_bytes(ema_weights)
+                    files[EMA_WEIGHTS] = partial(_write_weights, ema_weights)
                 _write(part, step, files)
                 part.rename(target)
                 _flush(self.folder)
@@ -153,17 +156,16 @@ def _read_verified(path: Path, sha256: str) -> bytes:
     return content
 
 
-def _write(folder: Path, step: int, files: dict[str, Bytes]) -> None:
+def _write(folder: Path, step: int, files: Mapping[str, Callable[[Path], None]]) -> None:
     if folder.exists():
         remove_tree(folder)
     folder.mkdir()
-    with ThreadPoolExecutor(len(files)) as pool:  # digests are made while the disk is busy
-        digests = {name: pool.submit(_sha256, content) for name, content in files.items()}
-        for name, content in files.items():
-            _write_flushed(folder / name, content)
+    with ThreadPoolExecutor(len(files)) as pool:  # one gets its digest while another is written
+        digests = {name: pool.submit(_flushed, write, folder / name) for name, write in files.items()}
     manifest = {"step": step, "files": {name: digest.result() for name, digest in digests.items()}}
     manifest["digest"] = _manifest_digest(manifest)
-    _write_flushed(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+    content = json.dumps(manifest, indent=2).encode()
+    _flushed(lambda path: path.write_bytes(content), folder / MANIFEST)
     _flush(folder)
 
 
@@ -171,11 +173,13 @@ def _manifest_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _write_flushed(path: Path, content: Bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
+def _flushed(write: Callable[[Path], Any], path: Path) -> str:
+    """Write a file, see it to the disk, and give its sha256."""
+    write(path)
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            return _sha256(content)
 
 
 def _flush(folder: Path) -> None:
@@ -188,7 +192,7 @@ def _flush(folder: Path) -> None:
         os.close(handle)
 
 
-def _weights_bytes(weights: dict[str, Tensor]) -> bytes:
+def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
     """safetensors refuses tensors that share memory, as tied weights do; each gets its own copy."""
     seen: set[int] = set()
     separate = {}
@@ -196,10 +200,15 @@ def _weights_bytes(weights: dict[str, Tensor]) -> bytes:
         tensor = tensor.detach().cpu().contiguous()
         separate[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
-    return safetensors.torch.save(separate)
+    try:
+        safetensors.torch.save_file(separate, path)
+    except safetensors.SafetensorError as error:  # a full disk, as others don't say it
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def _state_bytes(train_state: dict[str, Any]) -> memoryview:
-    buffer = io.BytesIO()
+def _write_state(train_state: dict[str, Any], path: Path) -> None:
+    buffer = io.BytesIO()  # written in one piece: torch's own way to a file takes three times as long
     torch.save(train_state, buffer)
-    return buffer.getbuffer()
+    path.write_bytes(buffer.getbuffer())

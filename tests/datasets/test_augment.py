@@ -47,6 +47,13 @@ def test_without_padding_and_flip_nothing_changes(images):
     assert torch.equal(cut(1, torch.arange(N)), images)
 
 
+@pytest.mark.parametrize("padding", [4, 0])
+def test_the_images_are_held_once(images, padding):
+    cut = CropAndFlip(images, padding=padding, padding_mode="constant", hflip=True, seed=3)
+    assert torch.equal(cut.unpadded, images)
+    assert cut.unpadded.untyped_storage().data_ptr() == cut.images.untyped_storage().data_ptr()
+
+
 def test_normalisation_equals_torchvisions(images):
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     square = images[:, :, :12, :12].contiguous()

@@ -25,6 +25,13 @@ def built(*overrides):
     return builder.build(config, make_accelerator(config))
 
 
+def test_a_run_holds_the_images_of_its_training_once():
+    run = built(("augment.crop_padding", 2))
+    split, cut = run.data.splits["train"], run.train_loader.cut
+    assert split.images.untyped_storage().data_ptr() == cut.images.untyped_storage().data_ptr()
+    assert split.images.shape == (1437, 1, 8, 8)
+
+
 def test_the_averaged_weights_follow_the_closed_formula():
     run = built(("train.n_steps", 6), ("train.batch_size", 64), ("train.ema", 0.9), ("train.ema_warmup", "false"))
     seen = []

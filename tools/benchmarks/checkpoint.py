@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
@@ -19,7 +20,7 @@ from tools.benchmarks.measure import Ratio, add_threads, ratio, take_turns
 from tools.benchmarks.sides import Length, race
 from tools.benchmarks.training import CONFIGS, N_CIFAR, OURS
 
-SAVES = 15
+SAVES, KEPT = 31, 3
 FULL, QUICK = Length(warm_up=1, turns=3, steps=1), Length(warm_up=1, turns=1, steps=1)
 
 
@@ -56,7 +57,8 @@ def share_of_a_run(seconds: float, length: Length, threads: int) -> Ratio:
 
 
 def measure_saves(rounds: int) -> dict[str, float]:
-    """Milliseconds, medians; the first save of each isn't counted."""
+    """Milliseconds, medians; the first save of each isn't counted. Both write new files and keep the last few: a disk may take
+    longer for places that it never wrote to."""
     import torch
     from safetensors.torch import save_file
 
@@ -69,19 +71,23 @@ def measure_saves(rounds: int) -> dict[str, float]:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        run_dir, steps = Path(folder), count()
-        checkpoints = Checkpoints(run_dir, keep_last=3)
+        run_dir, steps, bare_steps = Path(folder), count(), count()
+        checkpoints = Checkpoints(run_dir, keep_last=KEPT)
 
         def verified() -> None:
             step = next(steps)
             checkpoints.save(step, model.state_dict(), {"optimizer": optimizer.state_dict(), "step": step}, best_step=None)
 
         def bare() -> None:
-            save_file(model.state_dict(), run_dir / "model.safetensors")
-            torch.save({"optimizer": optimizer.state_dict(), "step": 0}, run_dir / "state.pt")
-            for name in ("model.safetensors", "state.pt"):
-                with (run_dir / name).open("rb+") as file:
+            step = next(bare_steps)
+            new = run_dir / "bare" / str(step)
+            new.mkdir(parents=True)
+            save_file(model.state_dict(), new / "model.safetensors")
+            torch.save({"optimizer": optimizer.state_dict(), "step": step}, new / "state.pt")
+            for path in new.iterdir():
+                with path.open("rb+") as file:
                     os.fsync(file.fileno())
+            shutil.rmtree(run_dir / "bare" / str(step - KEPT), ignore_errors=True)
 
         times = take_turns(1 + rounds, {"ours": lambda: _milliseconds(verified), "bare": lambda: _milliseconds(bare)}, "saving")
         megabytes = sum(file.stat().st_size for file in (run_dir / "ckpt" / "latest").iterdir()) / 1e6
