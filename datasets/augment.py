@@ -35,22 +35,29 @@ class CropAndFlip:
     """Random crops of the padded images, half of them mirrored; each a function of (seed, epoch, sample).
 
     The padded images lie in one piece of memory, where the crop of image n at (y, x) is the window that begins at
-    n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch. Where they
-    are padded, `unpadded` is a view of the images themselves, so that nobody needs to hold them twice.
+    n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch. Zeros
+    between two rows, channels or images are padding of both. `unpadded` is a view of the images themselves, so that nobody needs
+    to hold them twice.
     """
 
     def __init__(self, images: Tensor, *, padding: int, padding_mode: str, hflip: bool | str, seed: int) -> None:
         self.n, channels, height, width = images.shape
         self.padding, self.hflip, self.seed = padding, hflip, seed
-        self.images = _padded(images, padding, padding_mode) if padding else images.contiguous()
-        self.unpadded = self.images[..., padding : padding + height, padding : padding + width]
-        self.row = width + 2 * padding
-        channel = (height + 2 * padding) * self.row
+        between = padding if padding_mode == "constant" else 2 * padding
+        self.row = width + between
+        channel = (height + between) * self.row
         self.image_bytes = channels * channel
+        strides, first = (self.image_bytes, channel, self.row, 1), padding * (self.row + 1)
         window = (channels - 1) * channel + (height - 1) * self.row + width
-        self.windows = self.images.as_strided(
-            (self.images.numel() - window + 1, channels, height, width), (1, channel, self.row, 1)
-        )
+        n_windows = (self.n - 1) * self.image_bytes + 2 * first + 1
+        self.memory = images.new_zeros(n_windows + window - 1) if padding else images.contiguous().flatten()
+        self.unpadded = self.memory.as_strided(images.shape, strides, first)
+        if padding and padding_mode == "constant":
+            self.unpadded.copy_(images)
+        elif padding:
+            outer = (self.n, channels, height + 2 * padding, width + 2 * padding)
+            _pad(images, self.memory.as_strided(outer, strides), padding, padding_mode)
+        self.windows = self.memory.as_strided((n_windows, channels, height, width), (1, *strides[1:]))
         self._epoch, self._begin, self._mirrored = -1, torch.empty(0), torch.empty(0)
 
     def __call__(self, epoch: int, samples: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ class CropAndFlip:
 
     def _drawn_for(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Where the window of each sample begins, and whether it is mirrored. All samples at once: a batch is too few to pay."""
-        samples = torch.arange(self.n, device=self.images.device)
+        samples = torch.arange(self.n, device=self.memory.device)
         vertical, horizontal, side = draws(self.seed ^ AUGMENT, epoch, samples, 3)
         turn = 0
         if self.hflip == "alternating":  # the side that an image begins with is drawn once
@@ -73,12 +80,9 @@ class CropAndFlip:
         return samples * self.image_bytes + y * self.row + x, mirrored
 
 
-def _padded(images: Tensor, padding: int, mode: str) -> Tensor:
-    n, channels, height, width = images.shape
-    padded = images.new_empty(n, channels, height + 2 * padding, width + 2 * padding)
-    for part, into in zip(images.split(4096), padded.split(4096), strict=True):
-        into.copy_(F.pad(part.float(), [padding] * 4, mode=mode))  # reflection needs floats, which hold every uint8 exactly
-    return padded
+def _pad(images: Tensor, into: Tensor, padding: int, mode: str) -> None:
+    for part, place in zip(images.split(4096), into.split(4096), strict=True):
+        place.copy_(F.pad(part.float(), [padding] * 4, mode=mode))  # reflection needs floats, which hold every uint8 exactly
 
 
 def _mirror_where(mirrored: Tensor, images: Tensor) -> Tensor:

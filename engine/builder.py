@@ -21,6 +21,7 @@ from engine.data import Data, load_data, preparation, task_kind, workers
 from engine.errors import ConfigError, RunError
 from engine.evaluate import evaluate, readable
 from engine.freeze import freeze
+from engine.memory import keep_freed_memory
 from engine.optim import make_optimizer
 from engine.recompute import recompute_blocks
 from engine.schedule import Schedule, make_schedule
@@ -136,6 +137,8 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     loader = train_loader(data.splits["train"], order, prepare, workers(config), accelerator.device)
     if isinstance(loader, InMemoryTraining):
         data.splits["train"] = loader.split
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()  # from here on, as what reading the data took shall go back
     return Run(
         accelerator=accelerator,
         data=data,

@@ -1,10 +1,31 @@
-"""The most memory that was in use."""
+"""Memory: the most that was in use, and that what was freed stays at hand."""
 
+import ctypes
+import os
 import sys
 from pathlib import Path
 
 import psutil
 import torch
+
+MIB = 2**20
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # in glibc's malloc.h, with an M_ before them
+
+
+def keep_freed_memory() -> None:
+    """Tensors of a CPU that are freed leave their memory to the next ones.
+
+    glibc gives large pieces back to the system, which hands them out again as pages to be zeroed: up to a tenth of the time of a
+    ResNet's training. Those of more than 32 MiB still go back, as keeping them costs more memory than is gained in time by most.
+    Who has set MALLOC_* variables has settled it already.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    libc.mallopt(MMAP_THRESHOLD, 32 * MIB)
+    libc.mallopt(TRIM_THRESHOLD, 256 * MIB)
 
 
 def begin_peak_memory(device: torch.device) -> None:
@@ -16,7 +37,7 @@ def begin_peak_memory(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> float:
     """The most that there was at one time, in MiB: of tensors on an NVIDIA GPU, else of this process, without its workers."""
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
-    return round(peak / 2**20, 1)
+    return round(peak / MIB, 1)
 
 
 def _peak_of_process() -> int:

@@ -51,7 +51,7 @@ def test_without_padding_and_flip_nothing_changes(images):
 def test_the_images_are_held_once(images, padding):
     cut = CropAndFlip(images, padding=padding, padding_mode="constant", hflip=True, seed=3)
     assert torch.equal(cut.unpadded, images)
-    assert cut.unpadded.untyped_storage().data_ptr() == cut.images.untyped_storage().data_ptr()
+    assert cut.unpadded.untyped_storage().data_ptr() == cut.memory.untyped_storage().data_ptr()
 
 
 def test_normalisation_equals_torchvisions(images):

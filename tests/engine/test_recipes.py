@@ -28,7 +28,7 @@ def built(*overrides):
 def test_a_run_holds_the_images_of_its_training_once():
     run = built(("augment.crop_padding", 2))
     split, cut = run.data.splits["train"], run.train_loader.cut
-    assert split.images.untyped_storage().data_ptr() == cut.images.untyped_storage().data_ptr()
+    assert split.images.untyped_storage().data_ptr() == cut.memory.untyped_storage().data_ptr()
     assert split.images.shape == (1437, 1, 8, 8)
 
 
