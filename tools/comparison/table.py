@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.tracking import millions
 from tools.comparison.runs import RunRecord
-from tools.tables import Rows, duration, giga, markdown, millions, plain
+from tools.tables import Rows, duration, giga, markdown, plain
 
 OF_A_SEED = re.compile(r"[-_./]*seed[-_=]?\d+$")
 
