@@ -11,7 +11,7 @@ from datasets.splits import DatasetSpec
 
 NOT_FAMILIES = {
     *("augment", "boxes", "cache", "catalog", "counters", "downloads", "files", "loaders", "masks", "mixing", "order", "scenes"),
-    "splits",
+    *("splits", "tensors"),
 }
 
 

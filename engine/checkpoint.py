@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from datasets.tensors import save_tensors
 from engine.errors import RunError
 from engine.run_folder import MANIFEST, committed_checkpoints, remove_tree
 
@@ -200,12 +201,7 @@ def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
         tensor = tensor.detach().cpu().contiguous()
         separate[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
-    try:
-        safetensors.torch.save_file(separate, path)
-    except safetensors.SafetensorError as error:  # a full disk, as others don't say it
-        if (number := re.search(r"os error (\d+)", str(error))) is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    save_tensors(separate, path)
 
 
 def _write_state(train_state: dict[str, Any], path: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from datasets.tensors import save_tensors
 from engine.errors import RunError
 from models import create_model
 from models.factory import TIMM
@@ -55,7 +55,7 @@ def write_folder(exportable: Exportable, path: Path, card: Callable[[bool], str]
 
 def _write(folder: Path, exportable: Exportable, named: Named) -> None:
     separate = {name: tensor.detach().clone().contiguous() for name, tensor in named.weights.items()}  # tied ones too
-    save_file(separate, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(separate, folder / WEIGHTS, {"format": "pt"})
     size = [exportable.channels, exportable.img_size, exportable.img_size]
     n_classes = len(exportable.classes)
     config = {
