@@ -45,9 +45,9 @@ faults: install-dev  ## kill, interrupt and damage runs, and write what was surv
 	mv .faults.md docs/measured/faults.md
 	cat docs/measured/faults.md
 
-accuracies: install-dev  ## train on the sets that need no download, with three seeds, and write what was reached; an hour
+accuracies: install-dev  ## train on the sets that need no download, with three seeds, and write what was reached; 20 minutes
 	$(BIN)/python tools/compare.py --train configs/lenet_digits.yaml configs/lenet_shapes.yaml configs/resnet18_shapes.yaml \
-		--seeds 1,2,3 -o runs/accuracies --markdown .accuracies.md
+		--seeds 1,2,3 --jobs $(JOBS) -o runs/accuracies --markdown .accuracies.md
 	(echo "$$(nproc) cores (CPU), $$(date +%F):"; echo; cat .accuracies.md) > docs/measured/accuracies.md
 	rm .accuracies.md
 
