@@ -265,7 +265,7 @@ def pickles(folder: Path) -> Row:
     }
     for name, argv in attacks.items():
         row.tried += 1
-        with contextlib.redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
             code = run_main(*argv)
         if code not in (1, 2) or not any(word in said.getvalue() for word in ("refused", "can't be read")):
             row.wrong.append(f"{name}: exit code {code}, {said.getvalue()}")

@@ -34,8 +34,9 @@ def test_a_flipped_bit_of_a_checkpoint_is_found_and_its_file_named(tmp_path):
     assert campaign.flipped_bytes(tmp_path, 60).wrong == []
 
 
-def test_code_in_a_pickle_does_not_run(tmp_path):
+def test_code_in_a_pickle_does_not_run(tmp_path, capsys):
     row = campaign.pickles(tmp_path)
+    assert capsys.readouterr().out == ""  # where the table goes
     assert row.tried == 4
     assert row.wrong == []
 
