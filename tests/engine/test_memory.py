@@ -34,5 +34,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose allocator it is about")
 def test_tensors_take_the_memory_of_those_before():
     kept, given_back = (int(run_command("python", "-c", PAGES, which).stdout) for which in ("kept", "given back"))
-    of_tensors = 10 * 8 * 16 * 2**20 // 4096
-    assert kept < 0.1 * of_tensors < 0.9 * of_tensors < given_back
+    assert kept < 0.1 * given_back  # pages, of whatever size
