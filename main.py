@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from engine import check, load_config, train
-from engine.command_line import Parser, run_tool
-from engine.config import to_yaml
+from engine.config.command_line import Parser, run_tool
+from engine.config.resolve import to_yaml
 from engine.plugins import expect_those_of
-from engine.run_folder import find_resumption
+from engine.run.folder import find_resumption
 
 EXAMPLES = """
 every key of the config is an option too:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.cache import load_cached
-from datasets.downloads import fetch, missing_files
-from datasets.splits import DatasetSpec, Images, Loaded, Source
+from datasets.pipeline.cache import load_cached
+from datasets.pipeline.downloads import fetch, missing_files
+from datasets.pipeline.splits import DatasetSpec, Images, Loaded, Source
 
 ALLOWED = {
     ("numpy", "ndarray"),

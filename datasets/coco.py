@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.boxes import COLUMNS, BoxedFiles, clipped
-from datasets.splits import DatasetSpec, Loaded, Source
+from datasets.pipeline.boxes import COLUMNS, BoxedFiles, clipped
+from datasets.pipeline.splits import DatasetSpec, Loaded, Source
 
 NO_NAME = "N/A"
 MOST_CLASSES = 10_000  # a category with a higher number is a mistake

@@ -8,7 +8,7 @@ There is no official split; a fifth, with every class in proportion, is held out
 
 import torch
 
-from datasets.splits import DatasetSpec, Images, Loaded, Source
+from datasets.pipeline.splits import DatasetSpec, Images, Loaded, Source
 
 
 def load(source: Source, *, test_ratio: float = 0.2) -> Loaded:

@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 import torch
 
-from datasets.cache import load_cached
-from datasets.files import IMAGE_ENDINGS, EvaluationImages
-from datasets.splits import DatasetSpec, Files, Images, Loaded, Source
+from datasets.pipeline.cache import load_cached
+from datasets.pipeline.images import IMAGE_ENDINGS, EvaluationImages
+from datasets.pipeline.splits import DatasetSpec, Files, Images, Loaded, Source
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.cache import load_cached
-from datasets.downloads import fetch, missing_files
-from datasets.splits import DatasetSpec, Images, Loaded, Source
+from datasets.pipeline.cache import load_cached
+from datasets.pipeline.downloads import fetch, missing_files
+from datasets.pipeline.splits import DatasetSpec, Images, Loaded, Source
 
 
 def load(source: Source, *, fashion: bool) -> Loaded:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import IMAGE_ENDINGS, UnreadableImage
-from datasets.masks import IGNORED, MaskedFiles, check_masks, highest_label
-from datasets.splits import DatasetSpec, Loaded, Source, hold_out
+from datasets.pipeline.images import IMAGE_ENDINGS, UnreadableImage
+from datasets.pipeline.masks import IGNORED, MaskedFiles, check_masks, highest_label
+from datasets.pipeline.splits import DatasetSpec, Loaded, Source, hold_out
 
 MASK_ENDINGS = (".png", ".bmp", ".gif")  # what loses nothing
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datasets.boxes import AREA, CLASS, COLUMNS, BoxedImages
-from datasets.counters import below, derive, draws
-from datasets.masks import MaskedImages
-from datasets.splits import DatasetSpec, Images, Loaded, Source
+from datasets.pipeline.boxes import AREA, CLASS, COLUMNS, BoxedImages
+from datasets.pipeline.counters import below, derive, draws
+from datasets.pipeline.masks import MaskedImages
+from datasets.pipeline.splits import DatasetSpec, Images, Loaded, Source
 
 SHAPES = 4  # separates this use of the seed from the order's, the augmentation's and the steps'
 TRAIN, TEST = 0, 1

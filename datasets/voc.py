@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.boxes import COLUMNS, BoxedFiles, clipped
-from datasets.masks import MaskedFiles, check_masks
-from datasets.splits import DatasetSpec, Loaded, Source
+from datasets.pipeline.boxes import COLUMNS, BoxedFiles, clipped
+from datasets.pipeline.masks import MaskedFiles, check_masks
+from datasets.pipeline.splits import DatasetSpec, Loaded, Source
 
 CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable")
 CLASSES += ("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")

@@ -3,15 +3,15 @@
 import inspect
 
 from datasets import DatasetSpec
-from engine.arguments import check_arguments
-from engine.config import LoadedConfig, flatten, to_dict
+from engine.config.arguments import check_arguments
+from engine.config.errors import ConfigError
+from engine.config.resolve import LoadedConfig, flatten, to_dict
+from engine.config.schema import AugmentConfig, Config
 from engine.data import check_n_classes, crop_padding, dataset_of, task_kind
-from engine.errors import ConfigError
-from engine.optim import find_optimizer, optimizer_arguments
-from engine.schema import AugmentConfig, Config
+from engine.optim.optimizer import find_optimizer, optimizer_arguments
+from engine.optim.teacher import check_teacher
+from engine.run.trackers import check_trackers
 from engine.tasks import TaskKind
-from engine.teacher import check_teacher
-from engine.trackers import check_trackers
 from models import model_signature
 
 SECTIONS_OF_TASKS = ("segmentation", "detection")

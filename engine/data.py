@@ -10,11 +10,11 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
-from datasets.loaders import EvalLoader, Growth, Preparation, Workers, eval_loader
-from datasets.splits import hold_out
-from engine.agreement import on_main
-from engine.config import LoadedConfig
-from engine.errors import ConfigError, RunError
+from datasets.pipeline.loaders import EvalLoader, Growth, Preparation, Workers, eval_loader
+from datasets.pipeline.splits import hold_out
+from engine.config.errors import ConfigError, RunError
+from engine.config.resolve import LoadedConfig
+from engine.devices.agreement import on_main
 from engine.tasks import TaskKind, find_task
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from datasets.files import UnreadableImage
-from datasets.loaders import EvalLoader
-from engine.agreement import Interrupted
-from engine.errors import RunError
-from engine.sharding import is_sharded
+from datasets.pipeline.images import UnreadableImage
+from datasets.pipeline.loaders import EvalLoader
+from engine.config.errors import RunError
+from engine.devices.agreement import Interrupted
+from engine.devices.sharding import is_sharded
 from engine.tasks import Task
 
 

@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.agreement import on_main
-from engine.builder import Run
-from engine.checkpoint import Checkpoint, Checkpoints
-from engine.errors import RunError
-from engine.run_folder import RunFolder
-from engine.sharding import gathered, load_weights, own_part
-from engine.trackers import Trackers
-from engine.tracking import Tracker
+from engine.build import Run
+from engine.config.errors import RunError
+from engine.devices.agreement import on_main
+from engine.devices.sharding import gathered, load_weights, own_part
+from engine.run.checkpoint import Checkpoint, Checkpoints
+from engine.run.folder import RunFolder
+from engine.run.metrics import Tracker
+from engine.run.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Journal:
         run = self.run
         if not run.profile:
             return batches
-        from engine.profiler import profiled
+        from engine.devices.profiler import profiled
 
         n_left = run.n_steps - run.state.step
         return profiled(

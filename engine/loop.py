@@ -1,7 +1,7 @@
 """The training loop."""
 
-from engine.agreement import Agreement, Interrupted
-from engine.builder import Run
+from engine.build import Run
+from engine.devices.agreement import Agreement, Interrupted
 from engine.journal import Journal
 
 

@@ -11,8 +11,12 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from models.loading.registry import Registry
 
 TABLES = ("MODELS", "DATASETS", "TASKS")
 
@@ -69,10 +73,10 @@ def _run(file: Path, said: str) -> tuple[ModuleType, str]:
 
 
 def _register(tables: dict[str, object], source: str) -> None:
-    from datasets.catalog import register_datasets
-    from engine.tasks import register_tasks
-    from models.factory import register_models
+    from datasets.pipeline.catalog import DATASETS  # imports torch, which --help does without
+    from engine.tasks import TASKS
+    from models.loading.factory import MODELS
 
-    register = {"MODELS": register_models, "DATASETS": register_datasets, "TASKS": register_tasks}
+    registries: dict[str, Registry] = {"MODELS": MODELS, "DATASETS": DATASETS, "TASKS": TASKS}
     for name, table in tables.items():
-        register[name](table, source)
+        registries[name].register(table, source)

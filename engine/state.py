@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.sharding import divided_state
+from engine.devices.sharding import divided_state
 
 COUNTERS = (
     "evaluations_since_best",

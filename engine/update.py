@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from datasets.counters import derive
-from engine.errors import RunError
-from engine.schedule import Schedule
-from engine.sharding import gathered
-from engine.sharpness import Sharpness
+from datasets.pipeline.counters import derive
+from engine.config.errors import RunError
+from engine.devices.sharding import gathered
+from engine.optim.schedule import Schedule
+from engine.optim.sharpness import Sharpness
 from engine.state import TrainState
 from engine.tasks import Task
 

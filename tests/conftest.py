@@ -23,11 +23,11 @@ def data_root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def plugins_of_this_module() -> Iterator[None]:
     """What the module's tests load as plugins is gone for the next module of this process."""
-    from datasets import catalog
+    from datasets.pipeline import catalog
     from engine import plugins, tasks
-    from models import factory
+    from models.loading import factory
 
-    tables = (plugins._loaded, catalog._specs(), tasks._tasks(), factory._models())
+    tables = (plugins._loaded, catalog.DATASETS.entries, tasks.TASKS.entries, factory.MODELS.entries)
     before = [dict(table) for table in tables]
     yield
     for table, content in zip(tables, before, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.command_line import run_tool
+from engine.config.command_line import run_tool
 from main import main
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from engine import check, load_config
-from engine.command_line import Parser
-from engine.config import keys
+from engine.config.command_line import Parser
+from engine.config.resolve import keys
 from tests.on_disk import write_image_folder
 from tests.running import ROOT, run_command, run_main
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from engine.command_line import run_tool
+from engine.config.command_line import run_tool
 from tests.running import ROOT
 from tools.count_macs import main as count_macs
 

@@ -10,8 +10,8 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.command_line import Parser, expect_installed, run_tool
-from engine.errors import ConfigError, RunError
+from engine.config.command_line import Parser, expect_installed, run_tool
+from engine.config.errors import ConfigError, RunError
 from tools.comparison.differences import say_differences
 from tools.comparison.runs import RunRecord, is_run, read_runs
 from tools.comparison.table import as_csv, as_markdown, as_text, rows_of

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.command_line import Parser, run_tool
-from engine.config import LoadedConfig, load_config
-from engine.errors import ConfigError
-from engine.tracking import millions
+from engine.config.command_line import Parser, run_tool
+from engine.config.errors import ConfigError
+from engine.config.resolve import LoadedConfig, load_config
+from engine.run.log import millions
 from tools.tables import giga, markdown
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _of_model(name: str, n_classes: int, in_channels: int, img_size: int, overri
 
 
 def _row(config_name: str, config: LoadedConfig, n_classes: int, in_channels: int, img_size: int, published: str) -> Row:
-    from engine.macs import count
+    from engine.run.macs import count
 
     counted = count(_without_weights(config, n_classes, in_channels, img_size), in_channels, img_size)
     return Row(

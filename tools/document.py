@@ -13,9 +13,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.command_line import Parser, run_tool
-from engine.errors import RunError
-from engine.schema import REQUIRED, Config
+from engine.config.command_line import Parser, run_tool
+from engine.config.errors import RunError
+from engine.config.schema import REQUIRED, Config
 
 EXAMPLES = """
 A table in README.md or docs/ stands between two comments that name the command it is made by. What takes long to measure, the
@@ -88,7 +88,8 @@ def configuration() -> str:
     lines = [
         "# Every key of a config",
         "",
-        "`make docs` writes this from [engine/schema.py](../engine/schema.py). Each is an option: `--train.optim.lr 0.01`.",
+        "`make docs` writes this from [engine/config/schema.py](../engine/config/schema.py). Each key is an option: "
+        "`--train.optim.lr 0.01`.",
         "",
         "A file may begin with `base:`, another file or a list of them, relative to itself, and then holds only what differs.",
     ]

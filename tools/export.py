@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.command_line import Parser, expect_installed, run_tool
-from engine.errors import ConfigError
+from engine.config.command_line import Parser, expect_installed, run_tool
+from engine.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.trained import Trained
+    from engine.inference.trained import Trained
 
 EXAMPLES = """
 A run folder stands for its best checkpoint. Each export is compared with the model that it was made of before it is put in its
@@ -102,7 +102,7 @@ def to_timm(args: Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _load(args: Namespace, overrides: dict[str, Any]) -> "Trained":
-    from engine.trained import load_trained
+    from engine.inference.trained import load_trained
 
     return load_trained(args.source, overrides, averaged=args.ema)
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.command_line import Parser, run_tool
-from engine.config import load_config
-from engine.errors import ConfigError, RunError
+from engine.config.command_line import Parser, run_tool
+from engine.config.errors import ConfigError, RunError
+from engine.config.resolve import load_config
 from tools.pictures.output import add_output, deliver, expect_picture, new_figure
 
 if TYPE_CHECKING:
-    from engine.builder import Run
-    from engine.config import LoadedConfig
+    from engine.build import Run
+    from engine.config.resolve import LoadedConfig
 
 EXAMPLES = """
 Everything else is as the config says: optimizer, batch, augmentation, precision. Nothing is saved but the picture.
@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.n_updates < FEWEST:
         raise ConfigError(f"--n_updates {args.n_updates}: at least {FEWEST} make a curve")
 
-    from engine.builder import build
+    from engine.build import build
     from engine.checks import check
-    from engine.environment import make_accelerator
-    from engine.tracking import set_up_terminal
+    from engine.devices.accelerator import make_accelerator
+    from engine.run.log import set_up_terminal
 
     expect_picture(args.output)
     config = load_config(args.config, overrides)
@@ -122,7 +122,7 @@ def as_option(suggestion: float, config: "LoadedConfig") -> str:
 
 
 def draw(figure: object, curve: Curve, title: str) -> None:
-    from engine.figures import TRAIN, VALID, style
+    from engine.plots.style import TRAIN, VALID, style
 
     with style():
         figure.set_size_inches(7, 4.2)

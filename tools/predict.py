@@ -15,13 +15,13 @@ from typing import IO, TYPE_CHECKING
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.command_line import Parser, run_tool
-from engine.errors import ConfigError, RunError
+from engine.config.command_line import Parser, run_tool
+from engine.config.errors import ConfigError, RunError
 from tools.pictures.subject import SOURCE, add_source, open_source
 from tools.scenes import Predicted, write_coco, write_masks
 
 if TYPE_CHECKING:
-    from engine.trained import Trained
+    from engine.inference.trained import Trained
 
 EXAMPLES = """
 Images are prepared as those of an evaluation. Classes come as lines; with --top_k an image has a line for each of its classes,
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
 
-    from engine.images import image_names
+    from engine.inference.images import image_names
 
     names = image_names(args.images)
     trained = open_source(args, overrides)
@@ -107,7 +107,7 @@ def predictions(trained: "Trained", names: Sequence[str], batch_size: int, unrea
     import torch
     from tqdm import tqdm
 
-    from engine.images import read_images
+    from engine.inference.images import read_images
 
     with torch.no_grad(), tqdm(total=len(names), unit="image", leave=False, disable=not sys.stderr.isatty()) as progress:
         for read in read_images(trained, names, batch_size):

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from engine.errors import RunError
+from engine.config.errors import RunError
 
 if TYPE_CHECKING:
-    from engine.images import ReadBatch
-    from engine.trained import Trained
+    from engine.inference.images import ReadBatch
+    from engine.inference.trained import Trained
 
 Predicted = tuple["ReadBatch", Sequence[Any]]  # a batch, and what is predicted of each of its images
 

@@ -11,9 +11,9 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.command_line import Parser, expect_installed, run_tool
-from engine.config import DEFAULT_CONFIG, flatten, load_config, to_dict
-from engine.errors import ConfigError, RunError
+from engine.config.command_line import Parser, expect_installed, run_tool
+from engine.config.errors import ConfigError, RunError
+from engine.config.resolve import DEFAULT_CONFIG, flatten, load_config, to_dict
 from tools.comparison.training import as_option
 from tools.comparison.variants import HARMLESS
 from tools.sweeps.space import Dimension, grid_of, read_space
@@ -115,7 +115,7 @@ def sweep(args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any]
 
 
 def _report(study: Any, args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any]) -> int:
-    from engine.figures import new_figure
+    from engine.plots.style import new_figure
     from tools.pictures.output import write
     from tools.sweeps.history import as_csv, as_markdown, as_text, draw, history_of
     from tools.sweeps.study import name_of

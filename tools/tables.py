@@ -3,7 +3,7 @@
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from engine.errors import RunError
+from engine.config.errors import RunError
 
 # Metrics that are parts of 1, and shown in percent.
 IN_PERCENT = ("acc@1", "acc@5", "balanced_acc", "ece", "mIoU", "pixel_acc", "mean_acc", "mAP", "mAP@50", "mAP@75", "mAR@100")

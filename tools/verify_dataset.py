@@ -10,8 +10,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.command_line import Parser, run_tool
-from engine.errors import RunError
+from engine.config.command_line import Parser, run_tool
+from engine.config.errors import RunError
 
 EXAMPLES = """
 The exit code is 1 if something is wrong.
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from datasets import Files
     from engine.checks import check
-    from engine.config import load_config
+    from engine.config.resolve import load_config
     from engine.data import read_data, source_of
 
     config = load_config(args.config, overrides)
@@ -74,7 +74,7 @@ def _unreadable(paths: Sequence[str]) -> list[str]:
 
 
 def what_is_wrong(path: str) -> str | None:
-    from datasets.files import ImageFile, UnreadableImage
+    from datasets.pipeline.images import ImageFile, UnreadableImage
 
     try:
         ImageFile(path).decode()
@@ -84,7 +84,7 @@ def what_is_wrong(path: str) -> str | None:
 
 
 def _without_an_image_ending(root: Path, classes: Sequence[str]) -> Iterator[Path]:
-    from datasets.files import IMAGE_ENDINGS
+    from datasets.pipeline.images import IMAGE_ENDINGS
 
     for part in ("train", "val"):
         for name in classes:

@@ -4,19 +4,15 @@ A file here holds a table TASKS, name -> TaskKind, and is found by being here. I
 that makes the task of a config and its data: such a task has the models and the data of classification.
 """
 
-import importlib
-import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from engine.config import LoadedConfig
+from engine.config.resolve import LoadedConfig
 from models import create_model
+from models.loading.registry import Registry, did_you_mean
 
 
 class Metric(Protocol):
@@ -69,28 +65,16 @@ class TaskKind:
     other_keys: tuple[str, ...] = ()  # keys that are for other tasks only
 
 
-@cache
-def _tasks() -> dict[str, TaskKind]:
-    tasks: dict[str, TaskKind] = {}
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        tasks |= _kinds(getattr(importlib.import_module(f"engine.tasks.{module.name}"), "TASKS", {}))
-    return tasks
-
-
-def _kinds(table: dict[str, TaskKind | MakeTask]) -> dict[str, TaskKind]:
+def _entries(table: Mapping[str, TaskKind | MakeTask]) -> dict[str, TaskKind]:
     return {name: kind if isinstance(kind, TaskKind) else TaskKind(kind) for name, kind in table.items()}
 
 
+TASKS: Registry[str, TaskKind] = Registry("task", "engine.tasks", "TASKS", _entries)
+
+
 def find_task(name: str) -> TaskKind:
-    if name not in _tasks():
-        near = get_close_matches(name, list(_tasks()), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_tasks()))}"
+    if name not in TASKS.entries:
+        names = {known: known for known in TASKS.entries}
+        hint = did_you_mean(name, names, f"there are {', '.join(sorted(names))}")
         raise ValueError(f"unknown task {name!r}: {hint}")
-    return _tasks()[name]
-
-
-def register_tasks(tasks: dict[str, TaskKind | MakeTask], source: str) -> None:
-    """Make tasks from elsewhere available by name, like those of the files here."""
-    if taken := sorted(tasks.keys() & _tasks().keys()):
-        raise ValueError(f"{source} names its task {taken[0]!r}, which is taken")
-    _tasks().update(_kinds(tasks))
+    return TASKS.entries[name]

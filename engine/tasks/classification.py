@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.config import LoadedConfig
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
+from engine.config.resolve import LoadedConfig
 from engine.tasks import TaskKind
 
 Batch = tuple[Tensor, Tensor]  # images; class numbers or, where images were mixed, probabilities
@@ -90,7 +90,8 @@ class Classification:
         return logits.sigmoid() if self.loss == "bce" else logits.softmax(1)
 
     def draw(self, images: Tensor, batch: Batch, predictions: Tensor):
-        from engine.figures import draw_classes, new_figure
+        from engine.plots.images import draw_classes
+        from engine.plots.style import new_figure
 
         draw_classes(figure := new_figure(), images, batch[1], predictions, self.classes)
         return figure

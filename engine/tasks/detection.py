@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets import find_dataset
-from datasets.boxes import Batch, Target
-from engine.config import LoadedConfig
+from datasets.pipeline.boxes import Batch, Target
+from engine.config.resolve import LoadedConfig
 from engine.tasks import TaskKind
-from models.detection import create_detector
+from models.heads.detection import create_detector
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,8 +64,8 @@ class Detection:
     def draw(
         self, images: Tensor, batch: Batch, predictions: Sequence[Prediction] | None = None, figure: "Figure | None" = None
     ) -> "Figure":
-        from engine.figures import new_figure
-        from engine.scene_figures import draw_boxes
+        from engine.plots.overlays import draw_boxes
+        from engine.plots.style import new_figure
 
         figure = figure or new_figure()
         draw_boxes(figure, self.visible(images, batch), batch[1], predictions, self.classes)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datasets.masks import IGNORED, Batch, fitted
-from engine.config import LoadedConfig
+from datasets.pipeline.masks import IGNORED, Batch, fitted
+from engine.config.resolve import LoadedConfig
 from engine.tasks import TaskKind
-from models.segmentation import create_segmenter
+from models.heads.segmentation import create_segmenter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,8 +77,8 @@ class Segmentation:
     def draw(
         self, images: Tensor, batch: Batch, predictions: Sequence[Tensor] | None = None, figure: "Figure | None" = None
     ) -> "Figure":
-        from engine.figures import new_figure
-        from engine.scene_figures import draw_masks
+        from engine.plots.overlays import draw_masks
+        from engine.plots.style import new_figure
 
         figure = figure or new_figure()
         draw_masks(figure, self.visible(images, batch), batch[1], predictions, self.classes)
@@ -92,7 +92,7 @@ class Segmentation:
 
     def write(self, prediction: Tensor, path: Path) -> None:
         """As a PNG whose pixels are class numbers, with a palette to look at."""
-        from engine.scene_figures import write_mask
+        from engine.plots.overlays import write_mask
 
         write_mask(prediction, path)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from datasets import Source, find_dataset, list_datasets
-from datasets.downloads import unpack_tar
-from datasets.splits import hold_out
+from datasets.pipeline.downloads import unpack_tar
+from datasets.pipeline.splits import hold_out
 from tests import on_disk
 
 

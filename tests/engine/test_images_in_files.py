@@ -9,10 +9,11 @@ import time
 import pytest
 import torch
 
-from datasets.loaders import FileTraining
-from engine import builder, load_config
+from datasets.pipeline.loaders import FileTraining
+from engine import build as builder
+from engine import load_config
 from engine.data import MOST_WORKERS, workers
-from engine.environment import make_accelerator
+from engine.devices.accelerator import make_accelerator
 from tests import on_disk
 from tests.running import ROOT, assert_same_weights, metrics, results, run_main, run_on_two_ranks, untimed, weights
 

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine import builder, load_config
-from engine.environment import make_accelerator
+from engine import build as builder
+from engine import load_config
+from engine.devices.accelerator import make_accelerator
 
 BATCH_SIZE, N_CLASSES = 64, 10
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from engine import load_config, train
-from engine.builder import build
+from engine.build import build
 from tests.running import ROOT, assert_same_weights, weights
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("plugins_of_this_module")
 PLUGIN = """
 import torch
 from torch import nn
-from datasets.splits import DatasetSpec, Images, Loaded
+from datasets.pipeline.splits import DatasetSpec, Images, Loaded
 from engine.tasks.classification import Classification
 
 
@@ -115,7 +115,7 @@ def test_the_same_from_python(plugin, tmp_path):
         ("\n\nx = (", ["doesn't import", "SyntaxError", "line 3"]),
         ("x = 1", ["none of the tables MODELS, DATASETS, TASKS"]),
         ("MODELS = {'resnet18': dict}", ["names its model 'resnet18', which is taken", "another name"]),
-        ("from datasets.digits import DATASETS", ["names its data set 'digits', which is taken"]),
+        ("from datasets.digits import DATASETS", ["names its dataset 'digits', which is taken"]),
         ("TASKS = {'classification': dict}", ["names its task 'classification', which is taken"]),
         (None, ["can't be read", "No such file"]),
     ],

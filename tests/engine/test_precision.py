@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine import ConfigError, load_config
-from engine.environment import make_accelerator
+from engine.devices.accelerator import make_accelerator
 from tests.running import run_main
 
 ARGV = ("--train.n_steps", 2, "--train.batch_size", 64, "--train.num_threads", 1)

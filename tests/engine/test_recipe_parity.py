@@ -15,8 +15,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from engine import load_config
-from engine.builder import Run, build
-from engine.environment import make_accelerator
+from engine.build import Run, build
+from engine.devices.accelerator import make_accelerator
 from tests.running import ROOT
 
 N_STEPS, BATCH_SIZE, LR = 100, 16, 0.05

@@ -11,10 +11,11 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 
-from engine import builder, load_config
-from engine.environment import make_accelerator
-from engine.errors import RunError
-from engine.trained import load_trained
+from engine import build as builder
+from engine import load_config
+from engine.config.errors import RunError
+from engine.devices.accelerator import make_accelerator
+from engine.inference.trained import load_trained
 from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, untimed, weights
 
 SMALL = ("--train.batch_size", 64, "--train.num_threads", 1, "--train.print_freq", 4, "--train.eval_freq", 8)

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datasets.splits import Files
-from engine import ConfigError, builder, check, load_config
-from engine.environment import make_accelerator
-from engine.schedule import make_schedule
-from engine.schema import SchedConfig
+from datasets.pipeline.splits import Files
+from engine import ConfigError, check, load_config
+from engine import build as builder
+from engine.config.schema import SchedConfig
+from engine.devices.accelerator import make_accelerator
+from engine.optim.schedule import make_schedule
 from models import create_model
 from tests.running import ROOT, assert_same_weights, metrics, results, run_main, untimed, weights
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from engine import ConfigError, load_config, train
-from engine.memory import peak_memory
-from engine.run_folder import RunFolder
+from engine.devices.memory import peak_memory
+from engine.run.folder import RunFolder
 from engine.tasks.classification import Classification
 from tests.running import (
     ROOT,
@@ -82,7 +82,9 @@ def test_results_say_what_was_reached(whole_run):
 
 def test_the_peak_of_memory_counts_what_was_held_for_a_while_too():
     held = "torch.ones(2**26, dtype=torch.uint8)"
-    program = f"import torch; from engine.memory import peak_memory as p; d = torch.device('cpu'); a = p(d); {held}; b = p(d)"
+    program = (
+        f"import torch; from engine.devices.memory import peak_memory as p; d = torch.device('cpu'); a = p(d); {held}; b = p(d)"
+    )
     finished = run_command("python", "-c", f"{program}; torch.ones(1); print(b - a, p(d) - b)")
     rise, more = map(float, finished.stdout.split())
     assert rise == pytest.approx(64, abs=4)
@@ -436,7 +438,7 @@ class TestBadInput:
         if code == 2 or argv[0] != "--data.name":
             argv = (*argv, "--data.download", "false")
         else:
-            monkeypatch.setattr("datasets.downloads.TIMEOUT", 0.5)
+            monkeypatch.setattr("datasets.pipeline.downloads.TIMEOUT", 0.5)
         monkeypatch.chdir(tmp_path)
         assert run_main(*argv, "-e", "made/here") == code
         error = capsys.readouterr().err
@@ -459,7 +461,7 @@ class TestBadInput:
 
     def test_a_folder_in_use_is_refused(self, tmp_path):
         first = RunFolder.start(tmp_path / "run")
-        script = f"from engine.run_folder import RunFolder; RunFolder.start({str(tmp_path / 'run')!r})"
+        script = f"from engine.run.folder import RunFolder; RunFolder.start({str(tmp_path / 'run')!r})"
         second = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
         assert "is in use by another process" in second.stderr
         first.close()

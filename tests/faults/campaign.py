@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import InvalidCheckpoint, read_checkpoint
-from engine.run_folder import committed_checkpoints
+from engine.run.checkpoint import InvalidCheckpoint, read_checkpoint
+from engine.run.folder import committed_checkpoints
 from tests.faults.children import AtStep, Ended, Fault, KillAfter, KillAtOperation, KillInsideWrite, train
 from tests.on_disk import write_coco, write_image_folder, write_pairs
 from tests.running import metrics, run_main, untimed
@@ -277,7 +277,7 @@ def pickles(folder: Path) -> Row:
 
 def sign(checkpoint: Path) -> None:
     """A manifest that fits the files, as an attacker would write it."""
-    from engine.checkpoint import _manifest_digest
+    from engine.run.checkpoint import _manifest_digest
 
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     del manifest["digest"]

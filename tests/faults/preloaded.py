@@ -6,9 +6,9 @@ import timm.optim
 import torch.utils.tensorboard
 import torchvision.utils
 
-import engine.figures
-import engine.macs
-import engine.session
+import engine.plots.curves
+import engine.run.macs
+import engine.train
 import main
 
 __all__ = ["engine", "main", "matplotlib", "sklearn", "timm", "torch", "torchvision"]

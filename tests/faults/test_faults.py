@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import read_checkpoint
-from engine.run_folder import RunFolder, committed_checkpoints
-from engine.tracking import Tracker
+from engine.run.checkpoint import read_checkpoint
+from engine.run.folder import RunFolder, committed_checkpoints
+from engine.run.metrics import Tracker
 from tests.faults.campaign import IN_FILES, KILLED, SMALL, different, digest
 from tests.faults.children import AtStep, FullDisk, InEvaluation, train
 from tests.on_disk import write_image_folder
@@ -189,7 +189,7 @@ class WorkerFails:
         self.how = how
 
     def __call__(self, run_dir):
-        from datasets.files import TrainingImages
+        from datasets.pipeline.images import TrainingImages
 
         read = TrainingImages.__call__
 

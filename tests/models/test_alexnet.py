@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from engine.macs import count
+from engine.run.macs import count
 from models import create_model
 from tests.models.reference import assert_loads_and_agrees
 

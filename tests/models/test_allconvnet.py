@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.macs import count
+from engine.run.macs import count
 from models import create_model
 
 LAYERS = [  # of the paper's tables 1 and 2: maps in, maps out, kernel, side of the result

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from engine.macs import count
+from engine.run.macs import count
 from models import create_model
 from models.vit import VisionTransformer
 from tests.models.reference import assert_loads_and_agrees, randomise, relative_error

@@ -3,7 +3,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from engine.command_line import run_tool
+from engine.config.command_line import run_tool
 from tests.running import run_command
 from tools.benchmark import main
 from tools.benchmarks.checkpoint import measure_saves

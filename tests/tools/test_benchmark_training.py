@@ -9,10 +9,10 @@ from itertools import repeat
 import psutil
 import pytest
 
-from datasets import catalog
+from datasets.pipeline import catalog
 from engine import load_config
-from engine.command_line import run_tool
-from engine.errors import RunError
+from engine.config.command_line import run_tool
+from engine.config.errors import RunError
 from tests.running import run_command
 from tools.benchmark import main
 from tools.benchmarks import everything, model, ours, rivals, start, training
@@ -144,7 +144,7 @@ def test_an_evaluation_is_counted_batch_by_batch(job):
 def first_update(setting: Setting) -> Speed:
     keys = {"model.name": "resnet18", "model.layers": [1, 1, 1, 1], "train.batch_size": 16, **setting.keys()}
     (turn,) = reports(partial(ours.update, None, keys), 2)
-    catalog._specs().pop(("random images", "classes"))  # for the next one in this process
+    catalog.DATASETS.entries.pop(("random images", "classes"))  # for the next one in this process
     return Speed(1.0, 1.0, turn.images, turn.peak_mib, turn.note)
 
 

@@ -11,7 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
-from engine.command_line import run_tool
+from engine.config.command_line import run_tool
 from tests.running import ROOT, results, run_command
 from tools.compare import main
 from tools.comparison.training import environments

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from engine import yaml12
-from engine.command_line import run_tool
+from engine.config import yaml12
+from engine.config.command_line import run_tool
 from tests.running import metrics, results
 from tools.compare import main
 
@@ -284,7 +284,7 @@ def test_twenty_runs_with_long_histories_stay_below_five_megabytes(small_runs, t
 
 
 def test_the_package_that_draws_it_is_named_where_it_is_missing(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("engine.command_line.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.config.command_line.find_spec", lambda name: None)
     compare(runs, "--html", tmp_path / "page.html", code=1)
     said = capsys.readouterr().err
     assert said == "error: --html needs what is not installed: bokeh; pip install -r requirements-extra.txt\n"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from engine.command_line import run_tool
+from engine.config.command_line import run_tool
 from tests.running import ROOT, run_command
 from tools.count_macs import main
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from engine import ConfigError, load_config
-from engine.config import keys, to_dict
-from engine.schema import Config
+from engine.config.resolve import keys, to_dict
+from engine.config.schema import Config
 from tests.running import ROOT
 from tools.document import BLOCK, MEASURED, configuration, json_schema
 

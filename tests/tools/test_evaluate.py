@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from engine.command_line import run_tool
+from engine.config.command_line import run_tool
 from tests.running import ROOT, results, run_command, run_main
 from tools.evaluate import main
 

@@ -14,10 +14,10 @@ from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
 import tools.exports.graph as graph_module
-from engine import yaml12
-from engine.command_line import run_tool
-from engine.errors import RunError
-from engine.trained import Trained, load_trained
+from engine.config import yaml12
+from engine.config.command_line import run_tool
+from engine.config.errors import RunError
+from engine.inference.trained import Trained, load_trained
 from models import create_model, list_models, model_signature
 from tests.models.test_every_model import build, small_sizes
 from tests.running import results, run_command

@@ -30,8 +30,8 @@ def test_the_suggestion_is_a_tenth_of_the_rate_of_the_lowest_loss():
 
 def test_the_rates_rise_by_the_same_factor_and_it_stops_where_the_loss_diverges():
     from engine import load_config
-    from engine.builder import build
-    from engine.environment import make_accelerator
+    from engine.build import build
+    from engine.devices.accelerator import make_accelerator
 
     config = load_config(None, {"train.num_threads": 1})
     curve = find_lr.sweep(build(config, make_accelerator(config)), 1e-3, 1e3, 61)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.command_line import run_tool
-from engine.trained import load_trained
+from engine.config.command_line import run_tool
+from engine.inference.trained import load_trained
 from tests import on_disk
 from tests.running import ROOT, run_command, run_main
 from tools.predict import main
@@ -131,7 +131,7 @@ def test_many_images_take_no_more_memory_than_few(digits, small_runs, tmp_path):
         name.parent.mkdir(exist_ok=True)
         name.symlink_to(images[i % len(images)])
     program = (
-        "import sys, torch; from tools.predict import main; from engine.memory import peak_memory\n"
+        "import sys, torch; from tools.predict import main; from engine.devices.memory import peak_memory\n"
         "for name in ('few', 'many'):\n"
         "    assert main([sys.argv[1], f'{sys.argv[2]}/{name}', '-o', f'{sys.argv[2]}/{name}.csv', *sys.argv[3:]]) == 0\n"
         "    print(peak_memory(torch.device('cpu')))"

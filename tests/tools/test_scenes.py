@@ -9,9 +9,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from pycocotools.coco import COCO
 
-from engine.command_line import run_tool
-from engine.scene_figures import palette, with_mask
-from engine.trained import load_trained
+from engine.config.command_line import run_tool
+from engine.inference.trained import load_trained
+from engine.plots.overlays import palette, with_mask
 from tests.faults.campaign import SMALL
 from tests.running import results, run_main, weights
 from tools.compare import main as compare
@@ -63,7 +63,7 @@ def run(tool, *argv):
 
 def figure_of(monkeypatch, *argv):
     drawn = []
-    monkeypatch.setattr("engine.figures.save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("engine.plots.style.save_figure", lambda figure, path: drawn.append(figure))
     assert run(visualize, *argv) == 0
     return drawn[0]
 
@@ -176,8 +176,8 @@ def test_data_show_the_batch_that_an_update_trains_with(trained, monkeypatch):
 
 def _trained_with(config, step):
     from engine import load_config
-    from engine.builder import build
-    from engine.environment import make_accelerator
+    from engine.build import build
+    from engine.devices.accelerator import make_accelerator
 
     options = [str(word) for word in (*SMALL, *SCENES, "--task", config.task, *OWN[config.task], "--augment.hflip", "true")]
     config = load_config(None, options)

@@ -10,8 +10,8 @@ from itertools import product
 import pytest
 from matplotlib.image import imread
 
-from engine.command_line import run_tool
-from engine.run_folder import committed_checkpoints
+from engine.config.command_line import run_tool
+from engine.run.folder import committed_checkpoints
 from tests.running import ROOT, metrics, results, run_command
 from tools.sweep import main
 from tools.sweeps.space import read_space
@@ -73,7 +73,7 @@ def test_the_table_is_what_the_runs_report(random_sweep):
 
 
 def _config(run):
-    from engine import yaml12
+    from engine.config import yaml12
 
     return yaml12.parse((run / "config.yaml").read_text())
 
@@ -245,7 +245,7 @@ def test_runs_of_a_sweep_whose_study_is_gone_are_not_taken_for_new_ones(tmp_path
 
 
 def test_without_optuna_it_says_how_to_install_it():
-    check = "import sys; sys.modules['optuna'] = None\nfrom importlib import util; import engine.command_line as c\n"
+    check = "import sys; sys.modules['optuna'] = None\nfrom importlib import util; import engine.config.command_line as c\n"
     check += "c.find_spec = lambda name: None if name == 'optuna' else util.find_spec(name)\n"
     check += "from tools.sweep import main; sys.exit(c.run_tool(lambda: main(['--space', 'train.optim.lr=0.1,0.2'])))"
     finished = run_command("python", "-c", check)

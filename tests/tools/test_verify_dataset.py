@@ -1,6 +1,6 @@
 import pytest
 
-from engine.command_line import run_tool
+from engine.config.command_line import run_tool
 from tests import on_disk
 from tests.running import run_command, run_main
 from tools.verify_dataset import main

@@ -5,7 +5,7 @@ from matplotlib.image import imread
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.command_line import run_tool
+from engine.config.command_line import run_tool
 from tests.running import ROOT, metrics, run_command, run_main
 from tools.visualize import main
 

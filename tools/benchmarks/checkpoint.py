@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine.schema import TrainConfig
+from engine.config.schema import TrainConfig
 from tools.benchmarks import ours
 from tools.benchmarks.measure import Ratio, add_threads, ratio, take_turns
 from tools.benchmarks.sides import Length, race
@@ -62,7 +62,7 @@ def measure_saves(rounds: int) -> dict[str, float]:
     import torch
     from safetensors.torch import save_file
 
-    from engine.checkpoint import Checkpoints
+    from engine.run.checkpoint import Checkpoints
     from models import create_model
 
     model = create_model("resnet18", n_classes=10, in_channels=3, img_size=32, first_block="cifar10")

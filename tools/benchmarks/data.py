@@ -76,9 +76,9 @@ def in_memory(n: int) -> Comparison:
     from PIL import Image
     from torchvision import transforms
 
-    from datasets.loaders import Workers, train_loader
-    from datasets.order import Order
-    from datasets.splits import Images
+    from datasets.pipeline.loaders import Workers, train_loader
+    from datasets.pipeline.order import Order
+    from datasets.pipeline.splits import Images
 
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = Images(images, torch.arange(n) % 10)
@@ -127,9 +127,9 @@ def _our_files(root: Path, n_workers: int, *, is_training: bool) -> Batches:
     import numpy as np
     import torch
 
-    from datasets.loaders import Workers, eval_loader, train_loader
-    from datasets.order import Order
-    from datasets.splits import Files
+    from datasets.pipeline.loaders import Workers, eval_loader, train_loader
+    from datasets.pipeline.order import Order
+    from datasets.pipeline.splits import Files
 
     paths = np.array([os.fsencode(path) for path in sorted(root.glob("*/*.jpg"))])
     split = Files(paths, torch.zeros(len(paths), dtype=torch.int64))
@@ -187,7 +187,7 @@ def _to_normalised_tensor() -> list[Any]:
 
 
 def _preparation(img_size: int, crop_padding: int = 0) -> Any:
-    from datasets.loaders import Preparation
+    from datasets.pipeline.loaders import Preparation
 
     return Preparation(
         img_size, MEAN, STD, augment=True, crop_padding=crop_padding, padding_mode="constant", hflip=True, cutout=0

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from engine.errors import RunError
+from engine.config.errors import RunError
 from tools.benchmarks import training
 from tools.benchmarks.measure import Ratio, n_cores, rows_of
 from tools.tables import markdown, write_text

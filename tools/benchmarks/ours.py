@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tools.benchmarks.sides import Turns
 
 if TYPE_CHECKING:
-    from datasets.splits import Loaded, Source
-    from engine.builder import Run
-    from engine.config import LoadedConfig
+    from datasets.pipeline.splits import Loaded, Source
+    from engine.build import Run
+    from engine.config.resolve import LoadedConfig
 
 EXAMPLES_OF_A_TENSOR = 1000  # numbers that are compared of each tensor of weights
 UNKNOWN_CLASSES = 1000  # where only the files of a data set would say how many there are
@@ -38,7 +38,7 @@ def resume(run_dir: Path, overrides: Mapping[str, Any], turns: Turns) -> None:
 
 
 def _count_steps(turns: Turns) -> None:
-    from engine.builder import Run
+    from engine.build import Run
 
     batches = Run.train_batches
     Run.train_batches = lambda run, first: turns.counted(batches(run, first), run.batch_size)
@@ -47,8 +47,8 @@ def _count_steps(turns: Turns) -> None:
 def evaluate(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:
     """Evaluations of the validation split, one after the other."""
     from engine import load_config
-    from engine.builder import build
-    from engine.environment import make_accelerator
+    from engine.build import build
+    from engine.devices.accelerator import make_accelerator
 
     loaded = load_config(config, overrides)
     run = build(loaded, make_accelerator(loaded))
@@ -88,12 +88,12 @@ def infer(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:
 
 def built_on_random_images(config: str, overrides: Mapping[str, Any]) -> "Run":
     """As the config says but for its data, which are held in memory and have the same shape."""
-    from datasets.catalog import register_datasets
-    from datasets.splits import DatasetSpec
+    from datasets.pipeline.catalog import DATASETS
+    from datasets.pipeline.splits import DatasetSpec
     from engine import check, load_config
-    from engine.builder import build
+    from engine.build import build
     from engine.data import dataset_of
-    from engine.environment import make_accelerator
+    from engine.devices.accelerator import make_accelerator
 
     loaded = load_config(config, overrides)
     check(loaded)
@@ -104,7 +104,7 @@ def built_on_random_images(config: str, overrides: Mapping[str, Any]) -> "Run":
     def load(source: "Source") -> "Loaded":
         return _random_images(n_images, spec, source, loaded)
 
-    register_datasets([replace(spec, name="random images", load=load, in_files=False)], "the benchmark")
+    DATASETS.register([replace(spec, name="random images", load=load, in_files=False)], "the benchmark")
     loaded.data.name, loaded.data.args = "random images", {}
     return build(loaded, accelerator)
 
@@ -112,7 +112,7 @@ def built_on_random_images(config: str, overrides: Mapping[str, Any]) -> "Run":
 def _random_images(n: int, spec: Any, source: "Source", config: "LoadedConfig") -> "Loaded":
     import torch
 
-    from datasets.splits import Images, Loaded
+    from datasets.pipeline.splits import Images, Loaded
 
     size = source.img_size or spec.img_size
     n_classes = spec.n_classes or source.n_classes or UNKNOWN_CLASSES

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from engine.errors import RunError
+from engine.config.errors import RunError
 from tools.benchmarks.measure import take_turns
 
 TIMEOUT = 900.0  # seconds, of a start or a turn
@@ -60,7 +60,7 @@ class Turns:
     def _wait(self) -> None:
         import torch
 
-        from engine.memory import peak_memory
+        from engine.devices.memory import peak_memory
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cuda":

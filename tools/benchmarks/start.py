@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine.errors import RunError
+from engine.config.errors import RunError
 from tools.benchmarks.measure import Report, n_cores, ratio, show, take_turns
 from tools.benchmarks.random_sets import write_mnist
 

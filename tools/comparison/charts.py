@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from engine.figures import look, short, style
+from engine.plots.images import short
+from engine.plots.style import line_style, style
 from tools.comparison.series import MONITORED, are_wide, series_of, unit_of_time
 from tools.comparison.table import Row, mean_and_deviation
 
@@ -26,7 +27,7 @@ def draw_comparison(figure: Figure, rows: Sequence[Row], x: str) -> None:
     with style():
         figure.set_size_inches(13, 3.9 * len(metrics) + 0.22 * -(-len(rows) // n_columns))
         for panels, metric in zip(figure.subplots(len(metrics), 3, squeeze=False), metrics, strict=True):
-            of_metric = [(row, look(i)) for i, row in enumerate(rows) if row.first.monitor == metric]
+            of_metric = [(row, line_style(i)) for i, row in enumerate(rows) if row.first.monitor == metric]
             _curves(panels[0], of_metric, x, seconds)
             _points(panels[1], of_metric, "macs", per=1)
             _points(panels[2], of_metric, "wall_time", per=seconds)
@@ -35,7 +36,7 @@ def draw_comparison(figure: Figure, rows: Sequence[Row], x: str) -> None:
             panels[1].xaxis.set_major_formatter(EngFormatter())
             panels[2].set(xlabel=labels["time"])
             panels[2].xaxis.set_major_formatter("{x:g}")
-        keys = [_key(row, look(i)) for i, row in enumerate(rows)]
+        keys = [_key(row, line_style(i)) for i, row in enumerate(rows)]
         figure.legend(handles=keys, loc="outside lower center", ncols=n_columns)
 
 

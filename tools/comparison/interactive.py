@@ -17,7 +17,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
-from engine.figures import look
+from engine.plots.style import line_style
 from tools.comparison.series import MONITORED, are_wide, keys_of, labels_of, series_of, unit_of_time
 from tools.comparison.table import Row, mean_and_deviation
 
@@ -53,7 +53,7 @@ def make_charts(rows: Sequence[Row]) -> dict[str, Any]:
         "y": y,
         "curves": curves,
         "charts": {name: json_item(chart) for name, chart in charts.items()},
-        "black": [i for i in range(len(rows)) if look(i)["color"] == BLACK],
+        "black": [i for i in range(len(rows)) if line_style(i)["color"] == BLACK],
     }
 
 
@@ -104,7 +104,7 @@ def _draw_points(rows: Sequence[Row], cost: str, label: str, per: float) -> figu
 
 def _look(i: int) -> tuple[str, str, str]:
     """Colour, dashes and marker of a row."""
-    how = look(i)
+    how = line_style(i)
     return how["color"], DASHES[how["linestyle"]], MARKERS[how["linestyle"]]
 
 

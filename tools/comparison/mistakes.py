@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.errors import ConfigError, RunError
-from engine.trained import load_trained
+from engine.config.errors import ConfigError, RunError
+from engine.inference.trained import load_trained
 from tools.comparison.runs import RunRecord
 from tools.comparison.table import Row
 from tools.pictures.predictions import mistakes

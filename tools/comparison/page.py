@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from engine.figures import look
+from engine.plots.style import line_style
 from tools.comparison.differences import differences, differing_machines
 from tools.comparison.interactive import BLACK, library, make_charts
 from tools.comparison.mistakes import mistakes_of
@@ -20,7 +20,7 @@ DASH_LENGTHS = {"-": "none", "--": "6 3", ":": "2 3"}
 def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]) -> str:
     """`overrides` say where the data of the mistakes are, if not where they were in the training."""
     columns = sorted(shown_columns(rows), key=lambda column: not (column.name == "run" or column.is_in_percent))
-    looks = [look(i) for i in range(len(rows))]
+    looks = [line_style(i) for i in range(len(rows))]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=select_autoescape(["html"]),

@@ -10,12 +10,11 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from engine import yaml12
-from engine.config import flatten, to_dict
-from engine.errors import RunError
-from engine.run_folder import MANIFEST
-from engine.schema import Config
-from engine.tracking import read_metrics
+from engine.config.errors import RunError
+from engine.config.resolve import flatten, to_dict, yaml12
+from engine.config.schema import Config
+from engine.run.folder import MANIFEST
+from engine.run.metrics import read_metrics
 
 UNFINISHED = "unfinished"  # no results.json: it is being trained, or was killed
 MONITORED = ("acc@1", "mIoU", "mAP")  # in a run that doesn't say by which metric its best checkpoint is chosen

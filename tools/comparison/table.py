@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.tracking import millions
+from engine.run.log import millions
 from tools.comparison.runs import RunRecord
 from tools.tables import Rows, duration, giga, markdown, plain
 

@@ -15,8 +15,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from engine import yaml12
-from engine.errors import ConfigError, RunError
+from engine.config import yaml12
+from engine.config.errors import ConfigError, RunError
 from tools.comparison.runs import is_run, read_run
 from tools.comparison.variants import Variant
 from tools.tables import duration

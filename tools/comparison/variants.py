@@ -6,8 +6,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from engine.config import flatten, load_config, to_dict
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
+from engine.config.resolve import flatten, load_config, to_dict
 from tools.comparison.differences import differences
 from tools.comparison.runs import is_run, read_run, short_names
 

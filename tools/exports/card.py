@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from engine.config import to_dict
-from engine.macs import count
-from engine.tracking import read_metrics
-from engine.trained import Trained
-from engine.yaml12 import dump
+from engine.config.resolve import to_dict
+from engine.config.yaml12 import dump
+from engine.inference.trained import Trained
+from engine.run.macs import count
+from engine.run.metrics import read_metrics
 from tools.exports.exportable import Exportable
 
 METRICS = {

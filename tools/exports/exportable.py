@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets import find_dataset
-from datasets.augment import Normalise
-from engine.errors import ConfigError, RunError
-from engine.trained import Trained
+from datasets.pipeline.augment import Normalise
+from engine.config.errors import ConfigError, RunError
+from engine.inference.trained import Trained
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from datasets.tensors import save_tensors
-from engine.errors import RunError
+from datasets.pipeline.tensors import save_tensors
+from engine.config.errors import RunError
 from models import create_model
-from models.factory import TIMM
+from models.loading.factory import TIMM
 from tools.exports.exportable import Exportable, complete, expect_equal
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

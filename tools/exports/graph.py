@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from datasets.augment import Normalise
-from engine.errors import RunError
+from datasets.pipeline.augment import Normalise
+from engine.config.errors import RunError
 from tools.exports.exportable import Exportable, complete, expect_equal
 from tools.exports.fold import fold_batch_norm
 

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from torch import Tensor, nn
 
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
 
 
 def stage_maps(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
 
 
 class AttentionWeights(TorchFunctionMode):

@@ -14,7 +14,7 @@ from tools.pictures.subject import SOURCE, USAGE, add_source, add_split, expect_
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from engine.trained import Trained
+    from engine.inference.trained import Trained
 
 EXAMPLES = """
 A model is well calibrated where the bars end on the diagonal: of the predictions of which it is 80 % sure, 80 % are right. The
@@ -57,7 +57,7 @@ def reliability(trained: "Trained", split: str) -> dict[str, Any]:
 
 def draw(figure: "Figure", bins: Sequence[Mapping[str, float] | None], title: str) -> None:
     """Above, the accuracy in each bin of confidence, and how far it is from the mean confidence there; below, its images."""
-    from engine.figures import COLOURS, WRONG, style
+    from engine.plots.style import COLORS, WRONG, style
 
     width = 100 / len(bins)
     filled = [(i * width, found) for i, found in enumerate(bins) if found is not None]
@@ -68,7 +68,7 @@ def draw(figure: "Figure", bins: Sequence[Mapping[str, float] | None], title: st
     with style():
         figure.set_size_inches(5.6, 6.4)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        above.bar(left, accuracy, color=COLOURS[5], label="accuracy", **how)
+        above.bar(left, accuracy, color=COLORS[5], label="accuracy", **how)
         gaps = [sure - right for sure, right in zip(confidence, accuracy, strict=True)]
         above.bar(
             left,

@@ -7,7 +7,7 @@ Localization. https://arxiv.org/abs/1610.02391
 import torch
 from torch import Tensor, nn
 
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
 from tools.pictures.activations import as_map, captured
 
 FINE_ENOUGH = 7  # places along a side, as the last stage of an ImageNet network has; on a few, small images show nothing

@@ -20,7 +20,8 @@ class Row:
 
 
 def draw_columns(figure: "Figure", rows: Sequence[Row], title: str) -> None:
-    from engine.figures import COLUMNS, show_image, style
+    from engine.plots.images import COLUMNS, show_image
+    from engine.plots.style import style
 
     n = len(rows[0].images)
     columns = min(COLUMNS, n)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from engine.trained import Trained
+    from engine.inference.trained import Trained
 
 EXAMPLES = """
 A row is what an image shows, a column what it is taken for; the shade is the part of the row, the number how many images.
@@ -64,7 +64,7 @@ def draw(figure: "Figure", counts: "np.ndarray", classes: Sequence[str], title: 
     if len(classes) > MOST_NUMBERED:
         _draw_lists(figure, counts, classes, title)
         return
-    from engine.figures import style
+    from engine.plots.style import style
 
     n = len(classes)
     side = max(4.5, min(0.62 * n, 6 + 0.16 * n))  # of the matrix, in inches
@@ -88,7 +88,8 @@ def _draw_lists(figure: "Figure", counts: "np.ndarray", classes: Sequence[str], 
     """The most frequent confusions, and the classes that are recognised least."""
     import numpy as np
 
-    from engine.figures import COLOURS, short, style
+    from engine.plots.images import short
+    from engine.plots.style import COLORS, style
 
     others = counts - np.diag(counts.diagonal())
     pairs = np.dstack(np.unravel_index(np.argsort(-others, axis=None, kind="stable")[:LISTED], others.shape))[0]
@@ -97,8 +98,8 @@ def _draw_lists(figure: "Figure", counts: "np.ndarray", classes: Sequence[str], 
     worst = [c for c in np.argsort(of_class, kind="stable")[:LISTED] if not np.isnan(of_class[c])]
     confused = [f"{short(classes[true], 28)} taken for {short(classes[said], 28)}" for true, said in pairs]
     lists = (
-        ("images", confused, [others[tuple(pair)] for pair in pairs], COLOURS[1]),
-        ("accuracy (%)", [short(classes[c], 28) for c in worst], of_class[worst], COLOURS[5]),
+        ("images", confused, [others[tuple(pair)] for pair in pairs], COLORS[1]),
+        ("accuracy (%)", [short(classes[c], 28) for c in worst], of_class[worst], COLORS[5]),
     )
     with style(font_size=9):
         figure.set_size_inches(13, 1.2 + 0.24 * LISTED)
@@ -115,7 +116,8 @@ def _draw_lists(figure: "Figure", counts: "np.ndarray", classes: Sequence[str], 
 def _draw_matrix(figure: "Figure", axes: "Axes", counts: "np.ndarray", classes: Sequence[str]) -> None:
     import numpy as np
 
-    from engine.figures import INK, short
+    from engine.plots.images import short
+    from engine.plots.style import INK
 
     n = len(classes)
     of_row = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -135,11 +137,11 @@ def _draw_matrix(figure: "Figure", axes: "Axes", counts: "np.ndarray", classes: 
 def _draw_accuracies(axes: "Axes", counts: "np.ndarray") -> None:
     import numpy as np
 
-    from engine.figures import COLOURS
+    from engine.plots.style import COLORS
 
     of_class = accuracies(counts)
-    axes.barh(range(len(of_class)), of_class, color=COLOURS[5])
-    axes.axvline(np.nanmean(of_class), color=COLOURS[1], linestyle="--")
+    axes.barh(range(len(of_class)), of_class, color=COLORS[5])
+    axes.axvline(np.nanmean(of_class), color=COLORS[1], linestyle="--")
     axes.set(xlim=(0, 100), xlabel="accuracy (%)\ndashed: mean")
     axes.tick_params(left=False, labelleft=False)
     axes.grid(False, axis="y")

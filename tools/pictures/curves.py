@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.config import load_config
-from engine.errors import ConfigError, RunError
+from engine.config.errors import ConfigError, RunError
+from engine.config.resolve import load_config
 from tools.pictures.output import add_output, deliver, new_figure
 from tools.pictures.subject import told_apart
 
@@ -40,7 +40,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: Namespace, overrides: dict[str, Any]) -> int:
-    from engine.figures import draw_curves
+    from engine.plots.curves import draw_curves
 
     if overrides:
         raise ConfigError(f"--{next(iter(overrides))}: curves are of what was logged, and take no key of the config")
@@ -54,7 +54,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
 
 
 def history_of(run_dir: Path) -> list[dict[str, Any]]:
-    from engine.tracking import read_metrics
+    from engine.run.metrics import read_metrics
 
     if not (run_dir / "metrics.jsonl").is_file():
         raise RunError(f"{run_dir} is no run folder (it has no metrics.jsonl)")

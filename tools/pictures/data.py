@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config import LoadedConfig, load_config
-from engine.errors import ConfigError, RunError
+from engine.config.errors import ConfigError, RunError
+from engine.config.resolve import LoadedConfig, load_config
 from tools.pictures import scenes
 from tools.pictures.columns import Row, draw_columns
 from tools.pictures.output import add_output, deliver, new_figure
@@ -17,7 +17,7 @@ from tools.pictures.subject import expect_classes, expect_positive
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.builder import Run
+    from engine.build import Run
 
 EXAMPLES = """
 These are the first images of the batch that update --step trains with, the very same ones.
@@ -50,9 +50,9 @@ NOT_ASKED = {"model.pretrained": False, "train.precision": None, "train.compile"
 
 
 def run(args: Namespace, overrides: dict[str, Any]) -> int:
-    from engine.builder import build
+    from engine.build import build
     from engine.checks import check
-    from engine.environment import make_accelerator
+    from engine.devices.accelerator import make_accelerator
 
     config, run_dir = _config_of(args, overrides)
     check(config)
@@ -66,8 +66,8 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _config_of(args: Namespace, overrides: dict[str, Any]) -> tuple[LoadedConfig, Path | None]:
+    from engine.inference.trained import FOR_TRAINING_ONLY
     from engine.plugins import expect_those_of
-    from engine.trained import FOR_TRAINING_ONLY
 
     if (args.run_dir is None) == (args.config is None):
         raise ConfigError("data: give either a run or -c CONFIG")
@@ -85,7 +85,7 @@ def rows_of(run: "Run", config: LoadedConfig, step: int, n: int) -> list[Row]:
     """The same images as the data set has them, augmented and, where the batch is mixed, mixed."""
     if not is_of_scenes(run.task):
         expect_classes(run.task, config, "data")
-    from datasets.loaders import Workers, eval_loader
+    from datasets.pipeline.loaders import Workers, eval_loader
     from engine.data import preparation
     from engine.evaluate import readable
 
@@ -113,7 +113,7 @@ def rows_of(run: "Run", config: LoadedConfig, step: int, n: int) -> list[Row]:
 
 def label_of(target: "Tensor", classes: Sequence[str]) -> str:
     """The name of a class or, of a mixed image, the classes with their shares."""
-    from engine.figures import short
+    from engine.plots.images import short
 
     if target.ndim == 0:
         return short(classes[target])

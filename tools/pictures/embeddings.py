@@ -8,8 +8,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.command_line import expect_installed
-from engine.errors import ConfigError, RunError
+from engine.config.command_line import expect_installed
+from engine.config.errors import ConfigError, RunError
 from tools.pictures.output import add_output, deliver, new_figure
 from tools.pictures.subject import (
     SOURCE,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from engine.trained import Trained
+    from engine.inference.trained import Trained
 
 EXAMPLES = """
 Only PCA keeps distances; t-SNE and UMAP keep who is whose neighbour. UMAP needs umap-learn.
@@ -123,7 +123,8 @@ def draw(figure: "Figure", points: "np.ndarray", labels: "np.ndarray", classes: 
     import numpy as np
     from matplotlib.patheffects import withStroke
 
-    from engine.figures import COLOURS, short, style
+    from engine.plots.images import short
+    from engine.plots.style import COLORS, style
 
     there = np.unique(labels).tolist()
     with style():
@@ -131,7 +132,7 @@ def draw(figure: "Figure", points: "np.ndarray", labels: "np.ndarray", classes: 
         axes = figure.subplots()
         for i, label in enumerate(there):
             of_class = points[labels == label]
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
+            colour, marker = COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
             name = short(classes[label])
             axes.scatter(*of_class.T, s=14, color=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
             halo = [withStroke(linewidth=2.5, foreground="white")]

@@ -79,7 +79,8 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
 
 def draw_maps(figure: "Figure", image: "Tensor", maps: "Mapping[str, Tensor]", n_channels: int, title: str) -> None:
     """The image, and beside it a row for each layer, C H W."""
-    from engine.figures import SHADES, show_image, style
+    from engine.plots.images import show_image
+    from engine.plots.style import SHADES, style
 
     with style(font_size=8):
         figure.set_size_inches(0.6 + 1.25 * (n_channels + 1), 0.5 + 1.45 * len(maps))
@@ -112,7 +113,8 @@ def _in_rows(vector: "Tensor") -> "Tensor":
 
 def draw_filters(figure: "Figure", name: str, weights: "Tensor", title: str) -> None:
     """Those with the largest weights, N C H W. With three channels in colour, grey being zero; else the mean of the channels."""
-    from engine.figures import SHADES, show_image, style
+    from engine.plots.images import show_image
+    from engine.plots.style import SHADES, style
 
     largest = weights.flatten(1).norm(dim=1).topk(min(MOST_FILTERS, len(weights))).indices.sort().values
     chosen = weights[largest].cpu()

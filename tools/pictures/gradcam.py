@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
 from tools.pictures.columns import Row, draw_columns
 from tools.pictures.output import add_output, deliver, new_figure
 from tools.pictures.subject import SOURCE, USAGE, add_images, add_source, expect_classes, name_of, open_source, subjects_of
@@ -46,7 +46,7 @@ def add_command(commands: Any) -> None:
 def run(args: Namespace, overrides: dict[str, Any]) -> int:
     import torch
 
-    from engine.figures import class_titles
+    from engine.plots.images import class_titles
     from tools.pictures.attention import attends_to_all, rollout_maps
     from tools.pictures.cam import default_layer, gradcam
 
@@ -99,7 +99,7 @@ def overlay(images: "Tensor", heat: "Tensor") -> "Tensor":
     import matplotlib
     import torch
 
-    from engine.figures import HEAT
+    from engine.plots.style import HEAT
 
     colours = torch.from_numpy(matplotlib.colormaps[HEAT](heat.numpy())[..., :3]).permute(0, 3, 1, 2).float()
     return 0.4 * images.mean(1, keepdim=True) + 0.6 * colours

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from engine.macs import count
+from engine.run.macs import count
 
 FORWARDS = 10  # that are timed, after one that isn't; the fastest counts, since it was disturbed least
 WITHOUT_EFFECT = ("Identity", "Dropout", "DropPath", "StochasticDepth")  # in an evaluation

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config import load_config
-from engine.errors import ConfigError, RunError
-from engine.tracking import millions
+from engine.config.errors import ConfigError, RunError
+from engine.config.resolve import load_config
+from engine.run.log import millions
 from tools.pictures.output import add_output, deliver, expect_picture, new_figure
 from tools.pictures.subject import expect_positive, open_source
 from tools.tables import giga, plain
@@ -89,7 +89,7 @@ class Subject:
 
 
 def _of_config(args: Namespace, overrides: dict[str, Any]) -> Subject:
-    from engine.builder import new_model
+    from engine.build import new_model
     from engine.checks import check
     from engine.data import dataset_of
 
@@ -142,7 +142,7 @@ def write_csv(path: Path, layers: "Sequence[Layer]") -> None:
 
 def draw(figure: "Figure", layers: "Sequence[Layer]", title: str) -> None:
     """A bar for each layer in each of the three measures."""
-    from engine.figures import COLOURS, style
+    from engine.plots.style import COLORS, style
 
     *parts, whole = layers
     measures = {
@@ -153,7 +153,7 @@ def draw(figure: "Figure", layers: "Sequence[Layer]", title: str) -> None:
     with style(font_size=8):
         figure.set_size_inches(11, 1.2 + 0.19 * len(parts))
         for axes, (name, (values, say, total)), colour in zip(
-            figure.subplots(1, 3, sharey=True), measures.items(), COLOURS, strict=False
+            figure.subplots(1, 3, sharey=True), measures.items(), COLORS, strict=False
         ):
             bars = axes.barh(range(len(parts)), values, color=colour)
             axes.bar_label(bars, [say(value) if value else "" for value in values], padding=2, fontsize=7)

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import ConfigError, RunError
+from engine.config.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ def new_figure(args: Namespace) -> "Figure":
         import matplotlib.pyplot as plt
 
         return plt.figure(layout="constrained")
-    from engine.figures import new_figure
+    from engine.plots.style import new_figure
 
     return new_figure()
 
@@ -55,7 +55,7 @@ def deliver(figures: "Mapping[str, Figure]", args: Namespace, run_dir: Path | No
 
 
 def write(figure: "Figure", path: Path) -> None:
-    from engine.figures import save_figure
+    from engine.plots.style import save_figure
 
     try:
         save_figure(figure, path)
@@ -70,7 +70,7 @@ def _into_tensorboard(figure: "Figure", folder: Path, name: str, step: int) -> N
     from matplotlib.image import imread
     from torch.utils.tensorboard import SummaryWriter
 
-    from engine.figures import DPI
+    from engine.plots.style import DPI
 
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI)

@@ -4,7 +4,7 @@ boxes that it finds, beside the true ones."""
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
 from tools.pictures.output import add_output, deliver, new_figure
 from tools.pictures.scenes import draw_predictions as draw_scenes
 from tools.pictures.scenes import is_of_scenes
@@ -24,7 +24,7 @@ from tools.pictures.subject import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from engine.trained import Trained
+    from engine.inference.trained import Trained
 
 EXAMPLES = """
 examples:
@@ -68,7 +68,7 @@ def draw_classes(figure: "Figure", args: Namespace, trained: "Trained") -> bool:
     """Whether there is anything to draw."""
     import torch
 
-    from engine.figures import class_titles, draw_images
+    from engine.plots.images import class_titles, draw_images
 
     expect_classes(trained.task, trained.config, "predictions")
     if args.wrong:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
 from tools.pictures.columns import Row
 from tools.pictures.subject import batches_asked_for
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from engine.inference.trained import Trained
     from engine.tasks import Task
-    from engine.trained import Trained
 
 
 def is_of_scenes(task: "Task") -> bool:
@@ -53,8 +53,8 @@ def rows_of(task: "Task", name: str, pictures: "Tensor", batch: Sequence[Any]) -
     """The images with what is said of each: a mask below it, boxes upon it."""
     import torch
 
-    from engine.figures import short
-    from engine.scene_figures import add_boxes, with_mask
+    from engine.plots.images import short
+    from engine.plots.overlays import add_boxes, with_mask
     from engine.tasks.segmentation import Segmentation
 
     images = task.visible(pictures, batch)
@@ -72,6 +72,6 @@ def rows_of(task: "Task", name: str, pictures: "Tensor", batch: Sequence[Any]) -
 
 def _objects_in(mask: "Tensor") -> list[int]:
     """The labels in it but for the first, which is the background of every set."""
-    from datasets.masks import IGNORED
+    from datasets.pipeline.masks import IGNORED
 
     return [label for label in mask.unique().tolist() if label not in (0, IGNORED)]

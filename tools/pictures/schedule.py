@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config import SCHEDULE_KEYS, LoadedConfig, load_config
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
+from engine.config.resolve import SCHEDULE_KEYS, LoadedConfig, load_config
 from tools.pictures.output import add_output, deliver, new_figure
 from tools.pictures.subject import told_apart
 
@@ -69,7 +69,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
 
 def course_of(name: str, path: str, overrides: dict[str, Any], n_images: int | None) -> Course:
     from engine.checks import check
-    from engine.schedule import base_lr, make_schedule, warmup_and_cooldown
+    from engine.optim.schedule import base_lr, make_schedule, warmup_and_cooldown
 
     config = load_config(path, overrides)
     check(config)
@@ -91,7 +91,7 @@ def steps_per_epoch(config: LoadedConfig, n_images: int | None) -> int | None:
     """None where only the data would say it."""
     import inspect
 
-    from datasets.order import Order
+    from datasets.pipeline.order import Order
     from engine.data import dataset_of
 
     generated = inspect.signature(dataset_of(config).load).parameters.get("n_train")
@@ -123,7 +123,7 @@ def _expect_one_unit(config: LoadedConfig, path: str) -> None:
 
 def draw_schedules(figure: "Figure", courses: Sequence[Course]) -> None:
     """In epochs where a run's length is known in nothing else, in updates otherwise."""
-    from engine.figures import look, style
+    from engine.plots.style import line_style, style
 
     by_epoch = any(course.in_epochs and course.steps_per_epoch is None for course in courses)
     updates_only = [course.name for course in courses if not course.in_epochs and course.steps_per_epoch is None]
@@ -137,9 +137,9 @@ def draw_schedules(figure: "Figure", courses: Sequence[Course]) -> None:
         axes = figure.subplots()
         for i, course in enumerate(courses):
             x = [step / (course.steps_per_epoch or NOMINAL_STEPS) if by_epoch else step for step in range(len(course.rates))]
-            axes.plot(x, course.rates, linewidth=1.8, label=_label(course), zorder=3, **look(i))
+            axes.plot(x, course.rates, linewidth=1.8, label=_label(course), zorder=3, **line_style(i))
             for phase in (slice(0, course.warmup + 1 if course.warmup else 0), slice(len(x) - course.cooldown, len(x))):
-                axes.plot(x[phase], course.rates[phase], color=look(i)["color"], **BROAD)
+                axes.plot(x[phase], course.rates[phase], color=line_style(i)["color"], **BROAD)
         unknown = f"epoch (drawn with {NOMINAL_STEPS:,} updates each; only the data say how many there are)"
         axes.set(xlabel=unknown if by_epoch else "update", ylabel="learning rate")
         top = max(max(course.rates) for course in courses)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import ConfigError
+from engine.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from datasets import Split
-    from engine.schema import Config
+    from engine.config.schema import Config
+    from engine.inference.trained import Trained
     from engine.tasks import Task
-    from engine.trained import Trained
 
 SOURCE = """
 RUN_OR_MODEL is a run folder, whose best checkpoint counts, a checkpoint, or the name of a model of this project or of timm. A
@@ -47,7 +47,7 @@ def add_images(parser: ArgumentParser, n: int) -> None:
 
 
 def open_source(args: Namespace, overrides: dict[str, Any]) -> "Trained":
-    from engine.trained import load_trained
+    from engine.inference.trained import load_trained
 
     return load_trained(args.source, overrides, config=args.config, averaged=args.ema)
 
@@ -81,8 +81,8 @@ def subjects_of(args: Namespace, trained: "Trained") -> Subjects:
 
 def batches_asked_for(args: Namespace, trained: "Trained") -> "Iterator[Any]":
     """The same for a task whose images have no class: batches, as it takes them."""
-    from engine.images import batches_of as batches_of_files
-    from engine.images import find_images
+    from engine.inference.images import batches_of as batches_of_files
+    from engine.inference.images import find_images
 
     if args.images:
         return batches_of_files(trained, find_images(args.images), BATCH)
@@ -96,7 +96,7 @@ def _samples_asked_for(args: Namespace, trained: "Trained") -> Sequence[int]:
 def files_of(trained: "Trained", words: Sequence[str]) -> Subjects:
     import torch
 
-    from engine.images import batches_of, find_images
+    from engine.inference.images import batches_of, find_images
 
     paths = find_images(words)
     inputs = torch.cat([inputs for inputs, _ in batches_of(trained, paths, BATCH)])
@@ -116,10 +116,10 @@ def batches_of(trained: "Trained", split: str, indices: Sequence[int]) -> "Itera
     """Some samples of a split, prepared as for an evaluation."""
     import torch
 
-    from datasets.loaders import Workers, eval_loader
+    from datasets.pipeline.loaders import Workers, eval_loader
     from engine.data import workers
     from engine.evaluate import readable
-    from engine.trained import Shown
+    from engine.inference.trained import Shown
 
     whole = split_of(trained, split)
     for sample in indices:

@@ -122,7 +122,7 @@ def as_csv(history: History) -> str:
 
 def draw(figure: "Figure", history: History) -> None:
     """The values in the order of the trials with the best so far, and against each key."""
-    from engine.figures import COLOURS, style
+    from engine.plots.style import COLORS, style
 
     panels = 1 + len(history.space)
     rows = -(-panels // COLUMNS)
@@ -132,8 +132,8 @@ def draw(figure: "Figure", history: History) -> None:
         figure.set_size_inches(4 * min(panels, COLUMNS), 3.2 * rows + 0.5)
         axes = figure.subplots(rows, min(panels, COLUMNS), squeeze=False, sharey=True).flat
         looks = {
-            TrialState.COMPLETE: {"marker": "o", "color": COLOURS[0]},
-            TrialState.PRUNED: {"marker": "x", "color": COLOURS[1]},
+            TrialState.COMPLETE: {"marker": "o", "color": COLORS[0]},
+            TrialState.PRUNED: {"marker": "x", "color": COLORS[1]},
         }
         for state, look in looks.items():
             there = [trial for trial in trials if trial.state == state and value_of(trial, minimize=history.minimize) is not None]
@@ -144,7 +144,7 @@ def draw(figure: "Figure", history: History) -> None:
                 panel.scatter([str(value) for value in at] if dimension.values else at, values, s=22, **look)
         completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         best = _best_so_far([history.scale * trial.value for trial in completed], minimize=history.minimize)
-        axes[0].step([trial.number for trial in completed], best, where="post", color=COLOURS[2], label="the best so far")
+        axes[0].step([trial.number for trial in completed], best, where="post", color=COLORS[2], label="the best so far")
         axes[0].set(xlabel="trial", ylabel=label)
         axes[0].legend(loc="best", fontsize=8)
         for panel, dimension in zip(axes[1:panels], history.space, strict=True):

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine import yaml12
-from engine.errors import ConfigError
+from engine.config import yaml12
+from engine.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -17,9 +17,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from datasets.counters import derive
-from engine.errors import ConfigError, RunError
-from engine.run_folder import take_lock
+from datasets.pipeline.counters import derive
+from engine.config.errors import ConfigError, RunError
+from engine.run.folder import take_lock
 from tools.sweeps.space import Dimension, grid_of
 
 FILE, LOCK = "study.log", ".lock"

@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from engine.errors import ConfigError
-from engine.tracking import read_metrics
+from engine.config.errors import ConfigError
+from engine.run.metrics import read_metrics
 from tools.comparison.runs import read_run
 from tools.comparison.training import PAUSE, Child, noted_signals
 from tools.comparison.variants import Variant

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from engine.trained import Trained
+from engine.inference.trained import Trained
 
 
 @torch.no_grad()

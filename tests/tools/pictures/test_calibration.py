@@ -5,8 +5,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from engine.command_line import run_tool
-from engine.trained import load_trained
+from engine.config.command_line import run_tool
+from engine.inference.trained import load_trained
 from tests.tools.pictures.answers import answers
 from tools.evaluate import main as evaluate
 from tools.pictures.calibration import draw, reliability

@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from engine.trained import load_trained
+from engine.inference.trained import load_trained
 from tests.tools.pictures.answers import answers
 from tools.pictures.confusion import confusion, draw
 

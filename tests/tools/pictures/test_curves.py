@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from engine.figures import draw_curves, smoothed
+from engine.plots.curves import draw_curves, smoothed
 from tests.running import metrics
 from tools.pictures.curves import history_of
 

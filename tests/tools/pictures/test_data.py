@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from engine import load_config
-from engine.builder import build
-from engine.command_line import run_tool
-from engine.environment import make_accelerator
+from engine.build import build
+from engine.config.command_line import run_tool
+from engine.devices.accelerator import make_accelerator
 from tools.visualize import main
 
 OPTIONS = {"data.name": "shapes", "data.n_train": 64, "data.n_test": 16, "data.img_size": 32, "train.batch_size": 16}

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
-from engine.command_line import run_tool
-from engine.trained import load_trained
+from engine.config.command_line import run_tool
+from engine.inference.trained import load_trained
 from tools.pictures.embeddings import draw, features_of, laid_out
 from tools.visualize import main
 

@@ -4,8 +4,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from engine.errors import ConfigError
-from engine.trained import load_trained
+from engine.config.errors import ConfigError
+from engine.inference.trained import load_trained
 from models import create_model
 from tools.pictures.activations import as_map, first_filters, layer_maps, stage_maps
 from tools.pictures.features import draw_filters, draw_maps

@@ -5,10 +5,10 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from datasets.counters import derive
+from datasets.pipeline.counters import derive
 from datasets.shapes import SHAPES, TEST, generate
-from engine.errors import ConfigError
-from engine.trained import load_trained
+from engine.config.errors import ConfigError
+from engine.inference.trained import load_trained
 from models import create_model, list_models
 from tests.running import run_main
 from tools.pictures.attention import attends_to_all, rollout, rollout_maps

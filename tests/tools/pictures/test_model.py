@@ -3,7 +3,7 @@ import csv
 import pytest
 import torch
 
-from engine.command_line import run_tool
+from engine.config.command_line import run_tool
 from models import create_model
 from tests.running import ROOT
 from tools.visualize import main

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.command_line import run_tool
-from engine.trained import load_trained
+from engine.config.command_line import run_tool
+from engine.inference.trained import load_trained
 from tests.tools.pictures.answers import answers
 from tools.pictures.predictions import mistakes
 from tools.visualize import main
@@ -16,7 +16,7 @@ def drawn(small_runs, monkeypatch):
         assert small_runs[name].is_dir()  # a training draws too
     seen = []
     monkeypatch.setattr(
-        "engine.figures.draw_images",
+        "engine.plots.images.draw_images",
         lambda figure, images, titles, colours: seen.extend(zip(images, titles, colours, strict=True)),
     )
     return seen

@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from engine import load_config
-from engine.command_line import run_tool
-from engine.schedule import make_schedule
+from engine.config.command_line import run_tool
+from engine.optim.schedule import make_schedule
 from tests.running import ROOT
 from tools.pictures.schedule import course_of, draw_schedules
 from tools.visualize import main

@@ -1,0 +1,140 @@
+"""Augmentation of images in memory: a whole batch at once, on the device that trains."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datasets.pipeline.counters import below, draws
+
+AUGMENT, CUTOUT, JITTER = 2, 5, 7  # separate these uses of the seed from the others
+GREY = (0.2989, 0.587, 0.114)  # parts of red, green and blue in the brightness that an eye sees (ITU-R BT.601)
+
+
+class Normalise:
+    """uint8 images to what the model takes: resized where the size differs, then (x / 255 - mean) / std."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], img_size: int, device: torch.device | str) -> None:
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.scale, self.shift = 1 / (255 * self.std), -self.mean / self.std  # so that two passes over the batch do
+        self.size = (img_size, img_size)
+
+    def __call__(self, images: Tensor, out: Tensor | None = None, *, size: tuple[int, int] | None = None) -> Tensor:
+        size = size or self.size
+        if images.shape[-2:] != size:
+            images = F.interpolate(images.to(self.scale.dtype), size, mode="bilinear", antialias=True)
+        out = torch.empty(images.shape, dtype=self.scale.dtype, device=images.device) if out is None else out
+        return out.copy_(images).mul_(self.scale).add_(self.shift)  # in half the time of a multiplication of two types
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Back to images that a person can look at, from 0 to 1."""
+        return (x.float() * self.std + self.mean).clamp_(0, 1)
+
+
+class CropAndFlip:
+    """Random crops of the padded images, half of them mirrored; each a function of (seed, epoch, sample).
+
+    The padded images lie in one piece of memory, where the crop of image n at (y, x) is the window that begins at
+    n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch. Zeros
+    between two rows, channels or images are padding of both. `unpadded` is a view of the images themselves, so that nobody needs
+    to hold them twice.
+    """
+
+    def __init__(self, images: Tensor, *, padding: int, padding_mode: str, hflip: bool | str, seed: int) -> None:
+        self.n, channels, height, width = images.shape
+        self.padding, self.hflip, self.seed = padding, hflip, seed
+        between = padding if padding_mode == "constant" else 2 * padding
+        self.row = width + between
+        channel = (height + between) * self.row
+        self.image_bytes = channels * channel
+        strides, first = (self.image_bytes, channel, self.row, 1), padding * (self.row + 1)
+        window = (channels - 1) * channel + (height - 1) * self.row + width
+        n_windows = (self.n - 1) * self.image_bytes + 2 * first + 1
+        self.memory = images.new_zeros(n_windows + window - 1) if padding else images.contiguous().flatten()
+        self.unpadded = self.memory.as_strided(images.shape, strides, first)
+        if padding and padding_mode == "constant":
+            self.unpadded.copy_(images)
+        elif padding:
+            outer = (self.n, channels, height + 2 * padding, width + 2 * padding)
+            _pad(images, self.memory.as_strided(outer, strides), padding, padding_mode)
+        self.windows = self.memory.as_strided((n_windows, channels, height, width), (1, *strides[1:]))
+        self._epoch, self._begin, self._mirrored = -1, torch.empty(0), torch.empty(0)
+
+    def __call__(self, epoch: int, samples: Tensor) -> Tensor:
+        if epoch != self._epoch:
+            self._epoch, (self._begin, self._mirrored) = epoch, self._drawn_for(epoch)
+        images = self.windows.index_select(0, self._begin.index_select(0, samples))
+        if self.hflip:
+            return _mirror_where(self._mirrored.index_select(0, samples), images)
+        return images
+
+    def _drawn_for(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Where the window of each sample begins, and whether it is mirrored. All samples at once: a batch is too few to pay."""
+        samples = torch.arange(self.n, device=self.memory.device)
+        vertical, horizontal, side = draws(self.seed ^ AUGMENT, epoch, samples, 3)
+        turn = 0
+        if self.hflip == "alternating":  # the side that an image begins with is drawn once
+            side, turn = draws(self.seed ^ AUGMENT, 0, samples, 3)[2], epoch % 2
+        mirrored = below(side, 2) != turn
+        y, x = (below(bits, 2 * self.padding + 1) for bits in (vertical, horizontal))
+        return samples * self.image_bytes + y * self.row + x, mirrored
+
+
+def _pad(images: Tensor, into: Tensor, padding: int, mode: str) -> None:
+    for part, place in zip(images.split(4096), into.split(4096), strict=True):
+        place.copy_(F.pad(part.float(), [padding] * 4, mode=mode))  # reflection needs floats, which hold every uint8 exactly
+
+
+def _mirror_where(mirrored: Tensor, images: Tensor) -> Tensor:
+    """torch.where takes as long for an element of eight bytes as for one of a single byte, so it gets the longer ones."""
+    word = torch.int64 if images[0].numel() % 8 == 0 else images.dtype
+    as_they_are, flipped = (x.flatten(1).view(word) for x in (images, images.flip(-1)))
+    return torch.where(mirrored.unsqueeze(1), flipped, as_they_are).view(images.dtype).view(images.shape)
+
+
+class ColorJitter:
+    """Brightness, contrast and saturation, in this order, each changed by a factor from 1 - strength to 1 + strength.
+
+    Takes uint8 images and gives floats from 0 to 255: rounding in between would only lose colours.
+    """
+
+    def __init__(self, strength: float, seed: int) -> None:
+        self.strength, self.seed = strength, seed
+
+    def __call__(self, epoch: int, samples: Tensor, images: Tensor) -> Tensor:
+        bits = draws(self.seed ^ JITTER, epoch, samples, 3).float() / 2**31
+        brightness, contrast, saturation = (1 + self.strength * (2 * bits - 1)).view(3, -1, 1, 1, 1)
+        images = (images * brightness).clamp_(0, 255)
+        images = _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), contrast)
+        return images if images.shape[1] == 1 else _blend(images, _grey(images), saturation)
+
+
+def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
+    """Away from `towards` where the factor is above 1."""
+    return torch.lerp(towards.expand_as(images), images, factor).clamp_(0, 255)
+
+
+def _grey(images: Tensor) -> Tensor:
+    return images if images.shape[1] == 1 else torch.einsum("bchw,c->bhw", images, images.new_tensor(GREY)).unsqueeze(1)
+
+
+class Cutout:
+    """A square of the normalised image becomes zero, the mean colour; its centre may be anywhere, so an edge can cut it off.
+
+    DeVries, Taylor (2017): Improved Regularization of Convolutional Neural Networks with Cutout. https://arxiv.org/abs/1708.04552
+    """
+
+    def __init__(self, side: int, seed: int) -> None:
+        self.side, self.seed = side, seed
+
+    def __call__(self, epoch: int, samples: Tensor, images: Tensor) -> Tensor:
+        vertical, horizontal = draws(self.seed ^ CUTOUT, epoch, samples, 2)
+        rows = self._covered(below(vertical, images.shape[-2]), images.shape[-2])
+        columns = self._covered(below(horizontal, images.shape[-1]), images.shape[-1])
+        return images.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0)
+
+    def _covered(self, centre: Tensor, length: int) -> Tensor:
+        """B x length: which rows (or columns) the square lies on."""
+        begin = (centre - self.side // 2).unsqueeze(1)
+        place = torch.arange(length, device=centre.device)
+        return (place >= begin) & (place < begin + self.side)

@@ -1,0 +1,76 @@
+"""A set that was read once is kept beside its files, as plain tensors, and read from there in a fraction of the time.
+
+The cache is used only while every file has the size and the time of change that it had, and while its own checksum fits; a set
+that was read without verification doesn't pass for a verified one.
+"""
+
+import json
+import logging
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from datasets.pipeline.splits import Images, Loaded
+from datasets.pipeline.tensors import save_tensors
+
+log = logging.getLogger(__name__)
+
+LAYOUT = 1  # of the cache; another number makes older ones void
+
+
+def load_cached(cache: Path, files: Sequence[Path], *, verify: bool, read: Callable[[], Loaded]) -> Loaded:
+    """The set from `cache`, or else from its `files` by `read`."""
+    stamp = json.dumps([LAYOUT, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)])
+    loaded = _open(cache, stamp, verify)
+    if loaded is None:
+        loaded = read()
+        _store(cache, stamp, verify, loaded)
+    return loaded
+
+
+def _open(cache: Path, stamp: str, verify: bool) -> Loaded | None:
+    if not cache.is_file():
+        return None
+    try:
+        with safe_open(cache, framework="pt") as file:
+            facts = file.metadata() or {}
+            if facts.get("stamp") != stamp or (verify and facts.get("verified") != "true"):
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+        if facts["checksum"] != _checksum(tensors):
+            return None
+        classes = tuple(json.loads(facts["classes"]))
+        train, test = (Images(tensors[f"{part}_images"], tensors[f"{part}_labels"]) for part in ("train", "test"))
+        return Loaded(train, test, classes)
+    except (SafetensorError, KeyError, ValueError, OSError):  # whatever is wrong with it, the files themselves are there
+        return None
+
+
+def _store(cache: Path, stamp: str, verify: bool, loaded: Loaded) -> None:
+    tensors = {
+        f"{part}_{kind}": getattr(getattr(loaded, part), kind) for part in ("train", "test") for kind in ("images", "labels")
+    }
+    facts = {
+        "stamp": stamp,
+        "verified": json.dumps(verify),
+        "checksum": _checksum(tensors),
+        "classes": json.dumps(loaded.classes),
+    }
+    part = cache.with_name(f"{cache.name}.{os.getpid()}")
+    try:
+        save_tensors(tensors, part, facts)
+        part.replace(cache)
+    except (OSError, SafetensorError) as error:
+        log.info("%s can't be written (%s); the set is read from its files each time", cache, error)
+        part.unlink(missing_ok=True)
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].contiguous().view(-1).numpy(), value)
+    return str(value)

@@ -1,0 +1,71 @@
+"""Fetch published files, and check that they are what was published."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.pipeline.splits import Source
+
+TIMEOUT = 5.0  # seconds without an answer
+
+
+def missing_files(files: Sequence[tuple[Path, str]], *, verify: bool) -> list[Path]:
+    """Those of (path, md5) that are not there or, if `verify`, not the published ones."""
+    return [path for path, md5 in files if not path.is_file() or (verify and md5_of(path) != md5)]
+
+
+def md5_of(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fetch(files: Sequence[tuple[str, str, str]], source: Source, *, wanted: Path, what: str, into: Path | None = None) -> None:
+    """Download (url, name, md5) into the data folder, and unpack archives. If that fails, one line says what to put where."""
+    into = into or source.root
+    advice = f"put the files into {wanted}, or name their folder with data.dataroot"
+    if not source.download:
+        raise OSError(f"{what} is not in {source.root}; data.download is false: {advice}")
+    for url, name, md5 in files:
+        target = into / name
+        try:
+            if not target.is_file():
+                _download(url, target)
+            if md5_of(target) != md5:
+                raise OSError(f"{target} is not the published file (checksum {md5}); remove it and try again")
+            if name.endswith((".tar.gz", ".tgz")):
+                unpack_tar(target, into)
+        except (urllib.error.URLError, TimeoutError) as error:
+            reason = getattr(error, "reason", error)
+            raise OSError(f"{what} is not in {source.root} and {url} can't be reached ({reason}): {advice}") from error
+
+
+def _download(url: str, target: Path) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with part.open("wb") as file:
+                shutil.copyfileobj(answer, file, 1 << 20)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def unpack_tar(archive: Path, folder: Path) -> None:
+    """Unpack into `folder`; a member that would land elsewhere is refused, and nothing is written."""
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar.getmembers():
+                tarfile.data_filter(member, str(folder))
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError) as error:
+        raise OSError(f"{archive} can't be unpacked: {error}") from error

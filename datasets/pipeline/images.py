@@ -1,0 +1,244 @@
+"""Images in files: decoded, cropped and scaled by workers, a batch of bytes at a time.
+
+A request brings the paths that it is about, so that a worker holds no list of files. Everything random is drawn from (seed,
+epoch, sample). Evaluation decodes and scales exactly as Pillow does, which published accuracies were measured with; training,
+where a pixel may be a level off, takes the faster ways.
+"""
+
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from simplejpeg import decode_jpeg, decode_jpeg_header
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from datasets.pipeline.augment import AUGMENT
+from datasets.pipeline.counters import derive, draws
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+PILLOW_MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class UnreadableImage(OSError):
+    """A file that is no image, or a broken one; the message names it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A batch that a worker shall read."""
+
+    paths: np.ndarray  # of bytes
+    epoch: int = 0
+    samples: np.ndarray | None = None  # the counters of the random numbers; evaluation needs none
+
+
+class ImageFile:
+    """A file in memory. The size of its image is known before the pixels are decoded.
+
+    The orientation that a camera has noted is left out, as it was where published accuracies were measured.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with self._naming_the_file():
+            with open(path, "rb") as file:
+                self.data = file.read()
+            self.is_plain_jpeg = False
+            if self.data.startswith(b"\xff\xd8"):
+                with suppress(ValueError):  # Pillow has the last word on what can be read
+                    self.height, self.width, colours, _ = decode_jpeg_header(self.data)
+                    self.is_plain_jpeg = colours in ("YCbCr", "Gray")
+            if not self.is_plain_jpeg:
+                self.width, self.height = self._opened().size
+
+    def decode(self) -> Image.Image:
+        """In RGB, as everybody decodes it."""
+        with self._naming_the_file():
+            image = self._opened()
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
+
+    def decode_fast(self, shrink: int = 1, n_rows: int | None = None) -> np.ndarray:
+        """H W C in RGB. Two wishes save time where it is a JPEG: `shrink` 2, 4 or 8 for that part of its size, and `n_rows` for
+        the upper rows only."""
+        if self.is_plain_jpeg:
+            data, height = self._with_rows(n_rows or self.height)
+            shape = (-(-height // shrink), -(-self.width // shrink))
+            pixels = np.empty((*shape, 3), np.uint8)
+            try:
+                return decode_jpeg(data, fastupsample=True, min_height=shape[0], min_width=shape[1], buffer=pixels)
+            except ValueError as error:
+                # libjpeg-turbo reports the first thing that it finds odd: nothing was wrong with the rows above
+                if height < self.height and str(error).endswith("extraneous bytes before marker 0xd9"):
+                    return pixels
+        return np.array(self.decode())
+
+    def _with_rows(self, n: int) -> tuple[bytes, int]:
+        """The JPEG with a header that tells of the first `n` rows or a few more, and how many: its decoder will stop there."""
+        n = -(-n // 16) * 16  # whole blocks, so that no row is made up from what would be below
+        height, width = (side.to_bytes(2, "big") for side in (self.height, self.width))
+        frame = b"\xff\xc0\x00\x11\x08%b%b\x03"  # where a sequential JPEG of three colours says its size
+        before, found, after = self.data.partition(frame % (height, width))
+        if n >= self.height or not found or b"\xff\xdd" in self.data:  # restart markers, which would be left over as well
+            return self.data, self.height
+        return b"".join((before, frame % (n.to_bytes(2, "big"), width), after)), n
+
+    def _opened(self) -> Image.Image:
+        if not self.data:
+            raise ValueError("it is empty")
+        return Image.open(io.BytesIO(self.data))
+
+    @contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        try:
+            yield
+        except UnidentifiedImageError as error:
+            raise UnreadableImage(f"{self.path}: this image can't be read (its content is no image)") from error
+        except Exception as error:  # Pillow's decoders raise whatever they stumble over
+            said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise UnreadableImage(f"{self.path}: this image can't be read ({said.splitlines()[0]})") from error
+
+
+class EvaluationImages:
+    """The middle of the image, after its shorter side was scaled to img_size / crop_pct."""
+
+    def __init__(self, img_size: int, crop_pct: float, interpolation: str) -> None:
+        self.img_size, self.mode = img_size, PILLOW_MODES[interpolation]
+        self.shorter_side = math.floor(img_size / crop_pct + 1e-6)  # 224 / (224 / 232) is a hair below 232
+
+    def __call__(self, request: Request, out: Tensor) -> None:
+        for path, into in zip(request.paths, out, strict=True):
+            into.copy_(self.read(os.fsdecode(path)))
+
+    def read(self, path: str) -> Tensor:
+        return self.prepared(ImageFile(path).decode())
+
+    def prepared(self, image: Image.Image) -> Tensor:
+        size = [int(self.shorter_side * side / min(image.size)) for side in image.size]
+        image = image.resize(size, self.mode)  # all of it: Pillow's own way to scale only the middle rounds otherwise
+        left, top = (round((side - self.img_size) / 2) for side in size)
+        crop = image.crop((left, top, left + self.img_size, top + self.img_size))
+        return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+
+
+class Box(NamedTuple):
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class TrainingImages:
+    """A random part of the image, scaled to the size that is asked for; maybe mirrored, distorted by a policy, and with a
+    rectangle blotted out.
+
+    Policies: RandAugment (Cubuk et al. 2019), https://arxiv.org/abs/1909.13719; TrivialAugment (Müller, Hutter 2021),
+    https://arxiv.org/abs/2103.10158; AugMix (Hendrycks et al. 2019), https://arxiv.org/abs/1912.02781.
+    Random Erasing: Zhong et al. (2017), https://arxiv.org/abs/1708.04896.
+    """
+
+    TRIES = 10  # for a box that fits into the image
+    CROP, FLIP, ERASE = slice(0, 2 + 2 * TRIES), 2 + 2 * TRIES, slice(3 + 2 * TRIES, 8 + 2 * TRIES)  # places of the draws
+
+    def __init__(
+        self,
+        *,
+        scale: tuple[float, float],
+        hflip: bool,
+        interpolation: str,
+        policy: str | None,
+        magnitude: int,
+        color_jitter: float,
+        erasing: float,
+        mean: tuple[float, ...],
+        seed: int,
+    ) -> None:
+        self.scale, self.hflip, self.interpolation, self.seed = scale, hflip, interpolation, seed
+        self.erasing = erasing
+        self.blot = torch.tensor(mean).mul(255).round().to(torch.uint8).view(3, 1, 1)
+        self.distortions = _distortions(policy, magnitude, color_jitter)
+
+    def __call__(self, request: Request, out: Tensor) -> None:
+        bits = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), self.ERASE.stop)
+        numbers = (bits.T.double() / 2**31).tolist()
+        for path, sample, of_sample, into in zip(request.paths, request.samples.tolist(), numbers, out, strict=True):
+            image = self._cropped(ImageFile(os.fsdecode(path)), out.shape[-1], of_sample[self.CROP])
+            if self.hflip and of_sample[self.FLIP] < 0.5:
+                image = image.flip(-1)
+            if self.distortions:
+                with seeded(derive(self.seed, AUGMENT, request.epoch, sample)):
+                    for distort in self.distortions:
+                        image = distort(image)
+            into.copy_(image)
+            if self.erasing:
+                self._erase(into, *of_sample[self.ERASE])
+
+    def _cropped(self, file: ImageFile, img_size: int, numbers: Sequence[float]) -> Tensor:
+        box = random_box(file.height, file.width, self.scale, numbers)
+        # decoded no smaller than the crop that comes of it
+        shrink = next((n for n in (8, 4, 2) if min(box.height, box.width) >= n * img_size), 1)
+        pixels = torch.from_numpy(file.decode_fast(shrink, box.top + box.height))
+        scale = round(file.width / pixels.shape[1])  # 1 for what isn't a JPEG
+        top, left, height, width = box.top // scale, box.left // scale, round(box.height / scale), round(box.width / scale)
+        crop = pixels[top : top + height, left : left + width].permute(2, 0, 1).unsqueeze(0)
+        crop = crop.contiguous(memory_format=torch.channels_last)  # torch's fast way is for this layout
+        return F.interpolate(crop, (img_size, img_size), mode=self.interpolation, antialias=True)[0]
+
+    def _erase(self, image: Tensor, whether: float, area: float, ratio: float, y: float, x: float) -> None:
+        """The rectangle has 2 % to 33 % of the area and sides in a ratio from 0.3 to 1 / 0.3; it gets the mean colour."""
+        if whether >= self.erasing:
+            return
+        img_size = image.shape[-1]
+        side, stretch = img_size * math.sqrt(0.02 + 0.31 * area), 0.3 ** (ratio - 0.5)
+        height, width = (min(round(length), img_size) for length in (side * stretch, side / stretch))
+        top, left = int(y * (img_size - height + 1)), int(x * (img_size - width + 1))
+        image[:, top : top + height, left : left + width] = self.blot
+
+
+def random_box(height: int, width: int, scale: tuple[float, float], numbers: Sequence[float]) -> Box:
+    """As torchvision's RandomResizedCrop draws it: of an area within `scale`, with sides in a ratio from 3/4 to 4/3, anywhere.
+
+    `numbers` are uniform from 0 to 1: two for the place, then an area and a ratio for each try. If no box fits, it is the
+    largest in the middle whose ratio is allowed.
+    """
+    y, x, *tries = numbers
+    low, high = scale
+    for area, ratio in zip(tries[::2], tries[1::2], strict=True):
+        side = math.sqrt(height * width * (low + area * (high - low)))
+        stretch = (4 / 3) ** (ratio - 0.5)
+        box_height, box_width = round(side / stretch), round(side * stretch)
+        if 0 < box_height <= height and 0 < box_width <= width:
+            return Box(int(y * (height - box_height + 1)), int(x * (width - box_width + 1)), box_height, box_width)
+    box_height, box_width = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def _distortions(policy: str | None, magnitude: int, color_jitter: float) -> list[v2.Transform]:
+    bilinear = v2.InterpolationMode.BILINEAR
+    policies = {
+        "randaugment": lambda: v2.RandAugment(magnitude=magnitude, interpolation=bilinear),
+        "trivialaugment": lambda: v2.TrivialAugmentWide(interpolation=bilinear),
+        "augmix": lambda: v2.AugMix(interpolation=bilinear),
+    }
+    chosen = [policies[policy]()] if policy else []
+    return [*chosen, v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else chosen
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torchvision draws from torch's own generator, which belongs to others where there are no workers."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

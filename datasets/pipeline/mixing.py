@@ -1,0 +1,55 @@
+"""Mixing of images and their labels, a batch at a time, on the device that trains.
+
+Mixup: Zhang, Cisse, Dauphin, Lopez-Paz (2018): mixup: Beyond Empirical Risk Minimization. https://arxiv.org/abs/1710.09412
+CutMix: Yun et al. (2019): CutMix: Regularization Strategy to Train Strong Classifiers. https://arxiv.org/abs/1905.04899
+
+Each image is mixed with the one at the mirrored place of its batch, all in the same proportion; which of the two ways, the
+proportion and the box are functions of (seed, step). Labels become rows of probabilities.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datasets.pipeline.counters import derive
+
+MIX = 6  # separates this use of the seed from the others
+
+
+@dataclass(frozen=True)
+class Mixing:
+    n_classes: int
+    mixup: float  # alpha of the Beta distribution of the proportion; 0: off
+    cutmix: float
+    switch_prob: float  # of CutMix, where both are on
+    prob: float  # of mixing a batch at all
+    seed: int
+
+    def __call__(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        random = np.random.default_rng(derive(self.seed, MIX, step))
+        soft = F.one_hot(labels, self.n_classes).to(images.dtype)
+        if random.random() >= self.prob:
+            return images, soft
+        use_cutmix = self.cutmix > 0 and (self.mixup == 0 or random.random() < self.switch_prob)
+        alpha = self.cutmix if use_cutmix else self.mixup
+        share = float(random.beta(alpha, alpha))  # of the image itself
+        if use_cutmix:
+            top, bottom, left, right = _box(random, share, images.shape[-2], images.shape[-1])
+            mixed = images.clone()
+            mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+            share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
+        else:
+            mixed = torch.lerp(images.flip(0), images, share)
+        return mixed, torch.lerp(soft.flip(0), soft, share)
+
+
+def _box(random: np.random.Generator, share: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """A box of (1 - share) of the area around a uniformly drawn centre, cut off at the image's edge as in the paper."""
+    side = (1 - share) ** 0.5
+    y, x = int(random.integers(height)), int(random.integers(width))
+    half_height, half_width = int(height * side) // 2, int(width * side) // 2
+    return max(0, y - half_height), min(height, y + half_height), max(0, x - half_width), min(width, x + half_width)

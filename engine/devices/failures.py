@@ -1,0 +1,58 @@
+"""Failures of the machine and of other processes, in one line that says what can be done."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from engine.config.errors import RunError
+from engine.config.resolve import LoadedConfig
+
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Timed out waiting",
+    "timed out",
+)
+
+
+@contextmanager
+def explained(config: LoadedConfig, accelerator: Accelerator) -> Iterator[None]:
+    """What is no bug of this program becomes a RunError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, ValueError) as error:
+        said = _explain(error, config, accelerator)
+        if said is None:
+            raise
+        raise RunError(said) from error
+
+
+def _explain(error: Exception, config: LoadedConfig, accelerator: Accelerator) -> str | None:
+    train, text = config.train, str(error)
+    first_line = text.partition("\n")[0]
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        per_device = train.batch_size // accelerator.num_processes
+        at_once = min(train.micro_batch_size or per_device, per_device)
+        remedy = f"--train.micro_batch_size {max(1, at_once // 2)} takes the same steps with less memory"
+        if train.precision == "fp32":
+            remedy += ", --train.precision bf16 needs about half"
+        return (
+            f"out of memory on {accelerator.device}: train.batch_size {train.batch_size} is {at_once} images at a time on each "
+            f"device, in {train.precision}; {remedy}"
+        )
+    if text.startswith("Expected more than 1 value per channel"):
+        key = "micro_batch_size" if train.micro_batch_size else "batch_size"
+        return f"BatchNorm has a single number per channel to normalise by: train.{key} {getattr(train, key)} is too small for it"
+    if text.startswith("DataLoader timed out"):
+        return f"no worker has prepared a batch for {train.timeout} seconds (train.timeout); is the disk with the data alive?"
+    if text.startswith("DataLoader worker"):
+        reason = "; the kernel kills processes when memory runs out: fewer dataloader.num_workers need less" * ("Killed" in text)
+        return f"a worker that reads data has died: {first_line.strip().rstrip('.')}{reason}"
+    if isinstance(error, dist.DistError) or ("gloo" in text and any(said in text for said in LOST)):
+        return f"another rank has ended or hasn't answered for {train.timeout} seconds (train.timeout); what it says comes first"
+    return None

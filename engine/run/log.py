@@ -1,0 +1,77 @@
+"""Log lines: on the terminal and in output.log of the run folder."""
+
+import logging
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+log = logging.getLogger("engine")
+
+
+class Terminal(logging.Handler):
+    """Lines on stdout, above the progress bar where there is one. A stdout that was closed is no reason to stop training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_open = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.is_open:
+            return
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except (OSError, ValueError):  # a closed pipe, a full disk; ValueError: the stream object itself is closed
+            self.is_open = False
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
+            log.warning("stdout can't be written; the log goes on in output.log")
+
+
+class LogFile(logging.FileHandler):
+    """output.log. Where it can't be written, as on a full disk, that is said once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name for it
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.handle = lambda record: False
+        log.warning("%s can't be written (%s)", self.baseFilename, error.strerror)
+
+
+class Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return f"{level}{record.getMessage()}"
+
+
+def millions(n: float) -> str:
+    return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.1f} k"
+
+
+def set_up_terminal(is_main: bool) -> None:
+    """Rank 0 speaks for all."""
+    for name in ("engine", "models", "datasets"):
+        logger = logging.getLogger(name)
+        logger.handlers = [Terminal()] if is_main else [logging.NullHandler()]
+        logger.handlers[0].setFormatter(Line())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def add_log_file(path: Path) -> logging.Handler:
+    handler = LogFile(path)
+    handler.setFormatter(Line())
+    for name in ("engine", "models", "datasets"):
+        logging.getLogger(name).addHandler(handler)
+    return handler
+
+
+def remove_log_file(handler: logging.Handler) -> None:
+    for name in ("engine", "models", "datasets"):
+        logging.getLogger(name).removeHandler(handler)
+    with suppress(OSError):  # what couldn't be written has been said
+        handler.close()

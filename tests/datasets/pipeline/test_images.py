@@ -1,0 +1,467 @@
+"""Images in files: what is decoded, cropped and distorted, and that all of it is repeatable."""
+
+import io
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision.models import EfficientNet_B0_Weights, ResNet50_Weights
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2 import functional as v2
+
+from datasets import Files
+from datasets.pipeline import images as files
+from datasets.pipeline.images import EvaluationImages, ImageFile, Request, TrainingImages, UnreadableImage, random_box
+from datasets.pipeline.loaders import FileTraining, Preparation, ReusedMemory, Workers, eval_loader, train_loader
+from datasets.pipeline.order import Order
+from tests.running import run_command
+
+CPU = torch.device("cpu")
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+def photograph(height=375, width=500, seed=0):
+    """Smooth in the large and grainy in the small, as photographs are."""
+    random = np.random.default_rng(seed)
+    layers = [
+        strength * np.asarray(Image.fromarray(random.normal(size=(n, n)).astype(np.float32)).resize((width, height)))
+        for n, strength in ((4, 60), (16, 30), (64, 15))
+    ]
+    grey = 128 + sum(layers) + random.normal(0, 4, (height, width))
+    colour = np.stack([grey, np.roll(grey, height // 3, 0), np.roll(grey, width // 4, 1)], axis=-1)
+    return Image.fromarray(colour.clip(0, 255).astype(np.uint8))
+
+
+WRITE = {
+    "photograph.jpg": lambda path: photograph().save(path, quality=90),
+    "upright.jpg": lambda path: photograph(611, 407).save(path, quality=75, progressive=True, subsampling=0),
+    "large.jpg": lambda path: photograph(1296, 1704).save(path, quality=85),
+    "small.jpg": lambda path: photograph(97, 61).save(path, quality=95),
+    "grey.jpg": lambda path: photograph().convert("L").save(path),
+    "print.jpg": lambda path: photograph().convert("CMYK").save(path),
+    "drawing.png": lambda path: photograph().quantize(16).save(path),
+    "clear.png": lambda path: photograph().convert("RGBA").save(path),
+    "still.webp": lambda path: photograph().save(path, lossless=True),
+    "frame.gif": lambda path: photograph().save(path),
+    "plain.bmp": lambda path: photograph().save(path),
+    "named_wrongly.jpg": lambda path: photograph().save(path, format="PNG"),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, write in WRITE.items():
+        write(folder / name)
+    return folder
+
+
+def preparation(**kwargs):
+    common = {"augment": True, "crop_padding": 0, "padding_mode": "constant", "hflip": True, "cutout": 0}
+    return Preparation(**{"img_size": 24, **HALF, **common, **kwargs})
+
+
+def training_images(**kwargs):
+    img_size = kwargs.pop("img_size", 224)
+    crop = {"scale": (0.08, 1.0), "interpolation": "bilinear", "seed": 1}
+    off = {"hflip": False, "policy": None, "magnitude": 9, "color_jitter": 0, "erasing": 0, "mean": HALF["mean"]}
+    images = TrainingImages(**{**crop, **off, **kwargs})
+    images.img_size = img_size  # that read() asks for
+    return images
+
+
+def read(images, paths, epoch=0):
+    out = torch.zeros(len(paths), 3, images.img_size, images.img_size, dtype=torch.uint8)
+    images(Request(np.array([str(path).encode() for path in paths]), epoch, np.arange(len(paths))), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def split(data_root):
+    paths = sorted((data_root / "imagefolder" / "train").glob("*/*.jpg"))
+    return Files(np.array([str(path).encode() for path in paths]), torch.arange(len(paths)))
+
+
+# Evaluation
+
+
+def evaluated(path, prepare):
+    one = Files(np.array([str(path).encode()]), torch.zeros(1, dtype=torch.int64))
+    ((images, _),) = eval_loader(one, 1, 0, 1, prepare, Workers(), CPU).batches()
+    return images[0]
+
+
+@pytest.mark.parametrize("name", WRITE)
+@pytest.mark.parametrize(
+    ("weights", "crop_pct", "interpolation"),
+    [
+        (ResNet50_Weights.IMAGENET1K_V1, 0.875, "bilinear"),
+        (ResNet50_Weights.IMAGENET1K_V2, 224 / 232, "bilinear"),
+        (EfficientNet_B0_Weights.IMAGENET1K_V1, 0.875, "bicubic"),
+    ],
+    ids=["resize 256", "resize 232", "bicubic"],
+)
+def test_evaluation_gives_what_torchvisions_weights_expect(pictures, name, weights, crop_pct, interpolation):
+    theirs = weights.transforms()(Image.open(pictures / name).convert("RGB"))
+    ours = evaluated(pictures / name, preparation(img_size=224, crop_pct=crop_pct, interpolation=interpolation, **IMAGENET))
+    in_pixels = (ours - theirs) * torch.tensor(IMAGENET["std"]).view(3, 1, 1)
+    assert in_pixels.abs().max() <= 1 / 255
+
+
+@pytest.mark.parametrize("name", WRITE)
+@pytest.mark.parametrize(
+    ("img_size", "crop_pct", "interpolation"), [(224, 0.9, "bicubic"), (299, 0.875, "bilinear"), (64, 1.0, "bicubic")]
+)
+def test_evaluation_gives_what_timms_transform_gives(pictures, name, img_size, crop_pct, interpolation):
+    transform = create_transform(img_size, crop_pct=crop_pct, interpolation=interpolation, **HALF)
+    theirs = transform(Image.open(pictures / name).convert("RGB"))
+    ours = evaluated(pictures / name, preparation(img_size=img_size, crop_pct=crop_pct, interpolation=interpolation))
+    assert (ours - theirs).abs().max() * 0.5 <= 1 / 255
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees(split):
+    prepare = preparation(augment=False)
+    images, labels = next(train_loader(split, Order(len(split), 6, seed=1), prepare, Workers(), CPU).batches(0, 1))
+    evaluation = torch.cat([batch for batch, _ in eval_loader(split, 7, 0, 1, prepare, Workers(), CPU).batches()])
+    assert torch.equal(images, evaluation[labels])
+
+
+# Training
+
+
+def test_random_boxes_are_distributed_as_torchvisions():
+    n = 4000
+    torch.manual_seed(0)
+    random, image = np.random.default_rng(0), torch.zeros(3, 375, 500)
+    theirs = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]
+    ours = [random_box(375, 500, (0.08, 1.0), random.random(22).tolist()) for _ in range(n)]
+    for statistic in (
+        lambda top, left, height, width: height * width / (375 * 500),
+        lambda top, left, height, width: math.log(width / height),
+        lambda top, left, height, width: top / max(1, 375 - height),
+        lambda top, left, height, width: left / max(1, 500 - width),
+    ):
+        a, b = (np.sort([statistic(*box) for box in boxes]) for boxes in (ours, theirs))
+        both = np.concatenate([a, b])
+        distance = np.abs(np.searchsorted(a, both, "right") - np.searchsorted(b, both, "right")).max() / n
+        assert distance < 1.95 * math.sqrt(2 / n)  # Kolmogorov-Smirnov, 99.9 %
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 500), (500, 20), (300, 300)])
+def test_a_box_that_never_fits_becomes_the_largest_in_the_middle(height, width):
+    theirs = RandomResizedCrop.get_params(torch.zeros(3, height, width), [50.0, 60.0], [3 / 4, 4 / 3])
+    assert random_box(height, width, (50.0, 60.0), [0.3] * 22) == theirs
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_crop_is_torchvisions_crop_but_for_the_last_levels(pictures, interpolation, monkeypatch):
+    box = files.Box(31, 57, 290, 256)
+    monkeypatch.setattr(files, "random_box", lambda *args: box)
+    ours = read(training_images(interpolation=interpolation), [pictures / "photograph.jpg", pictures / "clear.png"])
+    for image, name in zip(ours, ("photograph.jpg", "clear.png"), strict=True):
+        whole = v2.pil_to_tensor(Image.open(pictures / name).convert("RGB"))
+        theirs = v2.resized_crop(whole, *box, [224, 224], interpolation=InterpolationMode(interpolation), antialias=True)
+        assert (image.int() - theirs.int()).abs().float().mean() < 1
+
+
+def test_a_large_jpeg_is_decoded_at_reduced_scale_but_never_below_its_crop(pictures, monkeypatch):
+    decoded = []
+    decode = ImageFile.decode_fast
+
+    def spy(self, shrink, n_rows):
+        decoded.append((shrink, decode(self, shrink, n_rows)))
+        return decoded[-1][1]
+
+    scaled = []
+    interpolate = torch.nn.functional.interpolate
+    monkeypatch.setattr(ImageFile, "decode_fast", spy)
+    monkeypatch.setattr(files.F, "interpolate", lambda x, *args, **kw: scaled.append(x.shape) or interpolate(x, *args, **kw))
+    images = training_images(img_size=96)
+    for i in range(60):
+        box = random_box(1296, 1704, (0.01, 1.0), np.random.default_rng(i).random(22).tolist())
+        box = files.Box(*(side // 8 * 8 for side in box))  # the edges of what is compared fall on pixels at every scale
+        monkeypatch.setattr(files, "random_box", lambda *args, box=box: box)
+        small = read(images, [pictures / "large.jpg"])[0]
+        shrink, pixels = decoded.pop()
+        assert pixels.shape[1] == 1704 // shrink
+        assert (box.top + box.height) // shrink <= len(pixels) <= (box.top + box.height + 15) // shrink
+        assert shrink == 1 or min(scaled.pop()[2:]) >= 96
+        assert shrink == 8 or 2 * shrink * 96 > min(box.height, box.width)
+        whole = v2.pil_to_tensor(Image.open(pictures / "large.jpg"))
+        assert (small.int() - v2.resized_crop(whole, *box, [96, 96], antialias=True).int()).abs().float().mean() < 2
+
+
+SEQUENTIAL = [{"subsampling": 2}, {"subsampling": 1, "quality": 95}, {"subsampling": 0, "optimize": True}]
+OTHERWISE = [{"progressive": True}, {"restart_marker_rows": 1}]
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 8])
+@pytest.mark.parametrize("how", [*SEQUENTIAL, *OTHERWISE], ids=str)
+def test_rows_below_the_crop_are_left_out_and_those_above_stay_as_they_are(tmp_path, how, shrink):
+    photograph(375, 500).save(tmp_path / "photograph.jpg", **how)
+    file = ImageFile(str(tmp_path / "photograph.jpg"))
+    whole = file.decode_fast(shrink)
+    for n_rows in (1, 16, 17, 200, 360, 368, 375):
+        pixels = file.decode_fast(shrink, n_rows)
+        assert np.array_equal(pixels, whole[: len(pixels)])
+        assert pixels.shape[1:] == whole.shape[1:]
+        shortest = -(-n_rows // 16) * 16 if how in SEQUENTIAL else 375
+        assert len(pixels) == math.ceil(min(shortest, 375) / shrink)
+
+
+@pytest.mark.parametrize("how", [*SEQUENTIAL, *OTHERWISE], ids=str)
+def test_a_jpeg_that_is_cut_off_below_the_crop_is_still_found_to_be_truncated(tmp_path, how):
+    path = tmp_path / "truncated.jpg"
+    photograph(375, 500).save(path, **how)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UnreadableImage, match=r"truncated\.jpg"):
+        ImageFile(str(path)).decode_fast(n_rows=64)
+
+
+def test_damage_above_the_end_of_the_crop_is_left_to_pillow(tmp_path):
+    path = tmp_path / "damaged.jpg"
+    photograph(375, 500).save(path)
+    sound = path.read_bytes()
+    for begin in range(1000, 6000, 250):
+        path.write_bytes(sound[:begin] + b"\xff\xd3" + bytes(range(60)) + sound[begin + 62 :])
+        file = ImageFile(str(path))
+        assert np.array_equal(file.decode_fast(n_rows=320), np.array(file.decode()))
+
+
+def test_half_of_the_images_are_mirrored_and_nothing_else_is_done_to_them(split):
+    path = [split.paths[0].decode()] * 400
+    plain, maybe = (read(training_images(img_size=24, hflip=hflip), path) for hflip in (False, True))
+    mirrored = (maybe == plain.flip(-1)).flatten(1).all(1)
+    assert torch.equal(maybe[~mirrored], plain[~mirrored])
+    assert 160 < mirrored.sum() < 240
+
+
+def test_erasing_gives_a_part_of_the_images_a_rectangle_of_the_mean_colour(split):
+    path = [split.paths[0].decode()] * 600
+    mean = (0.2, 0.4, 0.6)
+    plain, erased = (read(training_images(img_size=32, erasing=p, mean=mean), path) for p in (0.0, 0.25))
+    changed = (plain != erased).any(1)
+    hit = changed.flatten(1).any(1)
+    assert 0.18 < hit.float().mean() < 0.32
+    areas = []
+    for where, image in zip(changed[hit], erased[hit], strict=True):
+        rows, columns = where.any(1).nonzero(), where.any(0).nonzero()
+        inside = image[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert torch.equal(inside, torch.tensor([51, 102, 153], dtype=torch.uint8).view(3, 1, 1).expand_as(inside))
+        areas.append(inside[0].numel() / 32**2)
+    assert min(areas) < 0.06
+    assert 0.27 < max(areas) < 0.40
+
+
+@pytest.mark.parametrize(
+    "kind", [{"policy": "randaugment"}, {"policy": "trivialaugment"}, {"policy": "augmix"}, {"color_jitter": 0.4}]
+)
+def test_distortions_change_images_by_epoch_and_leave_torchs_generator_alone(split, kind):
+    paths = [path.decode() for path in split.paths[:8]]
+    images = training_images(img_size=24, **kind)
+    torch.manual_seed(5)
+    first = read(images, paths)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    assert torch.equal(first, read(images, paths))
+    assert not torch.equal(first, read(training_images(img_size=24), paths))
+    assert not torch.equal(first, read(images, paths, epoch=1))
+
+
+def test_each_sample_is_distorted_in_its_own_way(split, monkeypatch):
+    monkeypatch.setattr(files, "random_box", lambda height, width, *args: files.Box(0, 0, height, width))
+    distorted = read(training_images(img_size=24, policy="trivialaugment"), [split.paths[0].decode()] * 16)
+    assert len(distorted.unique(dim=0)) > 10
+
+
+def test_randaugment_distorts_more_at_a_higher_magnitude(split):
+    paths = [path.decode() for path in split.paths] * 4
+    plain = read(training_images(img_size=24), paths).float()
+    little, much = (read(training_images(img_size=24, policy="randaugment", magnitude=m), paths).float() for m in (1, 25))
+    assert (little - plain).abs().mean() < 0.7 * (much - plain).abs().mean()
+
+
+# Order and workers
+
+
+EVERYTHING = {"policy": "trivialaugment", "color_jitter": 0.3, "erasing": 0.5, "repeats": 3}
+
+
+def batches(split, first, last, n_workers=0, **kwargs):
+    prepare = preparation(**kwargs)
+    loader = train_loader(split, Order(len(split), 6 // prepare.repeats, seed=1), prepare, Workers(n_workers), CPU)
+    return list(loader.batches(first, last))
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for (images_a, labels_a), (images_b, labels_b) in zip(a, b, strict=True):
+        assert torch.equal(images_a, images_b)
+        assert torch.equal(labels_a, labels_b)
+
+
+@pytest.mark.parametrize("kind", [{}, {"policy": "randaugment"}, {"policy": "augmix", "interpolation": "bicubic"}, EVERYTHING])
+def test_batches_are_the_same_with_0_1_and_2_workers_and_after_a_jump_into_the_third_epoch(split, kind):
+    steps_per_epoch = 12 if kind == EVERYTHING else 4
+    first = 2 * steps_per_epoch + 2
+    whole = batches(split, 0, first + 3, **kind)[first:]
+    for n_workers in (0, 1, 2):
+        assert_same(whole, batches(split, first, first + 3, n_workers, **kind))
+
+
+def test_a_jump_reads_nothing_of_what_it_skips(split, monkeypatch):
+    opened = []
+    init = ImageFile.__init__
+    monkeypatch.setattr(ImageFile, "__init__", lambda self, path: opened.append(path) or init(self, path))
+    assert len(batches(split, 1001, 1003)) == 2
+    assert len(opened) == 12
+
+
+def test_repeats_put_differently_augmented_copies_of_an_image_into_a_batch(split):
+    (images, labels), *_ = batches(split, 0, 12, repeats=3)
+    assert labels.view(2, 3).eq(labels.view(2, 3)[:, :1]).all()
+    assert len(labels.unique()) == 2
+    for copies in images.view(2, 3, -1):
+        assert len(copies.unique(dim=0)) == 3
+    seen = torch.cat([labels for _, labels in batches(split, 0, 12, repeats=3)])
+    assert torch.equal(seen.bincount(), torch.full((24,), 3))
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_batch_that_is_kept_is_not_overwritten_by_later_ones(split, n_workers):
+    loader = train_loader(split, Order(len(split), 4, seed=1), preparation(), Workers(n_workers), CPU)
+    kept, copies = [], []
+    for images, _ in loader.batches(0, 14):
+        kept.append(images[1:3])  # a view keeps its batch
+        copies.append(images[1:3].clone())
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+
+
+def test_memory_is_lent_again_only_when_the_last_view_of_it_is_gone():
+    memory = ReusedMemory()
+    batch = memory.take(torch.Size([2, 3]))
+    place, view = batch.data_ptr(), batch[1]
+    del batch
+    assert memory.take(torch.Size([2, 3])).data_ptr() != place
+    del view
+    assert place in {memory.take(torch.Size([2, 3])).data_ptr() for _ in range(2)} | {
+        array.ctypes.data for array in memory.idle[6]
+    }
+
+
+@pytest.mark.parametrize("n", [1, 7, 23, 24])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_of_files_sees_every_sample_once(split, n, world_size):
+    part = split.subset(torch.arange(n))
+    seen = [
+        labels
+        for rank in range(world_size)
+        for _, labels in eval_loader(part, 6, rank, world_size, preparation(), Workers(), CPU).batches()
+    ]
+    assert torch.equal(torch.cat(seen), torch.arange(n))
+
+
+def test_what_a_worker_is_given_does_not_grow_with_the_number_of_files(split, monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        "datasets.pipeline.loaders.DataLoader", lambda dataset, **kw: sent.append(pickle.dumps(dataset.read)) or []
+    )
+    for n in (10, 100_000):
+        many = Files(np.repeat(split.paths[:1], n), torch.zeros(n, dtype=torch.int64))
+        list(FileTraining(many, Order(n, 5, seed=1), preparation(), Workers(2), CPU).batches(0, 1))
+    assert len(sent) == 2
+    assert len(sent[0]) == len(sent[1])
+
+
+# What can't be read
+
+
+def jpeg_bytes():
+    buffer = io.BytesIO()
+    photograph(80, 100).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def png_bytes():
+    buffer = io.BytesIO()
+    photograph(80, 100).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+BROKEN = {
+    "truncated": lambda: jpeg_bytes()[:-200],
+    "cut in its header": lambda: jpeg_bytes()[:100],
+    "empty": lambda: b"",
+    "text": lambda: b"no image at all",
+    "truncated PNG": lambda: png_bytes()[:-200],
+    "damaged PNG": lambda: png_bytes()[:300] + b"\0" * 40 + png_bytes()[340:],
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_named_in_training_and_in_evaluation(tmp_path, kind):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(BROKEN[kind]())
+    for images in (training_images(img_size=24), EvaluationImages(24, 0.875, "bilinear")):
+        with pytest.raises(UnreadableImage, match=r"broken\.jpg: this image can't be read \(.+\)$"):
+            read(images, [path])
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(UnreadableImage, match=r"gone\.jpg: this image can't be read \(No such file or directory\)"):
+        read(training_images(), [tmp_path / "gone.jpg"])
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_broken_file_is_named_in_one_line_whatever_the_number_of_workers(tmp_path, split, n_workers):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"")
+    with_it = Files(np.append(split.paths, str(path).encode()), torch.arange(25))
+    with pytest.raises(UnreadableImage) as error:
+        batches(with_it, 0, 5, n_workers)
+    assert str(error.value) == f"{path}: this image can't be read (it is empty)"
+
+
+def test_a_jpeg_with_a_harmless_flaw_is_read_as_pillow_reads_it(tmp_path):
+    path = tmp_path / "flawed.jpg"
+    path.write_bytes(jpeg_bytes()[:-2] + b"\x00\x11\x22" + b"\xff\xd9")
+    assert np.array_equal(ImageFile(str(path)).decode_fast().shape, (80, 100, 3))
+    assert ImageFile(str(path)).decode().size == (100, 80)
+
+
+def test_a_file_name_of_any_bytes_can_be_read(tmp_path):
+    path = Path(tmp_path) / "名 \udcff.jpg"
+    path.write_bytes(jpeg_bytes())
+    out = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
+    EvaluationImages(24, 0.875, "bilinear")(Request(np.array([str(path).encode("utf-8", "surrogateescape")])), out)
+    assert out.any()
+
+
+LEFT_IN_THE_MIDDLE = """
+from pathlib import Path
+import torch
+from datasets import Source, find_dataset
+from datasets.pipeline.loaders import Preparation, Workers, train_loader
+from datasets.pipeline.order import Order
+from tests.running import run_command
+
+split = find_dataset("imagefolder").load(Source(Path({root!r}))).train
+prepare = Preparation(24, (0.5,) * 3, (0.25,) * 3, augment=True, crop_padding=0, padding_mode="constant", hflip=True, cutout=0)
+batches = train_loader(split, Order(len(split), 6, seed=1), prepare, Workers(2), torch.device("cpu")).batches(0, 100)
+next(batches)
+kept_by_the_traceback = batches
+raise ZeroDivisionError
+"""
+
+
+def test_a_program_that_fails_between_two_batches_ends_with_its_workers(data_root):
+    ended = run_command("python", "-c", LEFT_IN_THE_MIDDLE.format(root=str(data_root / "imagefolder")), timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.strip().endswith("ZeroDivisionError")

@@ -1,0 +1,282 @@
+"""Images and their masks go through everything together."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets import Source, find_dataset
+from datasets.pairs import pairs_in
+from datasets.pipeline.loaders import Preparation, Workers, eval_loader, train_loader
+from datasets.pipeline.masks import IGNORED, MaskedFiles, MaskedImages, check_masks, fitted
+from datasets.pipeline.order import Order
+from datasets.shapes import SHAPES, TRAIN, derive, generate
+from tests import on_disk
+
+CPU = torch.device("cpu")
+PREPARE = Preparation(
+    img_size=32, mean=(0.0,) * 3, std=(1.0,) * 3, augment=True, crop_padding=4, padding_mode="constant", hflip=True, cutout=0
+)
+
+
+def in_memory(n=40, size=32):
+    """A pixel's colour says its class: 20 times as much, and one more."""
+    masks = torch.randint(0, 12, (n, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    masks[:, 5:7] = IGNORED
+    images = torch.where(masks == IGNORED, 255, masks * 20 + 1).to(torch.uint8).unsqueeze(1).expand(-1, 3, -1, -1)
+    return MaskedImages(images.contiguous(), masks)
+
+
+def classes_of(images: Tensor) -> Tensor:
+    """The masks that the colours say; where there is no colour, the image was padded."""
+    levels = (images[:, 0] * 255).round().to(torch.int64)
+    return torch.where((levels == 0) | (levels == 255), IGNORED, (levels - 1) // 20).to(torch.uint8)
+
+
+def batches(split, prepare=PREPARE, first=0, last=6, seed=3, workers=0, batch_size=8):
+    order = Order(len(split), batch_size, seed)
+    return list(train_loader(split, order, prepare, Workers(workers), CPU).batches(first, last))
+
+
+class TestInMemory:
+    @pytest.mark.parametrize("padding_mode", ["constant", "reflect"])
+    def test_a_mask_is_cropped_and_mirrored_with_its_image_and_padding_is_ignored(self, padding_mode):
+        split = in_memory()
+        made = batches(split, replace(PREPARE, padding_mode=padding_mode))
+        for images, masks in made:
+            assert torch.equal(classes_of(images), masks)
+        assert any(not torch.equal(masks, split.labels[Order(40, 8, 3).samples(i)]) for i, (_, masks) in enumerate(made))
+        padded = sum(int((images == 0).all(1).sum()) for images, _ in made)
+        assert (padded > 1000) == (padding_mode == "constant")
+
+    def test_colours_change_and_masks_do_not(self):
+        split = in_memory()
+        plain, coloured = (batches(split, replace(PREPARE, color_jitter=strength)) for strength in (0.0, 0.5))
+        for (images, masks), (other, same) in zip(plain, coloured, strict=True):
+            assert torch.equal(masks, same)
+            assert (images - other).abs().mean() > 0.02
+
+    def test_without_augmentation_they_are_what_they_were(self):
+        split = in_memory()
+        for step, (images, masks) in enumerate(batches(split, replace(PREPARE, augment=False))):
+            samples = Order(40, 8, 3).samples(step)
+            assert torch.equal(masks, split.labels[samples])
+            assert torch.equal((images * 255).round().to(torch.uint8), split.images[samples])
+
+    def test_both_are_resized_for_training_and_the_image_alone_for_evaluation(self):
+        split, prepare = in_memory(), replace(PREPARE, img_size=64, augment=False)
+        images, masks = batches(split, prepare)[0]
+        assert images.shape[-2:] == masks.shape[-2:] == (64, 64)
+        original = split.labels[Order(40, 8, 3).samples(0)]
+        assert torch.equal(masks, original.repeat_interleave(2, 1).repeat_interleave(2, 2))
+        images, masks = next(iter(eval_loader(split, 8, 0, 1, prepare, Workers(), CPU).batches()))
+        assert images.shape[-2:] == (64, 64)
+        assert torch.equal(masks, split.labels[:8])
+
+    def test_ranks_together_evaluate_every_image_once(self):
+        split = in_memory(n=11)
+        parts = [[masks for _, masks in eval_loader(split, 4, rank, 2, PREPARE, Workers(), CPU).batches()] for rank in (0, 1)]
+        assert torch.equal(torch.cat([*parts[0], *parts[1]]), split.labels)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Without loss, so that a colour says the class."""
+    return pairs_in(on_disk.write_pairs(tmp_path_factory.mktemp("pairs"), n=12, ending=".png"), IGNORED)
+
+
+def agreement(images, masks):
+    """How many of the valid pixels have the colour of their class."""
+    levels = (images[:, 0] * 255 / 83).round().to(torch.uint8)
+    valid = masks != IGNORED
+    return float((levels == masks)[valid].float().mean())
+
+
+class TestInFiles:
+    def test_a_mask_is_scaled_cropped_and_mirrored_with_its_image(self, pairs):
+        made = batches(pairs, replace(PREPARE, crop_padding=0), batch_size=4)
+        assert all(images.shape == (4, 3, 32, 32) and masks.shape == (4, 32, 32) for images, masks in made)
+        assert min(agreement(*batch) for batch in made) > 0.93  # but for the borders, where colours mix
+        epochs = [torch.cat([masks for _, masks in made[i : i + 3]]) for i in (0, 3)]
+        assert not torch.equal(*epochs)
+
+    def test_what_is_smaller_than_the_crop_is_filled_up_with_the_mean_and_ignored(self, pairs):
+        prepare = replace(PREPARE, zoom=(0.5, 0.5), mean=(0.2, 0.4, 0.6))
+        for images, masks in batches(pairs, prepare, batch_size=4):
+            filled = masks[:, 20:] == IGNORED  # the longer side is not twice as long as the shorter one, which is 16
+            assert filled[:, -1].all()
+            assert images[:, :, -1].abs().max() < 0.5 / 255 + 1e-6
+
+    def test_a_batch_is_a_function_of_seed_epoch_and_sample_with_any_number_of_workers(self, pairs):
+        prepare = replace(PREPARE, color_jitter=0.4)
+        whole = batches(pairs, prepare, batch_size=4)
+        for workers, first in ((0, 4), (2, 0)):
+            for (images, masks), (same_images, same_masks) in zip(
+                whole[first:], batches(pairs, prepare, first=first, workers=workers, batch_size=4), strict=True
+            ):
+                assert torch.equal(images, same_images)
+                assert torch.equal(masks, same_masks)
+        other = batches(pairs, prepare, seed=4, batch_size=4)
+        assert not torch.equal(whole[0][0], other[0][0])
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_an_evaluation_has_the_original_masks_and_the_whole_images(self, pairs, workers):
+        given = list(eval_loader(pairs, 5, 0, 1, replace(PREPARE, img_size=48), Workers(workers), CPU).batches())
+        images, masks = torch.cat([images for images, _ in given]), [mask for _, masks in given for mask in masks]
+        assert images.shape == (12, 3, 48, 48)
+        for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            assert torch.equal(mask, torch.from_numpy(np.array(Image.open(os.fsdecode(pairs.labels[i])))))
+            height, width = fitted(*mask.shape, 48)
+            assert max(height, width) == 48
+            assert height / width == pytest.approx(mask.shape[0] / mask.shape[1], rel=0.05)
+            assert image[:, height:].abs().sum() == image[:, :, width:].abs().sum() == 0
+            assert image[:, height - 1, width - 1].sum() > 0.5
+
+    def test_ranks_together_evaluate_every_image_once(self, pairs):
+        seen = [
+            mask
+            for rank in (0, 1)
+            for _, masks in eval_loader(pairs, 5, rank, 2, PREPARE, Workers(), CPU).batches()
+            for mask in masks
+        ]
+        assert len(seen) == 12
+        assert all(
+            torch.equal(mask, torch.from_numpy(np.array(Image.open(os.fsdecode(name)))))
+            for mask, name in zip(seen, pairs.labels, strict=True)
+        )
+
+    def test_an_ignored_label_of_ones_own_is_turned_into_the_usual_one(self, pairs):
+        own = replace(pairs, ignored=1)
+        _, masks = next(iter(eval_loader(own, 12, 0, 1, PREPARE, Workers(), CPU).batches()))
+        assert all(not (mask == 1).any() for mask in masks)
+        assert any((mask == IGNORED).sum() > 200 for mask in masks)
+
+
+class TestShapes:
+    def test_a_mask_shows_every_object_where_it_is_seen(self):
+        loaded = find_dataset("shapes", "masks").load(Source(None, seed=7), n_train=60, n_test=2, size=48, max_objects=3)
+        same = generate(derive(7, SHAPES, TRAIN), torch.arange(60), size=48, max_objects=3)
+        assert torch.equal(loaded.train.images, same.images)
+        for i in range(60):
+            expected = torch.zeros(48, 48, dtype=torch.uint8)
+            for label, mask in zip(same.labels[i].tolist(), same.masks[i], strict=True):
+                expected[mask] = label + 1
+            assert torch.equal(loaded.train.labels[i], expected)
+        assert loaded.classes[0] == "background"
+        assert len(loaded.classes) == 11
+        assert set(loaded.train.labels.unique().tolist()) == set(range(11))
+
+
+class TestLayouts:
+    def test_voc(self, tmp_path):
+        on_disk.write_voc(tmp_path)
+        spec = find_dataset("voc", "masks")
+        for root in (tmp_path, tmp_path / "VOCdevkit", tmp_path / "VOCdevkit" / "VOC2012"):
+            loaded = spec.load(Source(root), train_set="trainaug")
+            assert (len(loaded.train), len(loaded.test), len(loaded.classes)) == (6, 3, 21)
+        (tmp_path / "VOCdevkit" / "VOC2012" / "SegmentationClassAug").mkdir()
+        of_train = tmp_path / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "0001.png"
+        moved = of_train.rename(of_train.parent.parent / "SegmentationClassAug" / "0001.png")
+        assert os.fsencode(moved) in spec.load(Source(tmp_path), train_set="trainaug").train.labels
+
+    def test_pairs_with_and_without_a_split_of_their_own(self, tmp_path):
+        on_disk.write_pairs(tmp_path / "one", n=10)
+        spec = find_dataset("pairs", "masks")
+        loaded, again = (spec.load(Source(tmp_path / "one", seed=5), test_ratio=0.3) for _ in range(2))
+        assert (len(loaded.train), len(loaded.test)) == (7, 3)
+        assert list(loaded.test.paths) == list(again.test.paths)
+        assert loaded.classes == ("class 0", "class 1", "class 2")
+        for part, n in (("train", 4), ("val", 2)):
+            on_disk.write_pairs(tmp_path / "two" / part, n=n)
+        loaded = spec.load(Source(tmp_path / "two"), classes=["sky", "sea", "sand", "ship"])
+        assert (len(loaded.train), len(loaded.test), loaded.classes[3]) == (4, 2, "ship")
+        assert len(spec.load(Source(tmp_path / "two", n_classes=9)).classes) == 9
+
+
+class TestWhatIsWrong:
+    """Found when the set is read, before anything is trained on it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        return on_disk.write_pairs(tmp_path, n=6)
+
+    def load(self, folder, **options):
+        return find_dataset("pairs", "masks").load(Source(folder, n_classes=3), **options)
+
+    def test_a_label_out_of_range(self, folder):
+        mask = np.array(Image.open(folder / "masks" / "0003.png"))
+        mask[-1, -1] = 7
+        Image.fromarray(mask).save(folder / "masks" / "0003.png")
+        with pytest.raises(OSError, match=r"masks/0003.png: the label 7 is out of range; there are 3 classes, 0 to 2, and 255"):
+            self.load(folder)
+        assert self.load(folder, ignore_label=7, classes=["a"] * 256)
+
+    def test_a_mask_of_another_size(self, folder):
+        mask = Image.open(folder / "masks" / "0002.png")
+        mask.resize((20, 30), Image.Resampling.NEAREST).save(folder / "masks" / "0002.png")
+        with pytest.raises(OSError, match=r"masks/0002.png is 20x30, and its image \S+images/0002.jpg is \d+x\d+"):
+            self.load(folder)
+
+    @pytest.mark.parametrize(("gone", "says"), [("images/0004.jpg", "has no image"), ("masks/0004.png", "has no mask")])
+    def test_one_without_the_other(self, folder, gone, says):
+        (folder / gone).unlink()
+        with pytest.raises(OSError, match=says):
+            self.load(folder)
+
+    def test_a_mask_in_colours(self, folder):
+        Image.open(folder / "masks" / "0001.png").convert("RGB").save(folder / "masks" / "0001.png")
+        with pytest.raises(OSError, match=r"masks/0001.png: this mask can't be read \(its mode is RGB"):
+            self.load(folder)
+
+    def test_no_folder_and_an_empty_one(self, folder):
+        with pytest.raises(OSError, match=r"nowhere/images: no such folder; expected images/ and masks/"):
+            self.load(folder / "nowhere")
+        (folder / "nothing" / "images").mkdir(parents=True)
+        with pytest.raises(OSError, match=r"nothing/images holds no file that ends in .jpg"):
+            self.load(folder / "nothing")
+
+    def test_two_images_of_one_name(self, folder):
+        Image.open(folder / "images" / "0001.jpg").save(folder / "images" / "0001.png")
+        with pytest.raises(OSError, match="have the same name"):
+            self.load(folder)
+
+    def test_voc_that_lacks_a_mask_a_list_or_everything(self, tmp_path):
+        spec, folder = find_dataset("VOC", "masks"), tmp_path / "VOCdevkit" / "VOC2012"
+        with pytest.raises(OSError, match=r"VOC2012 is not in \S+; unpack"):
+            spec.load(Source(tmp_path))
+        on_disk.write_voc(tmp_path)
+        with pytest.raises(OSError, match=r"trainval.txt can't be read .* there are train, trainaug, val"):
+            spec.load(Source(tmp_path), train_set="trainval")
+        (folder / "SegmentationClass" / "0002.png").unlink()
+        with pytest.raises(OSError, match=r"SegmentationClass/0002.png is missing; ImageSets/Segmentation/train.txt names it"):
+            spec.load(Source(tmp_path))
+
+    def test_what_was_found_right_is_not_looked_at_again_until_it_changes(self, folder, monkeypatch):
+        split = pairs_in(folder, IGNORED)
+        check_masks(split, 3)
+        monkeypatch.setattr("datasets.pipeline.masks.what_is_wrong", lambda split, i, n_classes: "looked at")
+        check_masks(split, 3)
+        with pytest.raises(OSError, match="looked at"):
+            check_masks(split, 4)
+        os.utime(folder / "masks" / "0000.png", (1, 1))
+        with pytest.raises(OSError, match="looked at"):
+            check_masks(split, 3)
+
+
+def test_a_set_without_masks_says_which_have_them():
+    with pytest.raises(ValueError, match=r"digits gives classes, not masks; VOC, pairs, shapes do"):
+        find_dataset("digits", "masks")
+    with pytest.raises(ValueError, match=r"VOC gives boxes or masks, not classes"):
+        find_dataset("VOC")
+    with pytest.raises(ValueError, match="did you mean shapes"):
+        find_dataset("shape", "masks")
+
+
+def test_masked_files_are_chosen_by_number():
+    split = MaskedFiles(np.array([b"a", b"b", b"c"]), np.array([b"x", b"y", b"z"]), ignored=9)
+    some = split.subset(torch.tensor([2, 0]))
+    assert (some.paths.tolist(), some.labels.tolist(), some.ignored) == ([b"c", b"a"], [b"z", b"x"], 9)

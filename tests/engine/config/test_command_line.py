@@ -1,0 +1,25 @@
+import sys
+
+import pytest
+
+from engine.config.command_line import Parser, expect_installed
+from engine.config.errors import RunError
+
+
+def test_packages_that_are_missing_are_named_with_the_command_that_installs_them(monkeypatch):
+    for module in ("optuna", "onnx"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+    expect_installed("torch", asked_by="a tool")
+    with pytest.raises(RunError, match=r"a tool needs what is not installed: onnx; pip install -r requirements-extra\.txt"):
+        expect_installed("torch", "onnx", asked_by="a tool")
+    with pytest.raises(RunError, match="not installed: optuna, onnx; pip"):
+        expect_installed("optuna", "onnx", asked_by="a tool")
+
+
+def test_options_may_stand_between_the_words_of_a_list():
+    parser = Parser(prog="tool")
+    parser.add_argument("source")
+    parser.add_argument("images", nargs="*")
+    parser.add_argument("--n", type=int)
+    args, overrides = parser.parse_with_overrides(["run", "--n", "3", "a.jpg", "--seed", "1", "b.jpg"])
+    assert (args.source, args.images, args.n, overrides) == ("run", ["a.jpg", "b.jpg"], 3, {"seed": 1})

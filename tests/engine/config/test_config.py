@@ -1,0 +1,347 @@
+from dataclasses import fields
+
+import pytest
+
+from engine import ConfigError, load_config
+from engine.config.command_line import parse_overrides
+from engine.config.resolve import keys, to_dict, to_yaml
+from engine.config.schema import Config
+from tests.running import ROOT
+
+MINIMAL = "data: {name: digits}\nmodel: {name: lenet}\ntrain: {n_steps: 10}\n"
+
+AS_IN_THE_CONTRACT = """
+seed: 1234
+data:
+  name: CIFAR-10
+  dataroot: ~/data/CIFAR-10/
+  img_size: 32
+  n_classes: 10
+dataloader:
+  num_workers: 4
+  pin_memory: true
+  prefetch_factor: 2
+model:
+  name: resnet18
+  first_block: cifar10
+train:
+  n_steps: 64000
+  batch_size: 256
+  micro_batch_size: 0
+  print_freq: 200
+  save_freq: 5000
+  eval_freq: 1000
+  optim: {type: SGD, lr: 0.1, weight_decay: 0.0005, momentum: 0.9}
+  sched: {type: CosineAnnealingLR, t_max: 64000, eta_min: 0.001}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="config.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refusal(*args):
+    with pytest.raises(ConfigError) as caught:
+        load_config(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_layout_of_the_contract_loads_as_it_stands(write):
+    config = load_config(write(AS_IN_THE_CONTRACT))
+    assert config.train.optim.lr == 0.1
+    assert config.model.args == {"first_block": "cifar10"}
+    assert config.train.sched.eta_min == 0.001
+    assert not config.notes
+
+
+def test_everything_but_two_names_and_the_length_has_a_default(write):
+    config = load_config(write(MINIMAL))
+    assert config.seed == 1234
+    for missing in ("data", "model", "train"):
+        kept = [line for line in MINIMAL.splitlines() if not line.startswith(missing)]
+        assert missing in refusal(write("\n".join(kept)))
+
+
+def test_the_command_line_wins_over_the_config_and_the_config_over_its_bases(write):
+    write("seed: 1\ntrain: {batch_size: 1, n_steps: 1, print_freq: 1}", "base/a.yaml")
+    write("seed: 2\ntrain: {batch_size: 2}", "base/b.yaml")
+    path = write("base: [base/a.yaml, base/b.yaml]\nseed: 3\ndata: {name: digits}\nmodel: {name: lenet}")
+    config = load_config(path, {"train.n_steps": 7})
+    assert (config.seed, config.train.batch_size, config.train.print_freq, config.train.n_steps) == (3, 2, 1, 7)
+    assert config.origin("train.batch_size").name.endswith("b.yaml")
+    assert config.origin("train.n_steps").name == "--train.n_steps"
+
+
+def test_overrides_are_a_mapping_or_words_of_a_command_line(write):
+    path = write(MINIMAL)
+    for overrides in ({"train.optim.lr": 1e-4}, ["--train.optim.lr", "1e-4"], ["--train.optim.lr=1e-4"], ["train.optim.lr=1e-4"]):
+        assert load_config(path, overrides).train.optim.lr == 1e-4
+
+
+def test_a_value_may_refer_to_another(write):
+    assert load_config(write(MINIMAL + "eval: {batch_size: '${train.n_steps}'}")).eval.batch_size == 10
+
+
+def test_the_resolved_config_reads_back_the_same(write):
+    config = load_config(
+        write(AS_IN_THE_CONTRACT), {"train.optim.betas": [0.9, 0.95], "data.dataroot": "1e-4", "train.optim.lr": 1e-05}
+    )
+    assert to_dict(load_config(write(to_yaml(config), "again.yaml"))) == to_dict(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("train.optm.lr", 1, "did you mean train.optim?"),
+        ("trian.n_steps", 1, "did you mean train?"),
+        ("train.lr", 1, "did you mean train.optim.lr?"),
+        ("learning_rate", 1, "no such option or config key"),
+        ("train.n_steps", "abc", "expected a whole number or null, got 'abc'"),
+        ("train.n_steps", 1.5, "expected a whole number"),
+        ("train.n_steps", True, "got true"),
+        ("train.n_steps", 0, "must be at least 1"),
+        ("train.optim.lr", "0.1", "expected a number"),
+        ("train.optim.lr", -0.1, "must be above 0"),
+        ("train.compile", "yes", "expected true or false, got 'yes'"),
+        ("train.compile", 1, "expected true or false, got 1"),
+        ("data.name", None, "expected a string, got null"),
+        ("data.valid_ratio", 1.0, "must be below 1"),
+        ("train.sched.type", "Cosine", "expected CosineAnnealingLR or MultiStepLR"),
+        ("train.optim", 3, "is a section"),
+        ("train.sched.milestones", [10, 5], "must rise"),
+        ("train.sched.milestones", ["a"], "expected a list of whole numbers"),
+        ("augment.scale", [0.5], "two numbers"),
+        ("data.args", {}, "no such key"),
+        ("eval.batch_size", "${train.nothing}", "nothing"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_key_its_origin_and_the_remedy(write, key, value, says):
+    path = write(MINIMAL)
+    if key == "learning_rate":
+        with pytest.raises(ConfigError, match=says):
+            parse_overrides([f"--{key}", "1"])
+        return
+    said = refusal(path, {key: value})
+    assert key.partition(".")[0] in said
+    assert says in said
+
+
+def test_the_origin_of_a_mistake_is_the_file_that_holds_it(write):
+    write("train: {batch_size: many}", "base.yaml")
+    said = refusal(write("base: base.yaml\n" + MINIMAL))
+    assert "train.batch_size" in said
+    assert "base.yaml" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("base: config.yaml\n" + MINIMAL, "its own base"),
+        ("base: nowhere.yaml\n" + MINIMAL, "no such config"),
+        ("base: 3\n" + MINIMAL, "expected a file name"),
+        ("- a\n- b", "a mapping"),
+        ("a: [", "config.yaml"),
+        ("seed: !!python/name:os.system x\n" + MINIMAL, "python/name"),
+        (MINIMAL + "seed: 1\nseed: 2", "given twice"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(write, text, says):
+    assert says in refusal(write(text))
+
+
+def test_a_missing_config_names_the_nearest():
+    assert "did you mean" in refusal(ROOT / "configs" / "lenet_digit.yaml")
+
+
+def test_binary_and_huge_files_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "b.yaml").write_bytes(b"a" * 2_000_000)
+    assert "a.yaml" in refusal(tmp_path / "a.yaml")
+    assert "larger than" in refusal(tmp_path / "b.yaml")
+    assert "can't be read" in refusal(tmp_path)
+
+
+class TestRunLength:
+    """n_steps, n_epochs and t_max can contradict each other."""
+
+    def test_the_higher_origin_wins_and_a_line_says_so(self, write):
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.n_epochs": 30})
+        assert (config.train.n_steps, config.train.n_epochs, config.train.sched.t_max) == (None, 30, None)
+        assert any("n_epochs 30" in note and "n_steps 64000" in note for note in config.notes)
+        assert any("t_max 64000" in note for note in config.notes)
+
+    def test_a_run_counted_in_epochs_on_the_command_line_reports_by_epochs(self, write):
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.n_epochs": 30})
+        assert (config.train.print_freq, config.train.eval_freq, config.train.save_freq) == (None, None, None)
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.n_epochs": 30, "train.print_freq": 5})
+        assert config.train.print_freq == 5
+
+    def test_t_max_follows_a_shorter_run(self, write):
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.n_steps": 100})
+        assert config.train.sched.t_max is None
+
+    def test_an_explicit_t_max_of_higher_origin_is_kept_with_a_warning(self, write):
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.t_max": 100})
+        assert config.train.sched.t_max == 100
+        assert any(note.startswith("warning: ") and "t_max 100" in note for note in config.notes)
+
+    def test_a_contradiction_in_one_place_is_an_error(self, write):
+        both = MINIMAL.replace("n_steps: 10", "n_steps: 10, n_epochs: 3")
+        assert "give one of them" in refusal(write(both))
+        t_max = MINIMAL.replace("n_steps: 10", "n_steps: 10, sched: {t_max: 7}")
+        assert "contradicts" in refusal(write(t_max))
+
+    @pytest.mark.parametrize("kind", ["LinearLR", "PolynomialLR", "OneCycleLR"])
+    def test_t_max_is_settled_alike_for_every_schedule_that_has_an_end(self, write, kind):
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.type": kind, "train.n_steps": 100})
+        assert config.train.sched.t_max is None
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.type": kind, "train.sched.t_max": 100})
+        assert config.train.sched.t_max == 100
+        assert any(note.startswith("warning: ") and "t_max 100" in note for note in config.notes)
+        assert "contradicts" in refusal(write(MINIMAL.replace("10", f"10, sched: {{type: {kind}, t_max: 7}}")))
+
+    def test_a_cool_down_is_taken_from_the_length_that_t_max_follows(self, write):
+        with_cooldown = MINIMAL.replace("10", "10, sched: {t_max: T, cooldown_steps: 3, eta_min: 0.01}")
+        assert load_config(write(with_cooldown.replace("T", "7"))).train.sched.t_max == 7
+        said = refusal(write(with_cooldown.replace("T", "10")))
+        assert "t_max 10 contradicts train.n_steps 10 less train.sched.cooldown_steps 3" in said
+        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.cooldown_steps": 4000})
+        assert config.train.sched.t_max is None
+        assert any("t_max 64000" in note and "cooldown_steps 4000" in note for note in config.notes)
+
+
+class TestSchedule:
+    """Keys of train.sched that contradict each other, or change nothing."""
+
+    @pytest.mark.parametrize(
+        ("overrides", "names"),
+        [
+            ({"cooldown_steps": 4, "cooldown_epochs": 1}, ["cooldown_steps", "cooldown_epochs"]),
+            ({"warmup_steps": 4, "warmup_epochs": 1}, ["warmup_steps", "warmup_epochs"]),
+            ({"warmup_steps": 7, "cooldown_steps": 4}, ["warmup_steps 7", "cooldown_steps 4", "train.n_steps 10"]),
+            ({"cooldown_steps": 11}, ["cooldown_steps 11", "train.n_steps 10"]),
+            ({"type": "OneCycleLR", "warmup_epochs": 1}, ["warmup_epochs 1", "OneCycleLR"]),
+            ({"type": "OneCycleLR", "warmup_steps": 2}, ["warmup_steps 2", "OneCycleLR"]),
+            ({"type": "CosineAnnealingWarmRestarts"}, ["train.sched.t_0", "CosineAnnealingWarmRestarts"]),
+            ({"type": "StepLR"}, ["train.sched.step_size", "StepLR"]),
+            ({"type": "MultiStepLR"}, ["train.sched.milestones", "MultiStepLR"]),
+            ({"t_max": 5, "warmup_steps": 5}, ["t_max 5", "warmup_steps 5"]),
+        ],
+    )
+    def test_a_contradiction_names_both_keys(self, write, overrides, names):
+        said = refusal(write(MINIMAL), {f"train.sched.{name}": value for name, value in overrides.items()})
+        assert all(name in said for name in names)
+
+    def test_epochs_of_warm_up_and_cool_down_are_compared_with_those_of_the_run(self, write):
+        path = write(MINIMAL.replace("n_steps", "n_epochs"))
+        said = refusal(path, {"train.sched.warmup_epochs": 5, "train.sched.cooldown_epochs": 5.5})
+        assert "warmup_epochs 5 and train.sched.cooldown_epochs 5.5 are more than train.n_epochs 10" in said
+
+    @pytest.mark.parametrize(
+        ("overrides", "says"),
+        [
+            ({"type": "constant", "eta_min": 0.01}, "eta_min (--train.sched.eta_min) has no effect with constant"),
+            ({"power": 2}, "power (--train.sched.power) has no effect with CosineAnnealingLR; it is for PolynomialLR"),
+            ({"type": "LinearLR", "gamma": 0.5}, "it is for MultiStepLR, StepLR"),
+            ({"type": "CosineAnnealingWarmRestarts", "t_0": 3, "t_max": 10}, "t_max (--train.sched.t_max) has no effect"),
+            ({"t_mult": 2}, "t_mult"),
+            ({"warmup_lr": 0.01}, "warmup_lr (--train.sched.warmup_lr) has no effect without train.sched.warmup_steps"),
+            ({"cooldown_lr": 0.01}, "cooldown_lr (--train.sched.cooldown_lr) has no effect without"),
+            ({"eta_min": 0.2}, "eta_min 0.2 (--train.sched.eta_min) is above train.optim.lr 0.1"),
+            ({"cooldown_steps": 2}, "cool-down begins at train.sched.eta_min 0 and ends at train.sched.cooldown_lr 0"),
+        ],
+    )
+    def test_what_changes_nothing_or_not_as_meant_is_one_warning(self, write, overrides, says):
+        config = load_config(write(MINIMAL), {f"train.sched.{name}": value for name, value in overrides.items()})
+        assert len(config.notes) == 1
+        assert config.notes[0].startswith("warning: ")
+        assert says in config.notes[0]
+
+
+def test_a_key_without_effect_is_a_warning(write):
+    config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.type": "constant"})
+    assert any("eta_min" in note and "no effect" in note for note in config.notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "because"),
+    [
+        ("augment.mix_prob", 0.5, "augment.mixup and augment.cutmix 0"),
+        ("augment.mix_epochs", 2, "augment.mixup and augment.cutmix 0"),
+        ("augment.mix_switch_prob", 0.3, "augment.mixup or augment.cutmix 0"),
+        ("augment.auto_magnitude", 7, "augment.auto null"),
+        ("augment.resize_step", 4, "augment.resize_from null"),
+        ("train.ema_warmup", False, "train.ema null"),
+        ("train.compile_mode", "max-autotune", "train.compile false"),
+        ("train.most_skipped", 3, "train.nonfinite stop"),
+        ("train.bce_threshold", 0.2, "train.loss cross_entropy"),
+        ("train.micro_batch_size", 128, "train.batch_size 128"),
+    ],
+)
+def test_a_key_that_another_one_leaves_without_effect_is_a_warning_that_names_both(write, key, value, because):
+    (note,) = load_config(write(MINIMAL), {key: value}).notes
+    assert note.startswith(f"warning: {key} (--{key}) has no effect with {because}")
+    assert not load_config(write(MINIMAL)).notes
+
+
+def test_augmentation_that_is_off_leaves_its_keys_without_effect(write):
+    keys = {"augment.cutout": 4, "augment.hflip": True, "augment.color_jitter": 0.1, "augment.resize_from": 16}
+    notes = load_config(write(MINIMAL), {"augment.enabled": False, **keys}).notes
+    assert sorted(note.split()[1] for note in notes) == sorted(keys)
+    assert not load_config(write(MINIMAL), keys).notes
+
+
+def test_no_decay_to_spare_anything_from_is_a_warning(write):
+    keys = {"train.optim.weight_decay": 0.0, "train.optim.decay_norm_and_bias": False}
+    (note,) = load_config(write(MINIMAL), keys).notes
+    assert "train.optim.decay_norm_and_bias (--train.optim.decay_norm_and_bias) has no effect" in note
+
+
+def test_a_learning_rate_chosen_for_another_optimizer_is_a_warning(write):
+    config = load_config(write(AS_IN_THE_CONTRACT), {"train.optim.type": "Adam"})
+    assert any("train.optim.lr 0.1" in note and "Adam" in note for note in config.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides"),
+    [
+        (["--train.optim.lr", "-1e-4"], {"train.optim.lr": -1e-4}),
+        (["--train.optim.lr=-.5", "--seed", "3"], {"train.optim.lr": -0.5, "seed": 3}),
+        (["--train.optim.betas", "[0.9,0.95]"], {"train.optim.betas": [0.9, 0.95]}),
+        (["--data.valid_ratio", "null"], {"data.valid_ratio": None}),
+        (["--train.compile", "true"], {"train.compile": True}),
+        (["--data.dataroot", "a=b"], {"data.dataroot": "a=b"}),
+        (["--data.dataroot=a=b"], {"data.dataroot": "a=b"}),
+        (["--seed", "1", "--seed", "2"], {"seed": 2}),
+    ],
+)
+def test_options_are_parsed_as_yaml(words, overrides):
+    assert parse_overrides(words) == overrides
+
+
+@pytest.mark.parametrize("words", [["--seed"], ["--seed", "--train.n_steps", "3"], ["3"], ["--train.optim.betas", "[1,", "2]"]])
+def test_an_option_without_a_value_or_a_value_without_an_option_is_an_error(words):
+    with pytest.raises(ConfigError):
+        parse_overrides(words)
+
+
+def test_every_key_says_what_it_means():
+    def meanings(section):
+        for spec in fields(section):
+            if "meaning" in spec.metadata:
+                yield spec.name, spec.metadata["meaning"]
+            else:
+                yield from meanings(spec.default_factory)
+
+    documented = dict(meanings(Config))
+    assert len(keys()) > 40
+    assert all(len(meaning) > 5 for meaning in documented.values())
+    assert {key.rpartition(".")[2] for key in keys()} <= documented.keys()

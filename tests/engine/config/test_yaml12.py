@@ -1,0 +1,73 @@
+import pytest
+import yaml
+
+from engine.config import yaml12
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("-1e-4", -1e-4),
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("12:30", "12:30"),
+        ("2026-11-20", "2026-11-20"),
+        ("1_000", "1_000"),
+        ("true", True),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("-.inf", float("-inf")),
+        ("-3", -3),
+        (".5", 0.5),
+        ("[0.9, 0.95]", [0.9, 0.95]),
+        ("{type: Adam, lr: 1e-3}", {"type": "Adam", "lr": 1e-3}),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    parsed = yaml12.parse(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value", [1e-05, 1e-4, 0.1, "1e-4", "010", "on", "12:30", "null", "", "~", "a: b", [1, "2", None], {"a": True}, -3]
+)
+def test_what_is_dumped_reads_back_the_same_under_both_versions(value):
+    text = yaml12.dump({"key": value})
+    assert yaml12.parse(text) == {"key": value}
+    if not isinstance(value, str):
+        assert yaml.safe_load(text) == {"key": value}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: 2\na: 3", "'a' is given twice (line 3"),
+        ("x: !!python/object/apply:os.system ['true']", "python/object/apply:os.system"),
+        ("a: &a [*a]", "contains itself"),
+        ("[" * 2000, "nested too deep"),
+        ("a: [1, 2", "expected ',' or ']'"),
+        ("{1: 2}: 3", "not a plain word"),
+    ],
+)
+def test_what_is_no_config_is_refused_in_one_line(text, says):
+    with pytest.raises(ValueError, match=r".") as refusal:
+        yaml12.parse(text)
+    assert says in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_anchors_that_multiply_are_refused_at_once():
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
+    with pytest.raises(ValueError, match="multiply"):
+        yaml12.parse("\n".join(lines))
+
+
+def test_a_modest_anchor_is_fine():
+    assert yaml12.parse("a: &x {b: 1}\nc: *x") == {"a": {"b": 1}, "c": {"b": 1}}

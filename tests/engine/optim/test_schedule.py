@@ -1,0 +1,188 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+from engine import ConfigError
+from engine.config.schema import SchedConfig
+from engine.optim.schedule import SHAPES, make_schedule
+
+N = 100
+
+
+def of_torch(scheduler, lr=0.1):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = scheduler(optimizer)
+    rates = []
+    for _ in range(N):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def one_cycle(total, **options):
+    return lambda o: lr_scheduler.OneCycleLR(o, 0.1, total, **options)
+
+
+def rates_of(sched, n=N, steps_per_epoch=10, lr=0.1):
+    schedule = make_schedule(sched, n, steps_per_epoch)
+    return [schedule(step, lr) for step in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (SchedConfig(eta_min=0.001), lambda o: lr_scheduler.CosineAnnealingLR(o, N, 0.001)),
+        (SchedConfig(t_max=150), lambda o: lr_scheduler.CosineAnnealingLR(o, 150)),
+        (SchedConfig(t_max=60, eta_min=0.01), lambda o: lr_scheduler.CosineAnnealingLR(o, 60, 0.01)),
+        (
+            SchedConfig(type="CosineAnnealingWarmRestarts", t_0=30, eta_min=0.002),
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 30, eta_min=0.002),
+        ),
+        (
+            SchedConfig(type="CosineAnnealingWarmRestarts", t_0=7, t_mult=2),
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 7, 2),
+        ),
+        (
+            SchedConfig(type="CosineAnnealingWarmRestarts", t_0=1, t_mult=3),
+            lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 1, 3),
+        ),
+        (SchedConfig(type="MultiStepLR", milestones=[30, 60], gamma=0.2), lambda o: lr_scheduler.MultiStepLR(o, [30, 60], 0.2)),
+        (SchedConfig(type="StepLR", step_size=7, gamma=0.9), lambda o: lr_scheduler.StepLR(o, 7, 0.9)),
+        (SchedConfig(type="LinearLR"), lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, N)),
+        (SchedConfig(type="LinearLR", t_max=60, eta_min=0.02), lambda o: lr_scheduler.LinearLR(o, 1.0, 0.2, 60)),
+        (SchedConfig(type="PolynomialLR"), lambda o: lr_scheduler.PolynomialLR(o, N)),
+        (SchedConfig(type="PolynomialLR", power=0.9), lambda o: lr_scheduler.PolynomialLR(o, N, 0.9)),
+        (SchedConfig(type="PolynomialLR", power=2.5, t_max=60), lambda o: lr_scheduler.PolynomialLR(o, 60, 2.5)),
+        (SchedConfig(type="OneCycleLR"), one_cycle(N)),
+        (
+            SchedConfig(type="OneCycleLR", pct_start=0.255, div_factor=10, final_div_factor=3, t_max=150),
+            one_cycle(150, pct_start=0.255, div_factor=10, final_div_factor=3),
+        ),
+        (SchedConfig(type="OneCycleLR", pct_start=0.0), one_cycle(N, pct_start=0.0)),
+        (SchedConfig(type="constant"), lambda o: lr_scheduler.ConstantLR(o, 1.0)),
+    ],
+    ids=[
+        "cosine",
+        "cosine that goes on",
+        "cosine that rises again",
+        "restarts",
+        "longer and longer restarts",
+        "restarts from the first update on",
+        "milestones",
+        "steps",
+        "linear",
+        "linear, then flat",
+        "polynomial as torch has it",
+        "polynomial",
+        "polynomial, then flat",
+        "one cycle",
+        "one cycle that goes on",
+        "one cycle without a rise",
+        "constant",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected call of")  # torch's, of the order of calls that it makes itself
+def test_every_update_has_the_rate_that_torchs_scheduler_gives_it(ours, theirs):
+    assert rates_of(ours) == pytest.approx(of_torch(theirs), rel=1e-9, abs=1e-15)
+
+
+def test_a_polynomial_ends_at_eta_min():
+    rates = rates_of(SchedConfig(type="PolynomialLR", power=0.9, eta_min=0.01))
+    assert rates == pytest.approx([0.01 + 0.09 * (1 - step / N) ** 0.9 for step in range(N)])
+
+
+def test_one_cycle_ends_with_its_last_update_and_stays_there():
+    rates = rates_of(SchedConfig(type="OneCycleLR", t_max=60, div_factor=5, final_div_factor=4))
+    assert rates[0] == pytest.approx(0.1 / 5)
+    assert max(rates) == rates[17] == pytest.approx(0.1)
+    assert rates[59:] == pytest.approx([0.1 / 5 / 4] * 41)
+
+
+def test_a_warm_up_rises_linearly_and_the_cosine_then_takes_what_is_left():
+    schedule = make_schedule(SchedConfig(warmup_steps=10, warmup_lr=0.01), N, steps_per_epoch=10)
+    rates = [schedule(step, 0.1) for step in range(N)]
+    rises = [b - a for a, b in itertools.pairwise(rates[:11])]
+    assert rises == pytest.approx([rises[0]] * 10)
+    assert rates[10] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.05)
+    assert rates[0] == pytest.approx(0.01 + 0.09 / 11)
+
+
+def test_a_warm_up_may_be_given_in_epochs():
+    in_epochs = make_schedule(SchedConfig(warmup_epochs=1.5), N, steps_per_epoch=10)
+    in_steps = make_schedule(SchedConfig(warmup_steps=15), N, steps_per_epoch=10)
+    assert [in_epochs(step, 1.0) for step in range(N)] == [in_steps(step, 1.0) for step in range(N)]
+
+
+OF_EACH_TYPE = [
+    SchedConfig(eta_min=0.02),
+    SchedConfig(type="CosineAnnealingWarmRestarts", t_0=17, t_mult=2),
+    SchedConfig(type="MultiStepLR", milestones=[30, 60]),
+    SchedConfig(type="StepLR", step_size=20, gamma=0.5),
+    SchedConfig(type="LinearLR", eta_min=0.02),
+    SchedConfig(type="PolynomialLR", power=0.9, eta_min=0.02),
+    SchedConfig(type="OneCycleLR"),
+    SchedConfig(type="constant"),
+]
+
+
+def test_the_schedules_below_are_all_there_are():
+    assert {sched.type for sched in OF_EACH_TYPE} == SHAPES.keys()
+
+
+@pytest.mark.parametrize("sched", OF_EACH_TYPE, ids=lambda sched: sched.type)
+def test_a_cool_down_begins_where_the_schedule_stands_and_falls_to_its_end_in_a_straight_line(sched):
+    without = make_schedule(replace(sched, t_max=80), 80, steps_per_epoch=10)
+    rates = rates_of(replace(sched, cooldown_steps=20, cooldown_lr=0.001))
+    assert rates[:80] == [without(step, 0.1) for step in range(80)]
+    begin = without(80, 0.1)
+    assert rates[80:] == pytest.approx([begin + (0.001 - begin) * i / 20 for i in range(20)])
+
+
+@pytest.mark.parametrize("sched", [s for s in OF_EACH_TYPE if s.type != "OneCycleLR"], ids=lambda sched: sched.type)
+def test_neither_the_end_of_a_warm_up_nor_the_start_of_a_cool_down_is_a_jump(sched):
+    smooth = {"MultiStepLR": {"milestones": [30, 60]}, "StepLR": {"step_size": 75}}.get(sched.type, {})
+    rates = rates_of(replace(sched, **smooth, warmup_steps=9, cooldown_steps=20))
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) / 10 for i in range(10)])
+    assert abs(rates[80] - rates[79]) < 0.005
+    assert rates[99] == pytest.approx(rates[80] / 20)
+
+
+@pytest.mark.parametrize("kind", ["CosineAnnealingLR", "LinearLR", "PolynomialLR"])
+def test_what_ends_does_so_between_warm_up_and_cool_down(kind):
+    whole = make_schedule(SchedConfig(type=kind, eta_min=0.01, power=2), 70, steps_per_epoch=10)
+    rates = rates_of(SchedConfig(type=kind, eta_min=0.01, power=2, warmup_steps=10, cooldown_steps=20))
+    assert rates[10:81] == pytest.approx([whole(step, 0.1) for step in range(71)])
+    assert rates[80] == pytest.approx(0.01)
+
+
+def test_restarts_are_counted_from_the_end_of_the_warm_up():
+    rates = rates_of(SchedConfig(type="CosineAnnealingWarmRestarts", t_0=30, warmup_steps=10))
+    assert [step for step in range(N) if rates[step] == 0.1] == [10, 40, 70]
+
+
+def test_a_cool_down_may_be_given_in_epochs():
+    assert rates_of(SchedConfig(cooldown_epochs=1.5, eta_min=0.05)) == rates_of(SchedConfig(cooldown_steps=15, eta_min=0.05))
+
+
+def test_a_trial_run_may_end_within_its_warm_up():
+    assert rates_of(SchedConfig(warmup_epochs=5), n=20) == rates_of(SchedConfig(warmup_epochs=5))[:20]
+
+
+@pytest.mark.parametrize(
+    ("sched", "names"),
+    [
+        (SchedConfig(warmup_epochs=5, cooldown_steps=51), ["warmup_epochs 5", "cooldown_steps 51", "100"]),
+        (SchedConfig(cooldown_epochs=11), ["cooldown_epochs 11", "100"]),
+        (SchedConfig(t_max=50, warmup_epochs=5), ["t_max 50", "warmup_epochs 5"]),
+    ],
+)
+def test_what_does_not_fit_when_an_epoch_is_known_is_one_line_that_names_both(sched, names):
+    with pytest.raises(ConfigError) as caught:
+        make_schedule(sched, N, steps_per_epoch=10)
+    assert "\n" not in str(caught.value)
+    assert all(name in str(caught.value) for name in names)

@@ -1,0 +1,311 @@
+"""Detection by the same engine: its metric, its runs."""
+
+import contextlib
+import io
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from datasets.pipeline.boxes import as_target
+from engine import load_config
+from engine.build import build
+from engine.config.command_line import run_tool
+from engine.devices.accelerator import make_accelerator
+from engine.tasks.detection import Detection, learnt_from
+from tests import on_disk
+from tests.faults.children import AtStep, train
+from tests.running import (
+    ROOT,
+    assert_same_weights,
+    metrics,
+    results,
+    run_command,
+    run_main,
+    run_on_two_ranks,
+    untimed,
+    weights,
+)
+from tools.evaluate import main as evaluate
+
+CLASSES = ("background", "a", "b", "N/A", "c")
+LABELS = np.array([1, 2, 4])
+
+
+def boxes(random, n):
+    corner, size = random.uniform(0, 150, (n, 2)), random.uniform(4, 120, (n, 2))
+    return np.concatenate([corner, corner + size], axis=1)
+
+
+def scenes(n=30, seed=0):
+    """What is there, crowds and an image of nothing among it, and what was found: much of it nearby, some of it elsewhere."""
+    random, targets, predictions = np.random.default_rng(seed), [], []
+    for i in range(n):
+        there = boxes(random, 0 if i == 3 else random.integers(1, 9))
+        rows = np.column_stack([there, random.choice(LABELS, len(there)), random.random(len(there)) < 0.15, 0.8 * _area(there)])
+        targets.append(as_target(torch.from_numpy(rows)))
+        near = there + random.normal(0, 5, there.shape)
+        found = np.concatenate([near, boxes(random, 3)])
+        labels = np.concatenate([np.where(random.random(len(there)) < 0.8, rows[:, 4], 1), random.choice(LABELS, 3)])
+        scores = torch.from_numpy(random.random(len(found)))
+        predictions.append(
+            {"boxes": torch.from_numpy(found).float(), "labels": torch.from_numpy(labels).long(), "scores": scores.float()}
+        )
+    return predictions, targets
+
+
+def _area(of):
+    return (of[:, 2] - of[:, 0]) * (of[:, 3] - of[:, 1])
+
+
+class Finds(nn.Module):
+    """A detector whose findings are known: images say which by their first pixel."""
+
+    def __init__(self, predictions):
+        super().__init__()
+        self.predictions, self.calls = predictions, []
+
+    def forward(self, images):
+        self.calls.append(len({image.shape for image in images}))
+        return [self.predictions[int(image[0, 0, 0])] for image in images]
+
+
+def numbered(n):
+    """Of two sizes, in turns."""
+    return [torch.full((3, 8 + i % 2, 8), float(i)) for i in range(n)]
+
+
+def counted(predictions, targets, ends, task=None):
+    metric, images = (task or Detection(CLASSES)).metric(torch.device("cpu")), numbered(len(targets))
+    for begin, end in pairwise(ends):
+        metric.update(Finds(predictions), (images[begin:end], targets[begin:end]))
+    return metric.sums()
+
+
+def by_pycocotools(predictions, targets):
+    """The twelve numbers of COCO."""
+    truth = {
+        "images": [{"id": i} for i in range(len(targets))],
+        "categories": [{"id": int(c)} for c in LABELS],
+        "annotations": [],
+    }
+    for i, target in enumerate(targets):
+        for (x, y, right, bottom), label, crowd, area in zip(
+            *(target[k].tolist() for k in ("boxes", "labels", "iscrowd", "area")), strict=True
+        ):
+            one = {"id": len(truth["annotations"]) + 1, "image_id": i, "bbox": [x, y, right - x, bottom - y]}
+            truth["annotations"].append({**one, "category_id": label, "iscrowd": int(crowd), "area": area})
+    found = [entry for i, prediction in enumerate(predictions) for entry in Detection(CLASSES).entries(prediction, i)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(found), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+class TestMetric:
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_is_pycocotools(self, seed):
+        predictions, targets = scenes(seed=seed)
+        task = Detection(CLASSES).with_tables("per_class")
+        said = task.metric(torch.device("cpu")).compute(counted(predictions, targets, (0, 30), task))
+        reference = by_pycocotools(predictions, targets)
+        mean, at_50, at_75, _, _, _, _, _, recall, *_ = reference.stats
+        assert 0.05 < mean < 0.9
+        assert said["mAP"] == pytest.approx(mean, abs=1e-6)
+        assert said["mAP@50"] == pytest.approx(at_50, abs=1e-6)
+        assert said["mAP@75"] == pytest.approx(at_75, abs=1e-6)
+        assert said["mAR@100"] == pytest.approx(recall, abs=1e-6)
+        assert said["count"] == 30
+        precision = reference.eval["precision"][:, :, :, 0, 2]  # overlap, recall, class
+        of_class = [float(precision[:, :, k][precision[:, :, k] > -1].mean()) for k in range(3)]
+        assert list(said["per_class"]) == ["a", "b", "c"]
+        assert list(said["per_class"].values()) == pytest.approx(of_class, abs=1e-6)
+
+    def test_batches_and_ranks_change_no_bit(self):
+        predictions, targets = scenes()
+        metric = Detection(CLASSES).metric(torch.device("cpu"))
+        whole = metric.compute(counted(predictions, targets, (0, 30)))
+        assert metric.compute(counted(predictions, targets, (0, 1, 8, 30))) == whole
+        ranks = counted(predictions, targets, (0, 7, 15)) + counted(predictions, targets, (0, 15, 30))[15:]
+        assert metric.compute(ranks) == whole
+
+    def test_images_of_one_size_are_looked_at_together_and_come_back_in_order(self):
+        predictions, targets = scenes()
+        model = Finds(predictions)
+        found = Detection(CLASSES).predict(model, (numbered(9), targets[:9]))
+        assert all(a is b for a, b in zip(found, predictions[:9], strict=True))
+        assert model.calls == [1, 1]
+
+    def test_nothing_found_and_nothing_there_are_fine(self):
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
+        _, targets = scenes()
+        task = Detection(CLASSES).with_tables("per_class")
+        said = task.metric(torch.device("cpu")).compute(counted([nothing] * 30, targets, (0, 30), task))
+        assert said["mAP"] == 0
+        said = task.metric(torch.device("cpu")).compute(counted([nothing] * 30, targets[3:4], (0, 1), task))
+        assert set(said["per_class"].values()) == {None}
+
+
+def test_nothing_is_learnt_from_a_crowd():
+    rows = torch.tensor([[0, 0, 5, 5, 1, 0, 25], [1, 1, 9, 9, 2, 1, 64.0]])
+    assert learnt_from(as_target(rows))["boxes"].tolist() == [[0, 0, 5, 5]]
+    assert learnt_from(as_target(rows))["labels"].tolist() == [1]
+
+
+def test_entries_are_those_of_a_file_of_coco_results():
+    prediction = {"boxes": torch.tensor([[1.0, 2, 11, 22]]), "labels": torch.tensor([4]), "scores": torch.tensor([0.5])}
+    entry = {"image_id": 17, "category_id": 4, "bbox": [1, 2, 10, 20], "score": 0.5}
+    assert Detection(CLASSES).entries(prediction, 17) == [entry]
+
+
+# Runs
+
+SMALL = ("--task", "detection", "--data.name", "shapes", "--data.n_train", 32, "--data.n_test", 12, "--data.img_size", 32)
+SMALL += ("--data.max_objects", 1, "--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--detection.width", 64)
+SMALL += ("--train.n_steps", 6, "--train.batch_size", 4, "--train.n_epochs", "null", "--train.optim.type", "AdamW")
+SMALL += ("--train.print_freq", 2, "--train.eval_freq", 3, "--train.save_freq", 3, "--train.num_threads", 1)
+SMALL += ("--train.optim.lr", 0.001, "--detection.score_threshold", 0.01)
+
+
+@pytest.fixture(scope="module", params=["fcos", "fasterrcnn"])
+def trained(request, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / request.param
+    assert run_main("-e", run, *SMALL, "--detection.head", request.param) == 0
+    return run
+
+
+def test_a_run_has_what_a_run_has(trained):
+    lines = [line for line in metrics(trained) if "valid/mAP" in line]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert all(0 <= line["valid/mAP"] <= line["valid/mAP@50"] <= 1 and line["valid/count"] == 12 for line in lines)
+    parts = [line for line in metrics(trained) if "train/loss" in line]
+    for line in parts:
+        losses = [value for name, value in line.items() if name.startswith("train/loss_")]
+        assert len(losses) == (3 if trained.name == "fcos" else 4)
+        assert line["train/loss"] == pytest.approx(sum(losses), rel=1e-5)
+    assert results(trained)["macs"] > 1e6
+    said = (trained / "output.log").read_text()
+    assert f"valid mAP {100 * lines[1]['valid/mAP']:.2f} % mAP@50" in said
+    assert "best valid mAP" in said
+    for name in ("curves", "predictions"):
+        assert (trained / "figures" / f"{name}.png").stat().st_size > 10_000
+
+
+def test_two_ranks_find_the_map_that_one_finds_in_their_checkpoint(tmp_path, capsys):
+    run = tmp_path / "run"
+    finished = run_on_two_ranks("-e", run, *SMALL)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    capsys.readouterr()
+    assert run_tool(lambda: evaluate([str(run / "ckpt" / "latest"), "--json"])) == 0
+    evaluated = json.loads(capsys.readouterr().out.splitlines()[-1])
+    last = results(run)["last"]
+    assert last["valid/count"] == 12
+    assert all(last[f"valid/{name}"] == evaluated[name] for name in ("mAP", "mAP@50", "mAP@75", "mAR@100"))
+
+
+FEATURES = ("--augment.color_jitter", 0.3, "--train.ema", 0.9, "--train.micro_batch_size", 2, "--train.freeze", "[stem]")
+FEATURES += ("--train.clip_grad_norm", 1.0, "--data.max_objects", 2)
+
+
+@pytest.mark.parametrize(("head", "precision"), [("fcos", "fp32"), ("fasterrcnn", "bf16")])
+def test_a_resumed_run_is_the_same_to_the_bit(head, precision, tmp_path):
+    argv = (*SMALL, *FEATURES, "--detection.head", head, "--train.precision", precision)
+    assert train(tmp_path / "whole", *argv).codes == [0]
+    assert train(tmp_path / "parts", *argv, fault=AtStep(3, "SIGTERM")).codes == [143]
+    assert train(tmp_path / "parts", "-r", "latest").codes == [0]
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert untimed(metrics(tmp_path / "whole")) == untimed(metrics(tmp_path / "parts"))
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return on_disk.write_coco(tmp_path_factory.mktemp("coco"), n_train=8)
+
+
+FILES = ("--task", "detection", "--data.name", "cocojson", "--data.img_size", 32, "--model.name", "resnet18")
+FILES += ("--model.layers", "[1,1,1,1]", "--detection.width", 64, "--train.n_steps", 4, "--train.batch_size", 4)
+FILES += ("--train.n_epochs", "null", "--train.num_threads", 1, "--train.optim.lr", 0.001)
+
+
+def test_files_of_different_sizes_train_with_any_number_of_workers(coco, tmp_path):
+    for workers in (0, 2):
+        argv = ("--data.dataroot", coco, "--dataloader.num_workers", workers, "--augment.color_jitter", 0.2)
+        assert run_main("-e", tmp_path / str(workers), *FILES, *argv) == 0
+    assert_same_weights(weights(tmp_path / "0"), weights(tmp_path / "2"))
+    assert results(tmp_path / "0")["last"]["valid/count"] == 3
+    assert (tmp_path / "0" / "figures" / "predictions.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--augment.mixup", 0.2), ["augment.mixup 0.2", "task detection"]),
+        (("--eval.tta", "flip"), ["eval.tta flip", "task detection"]),
+        (("--eval.img_size", 64), ["eval.img_size 64", "task detection"]),
+        (("--augment.crop_padding", 4), ["augment.crop_padding 4", "task detection"]),
+        (("--segmentation.head", "hrnet"), ["segmentation.head hrnet", "task detection"]),
+        (("--detection.head", "yolo"), ["detection.head", "fcos or fasterrcnn"]),
+        (("--detection.n_maps", 9), ["resnet18", "built on 9 feature maps", "has 5"]),
+        (("--detection.width", 3), ["detection.width", "at least 32"]),
+        (("--detection.width", 100), ["resnet18", "width 100", "64, 96, 128"]),
+        (("--data.name", "pairs"), ["pairs gives masks, not boxes"]),
+        (("--data.name", "digits"), ["digits gives classes, not boxes"]),
+        (("--task", "classification", "--detection.width", 64), ["detection.", "task classification"]),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_the_first_step(tmp_path, argv, says, capsys):
+    assert run_main("-e", tmp_path / "run", *SMALL, *argv) == 2
+    line = capsys.readouterr().err.strip()
+    assert len(line.splitlines()) == 1
+    assert all(words in line for words in says), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_annotation_that_is_wrong_is_named_before_the_first_step(tmp_path, capsys):
+    root = on_disk.write_coco(tmp_path / "set")
+    path = root / "annotations" / "val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [5, 5, 10, 0]
+    path.write_text(json.dumps(content))
+    assert run_main("-e", tmp_path / "run", *FILES, "--data.dataroot", root) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: annotation 1 has a box without an area, [5, 5, 10, 0]")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_config_reaches_the_network():
+    said = {"detection.head": "fasterrcnn", "detection.max_size": 50, "data.std": [0.2, 0.3, 0.4], "detection.n_maps": 3}
+    config = load_config(None, [*map(str, SMALL), *(f"--{key}={value}" for key, value in said.items())])
+    network = build(config, make_accelerator(config)).model
+    assert (network.transform.min_size, network.transform.max_size) == ((32,), 50)
+    assert network.transform.image_std == [0.2, 0.3, 0.4]
+    assert network.backbone.strides == [8, 16, 32, 64]
+    assert network.roi_heads.score_thresh == 0.01
+    assert network.roi_heads.box_predictor.cls_score.out_features == 11
+
+
+def test_evaluate_prints_the_precision_of_each_class(trained, capsys):
+    capsys.readouterr()
+    assert run_tool(lambda: evaluate([str(trained), "--per_class"])) == 0
+    head, *rows = capsys.readouterr().out.splitlines()[1:]
+    assert f"mAP {100 * results(trained)['best']['valid/mAP']:.2f} %" in head
+    assert len(rows) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_resnet18_learns_to_find_shapes(tmp_path):
+    config = ROOT / "configs" / "detection_resnet18_shapes.yaml"
+    finished = run_command("python", "main.py", "-c", config, "-e", tmp_path / "run", timeout=3500)
+    assert finished.returncode == 0, finished.stderr
+    assert results(tmp_path / "run")["best"]["valid/mAP@50"] >= 0.70
