@@ -70,9 +70,10 @@ bench: install-dev  ## measure the speed beside what others use, on an idle mach
 docs: install-dev  ## write what documents derive from the code and from the figures in docs/measured
 	$(BIN)/python tools/document.py
 
-lint: install-dev  ## check the style
+lint: install-dev  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: install-dev  ## mend the style
 	$(BIN)/ruff check --fix .

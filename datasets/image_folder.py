@@ -180,7 +180,7 @@ def _expect_to_fit(n: int, size: int) -> None:
 
 
 def _in_memory(files: Files, size: int) -> Images:
-    """Scaled and centre-cropped to a common size; the decoders work outside of Python's lock, so threads will do."""
+    """Scaled and center-cropped to a common size; the decoders work outside of Python's lock, so threads will do."""
     prepare = EvaluationImages(size, crop_pct=1.0, interpolation="bilinear")
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
 

@@ -1,4 +1,4 @@
-"""MNIST and FashionMNIST: 60,000 + 10,000 grey images of 28x28.
+"""MNIST and FashionMNIST: 60,000 + 10,000 gray images of 28x28.
 
 Yann LeCun, Corinna Cortes, Christopher J. C. Burges (1998): The MNIST database of handwritten digits.
 http://yann.lecun.com/exdb/mnist/

@@ -1,6 +1,6 @@
-"""Ten shapes, generated: colourful, of any image size, and there without a download. Made for this project, after no paper.
+"""Ten shapes, generated: colorful, of any image size, and there without a download. Made for this project, after no paper.
 
-An image is a textured background, clutter behind and in front, one or more objects of random colour, texture, size, stretch,
+An image is a textured background, clutter behind and in front, one or more objects of random color, texture, size, stretch,
 rotation and position, light from one side, and noise. Image i of a seed is a function of (seed, i) alone: it does not depend on
 how many are generated, in what order or in what batches.
 
@@ -168,24 +168,24 @@ class Pose:
     aspect: Tensor  # the picture's height is shrunk to this part
     turn: Tensor  # int64, in parts of TURNS
 
-    def coordinates(self, size: int, centre: float, radius: float) -> tuple[Tensor, Tensor]:
-        """Every pixel in the picture's own coordinates, as two tensors N H W; there the picture has this centre and radius."""
+    def coordinates(self, size: int, center: float, radius: float) -> tuple[Tensor, Tensor]:
+        """Every pixel in the picture's own coordinates, as two tensors N H W; there the picture has this center and radius."""
         cos, sin = _directions()[:, self.turn]
         pixels = (torch.arange(size) + 0.5) / size
         x, y = pixels - self.x.unsqueeze(1), pixels - self.y.unsqueeze(1)  # N W, N H
         across, down = radius / self.radius, radius / (self.radius * self.aspect)
-        u = (x * (cos * across).unsqueeze(1)).unsqueeze(1) + (y * (sin * across).unsqueeze(1) + centre).unsqueeze(2)
-        v = (x * (-sin * down).unsqueeze(1)).unsqueeze(1) + (y * (cos * down).unsqueeze(1) + centre).unsqueeze(2)
+        u = (x * (cos * across).unsqueeze(1)).unsqueeze(1) + (y * (sin * across).unsqueeze(1) + center).unsqueeze(2)
+        v = (x * (-sin * down).unsqueeze(1)).unsqueeze(1) + (y * (cos * down).unsqueeze(1) + center).unsqueeze(2)
         return u, v
 
 
 @dataclass(frozen=True)
 class Look:
-    """A texture of two colours."""
+    """A texture of two colors."""
 
     texture: Tensor  # int64, a place in TEXTURES
     pose: Pose  # its radius is the length of a repeat
-    colours: Tensor  # N 2 3, from 0 to 1
+    colors: Tensor  # N 2 3, from 0 to 1
 
 
 def draw_pose(bits: Tensor, smallest: float, largest: float) -> Pose:
@@ -196,18 +196,18 @@ def draw_pose(bits: Tensor, smallest: float, largest: float) -> Pose:
 
 
 def draw_look(bits: Tensor, strength: float) -> Look:
-    """From 11 x N draws. At strength 0 both colours are the same."""
+    """From 11 x N draws. At strength 0 both colors are the same."""
     first, second = _unit(bits[:6]).view(2, 3, -1).permute(0, 2, 1)  # 2 N 3
     pose = Pose(_unit(bits[6]), _unit(bits[7]), _between(bits[8], 0.15, 0.5), torch.ones(bits.shape[1]), below(bits[9], TURNS))
     return Look(below(bits[10], len(TEXTURES)), pose, torch.stack([first, first + (second - first) * strength], dim=1))
 
 
 def set_apart(look: Look, channel: Tensor, high: Tensor, gap: float) -> Look:
-    """The look with `channel` of both colours in the upper or the lower part of its range, which lie `gap` apart."""
+    """The look with `channel` of both colors in the upper or the lower part of its range, which lie `gap` apart."""
     where = channel.view(-1, 1, 1).expand(-1, 2, 1)
-    level = look.colours.gather(2, where) * ((1 - gap) / 2)
+    level = look.colors.gather(2, where) * ((1 - gap) / 2)
     level = torch.where(high.view(-1, 1, 1), 1 - level, level)
-    return Look(look.texture, look.pose, look.colours.scatter(2, where, level))
+    return Look(look.texture, look.pose, look.colors.scatter(2, where, level))
 
 
 def _unit(bits: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class Canvas:
     masks: list[Tensor]  # of each object, N H W: where it is seen
     areas: list[Tensor]  # of each object: its pixels before anything lay over it
 
-    def paint(self, coverage: Tensor, colour: Tensor, wanted: Tensor) -> Tensor:
+    def paint(self, coverage: Tensor, color: Tensor, wanted: Tensor) -> Tensor:
         """Lay a figure over the images that want it, but where it would hide too much of an object; gives its mask."""
         inside = coverage >= 0.5
         for mask, area in zip(self.masks, self.areas, strict=True):
@@ -236,11 +236,11 @@ class Canvas:
         wanted = wanted.view(-1, 1, 1)
         inside = inside & wanted
         self.masks = [mask & ~inside for mask in self.masks]
-        self.images += (colour - self.images).mul_((coverage * wanted).unsqueeze(1))
+        self.images += (color - self.images).mul_((coverage * wanted).unsqueeze(1))
         return inside
 
-    def paint_object(self, coverage: Tensor, colour: Tensor, wanted: Tensor) -> None:
-        mask = self.paint(coverage, colour, wanted)
+    def paint_object(self, coverage: Tensor, color: Tensor, wanted: Tensor) -> None:
+        mask = self.paint(coverage, color, wanted)
         self.masks.append(mask)
         self.areas.append(mask.sum((1, 2)))
 
@@ -282,14 +282,14 @@ def _extent(taken: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _paint_clutter(canvas: Canvas, seed: int, n: int, indices: Tensor, difficulty: float) -> None:
-    """Figures of one colour and of no class. How many of the `n` are there is a matter of difficulty."""
+    """Figures of one color and of no class. How many of the `n` are there is a matter of difficulty."""
     size = canvas.images.shape[-1]
     for k in range(n):
         bits = draws(seed, k, indices, 10)
         kind = len(CLASSES) + below(bits[0], len(CLUTTER))
         coverage = _coverage(kind, draw_pose(bits[1:6], 0.15, 0.6), size)
-        colour = _unit(bits[6:9]).T[:, :, None, None]
-        canvas.paint(coverage, colour, _unit(bits[9]) < difficulty)
+        color = _unit(bits[6:9]).T[:, :, None, None]
+        canvas.paint(coverage, color, _unit(bits[9]) < difficulty)
 
 
 def _light(images: Tensor, bits: Tensor, difficulty: float) -> None:
@@ -320,11 +320,11 @@ def _coverage(kind: Tensor, pose: Pose, size: int) -> Tensor:
 def _textured(look: Look, size: int) -> Tensor:
     """N 3 H W"""
     tiles, side = _tiles(size)
-    # the centre is moved by whole repeats, so that no coordinate is below 0, where int() would round the other way
+    # the center is moved by whole repeats, so that no coordinate is below 0, where int() would round the other way
     u, v = (x.int().bitwise_and_(side - 1) for x in look.pose.coordinates(size, 16 * side, side))
     index = v.mul_(side).add_(u).add_((look.texture.int() * side**2).view(-1, 1, 1))
     weight = tiles.index_select(0, index.flatten()).view(index.shape)
-    first, second = look.colours.unbind(1)
+    first, second = look.colors.unbind(1)
     return (weight.unsqueeze(1) * (second - first)[:, :, None, None]).add_(first[:, :, None, None])
 
 
@@ -350,8 +350,8 @@ def _noise(longest: int) -> Tensor:
 def _stamps(size: int) -> tuple[Tensor, int]:
     """For each figure, class or clutter, a square of distances to its outline, positive inside; flat, and the square's side."""
     base = 128
-    centres = ((torch.arange(base) + 0.5) / base * 2 - 1) * STAMP
-    points = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).view(-1, 2)
+    centers = ((torch.arange(base) + 0.5) / base * 2 - 1) * STAMP
+    points = torch.stack(torch.meshgrid(centers, centers, indexing="xy"), dim=-1).view(-1, 2)
     squares = torch.stack([signed_distance(loops, points) for loops in OUTLINES.values()]).view(1, -1, base, base)
     side = max(base, 1 << (2 * size - 1).bit_length())
     # between the points where it is measured, distance is nearly linear
@@ -419,11 +419,11 @@ def _spokes(radii: list[float]) -> list[tuple[float, float]]:
 
 
 def _fitted(*loops: list[tuple[float, float]]) -> list[Tensor]:
-    """Moved and scaled so that the box around all corners is centred and the farthest corner has distance 1."""
+    """Moved and scaled so that the box around all corners is centered and the farthest corner has distance 1."""
     corners = torch.tensor([corner for loop in loops for corner in loop])
-    centre = (corners.amin(0) + corners.amax(0)) / 2
-    radius = (corners - centre).norm(dim=1).max()
-    return [(torch.tensor(loop) - centre) / radius for loop in loops]
+    center = (corners.amin(0) + corners.amax(0)) / 2
+    radius = (corners - center).norm(dim=1).max()
+    return [(torch.tensor(loop) - center) / radius for loop in loops]
 
 
 SHAPE_OUTLINES = {

@@ -35,7 +35,7 @@ from engine.update import Update
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK = 5000  # training images that a model with `initialise_from` begins with
+FIRST_LOOK = 5000  # training images that a model with `initialize_from` begins with
 LOOK = 8  # separates this use of the seed from the others
 
 
@@ -114,10 +114,10 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         task = Distillation(task, teacher, temperature=config.distill.temperature, weight=config.distill.weight)
     model = model if model is not None else build_model(config, data)
     model.to(accelerator.device, memory_format=torch.channels_last if train.channels_last else torch.preserve_format)
-    _initialise(model, config, data, accelerator)
+    _initialize(model, config, data, accelerator)
     _check_sizes(model, config, data)
     if train.sync_batchnorm:
-        model = _synchronised(model, config, accelerator)
+        model = _synchronized(model, config, accelerator)
     if train.aux_weight != TrainConfig().aux_weight and len(getattr(model, "CLASSIFIERS", ())) == 1:
         origin = config.origin("train.aux_weight").name
         log.warning("train.aux_weight (%s) has no effect on %s, which has no auxiliary head", origin, config.model.name)
@@ -174,12 +174,12 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     )
 
 
-def _initialise(model: nn.Module, config: LoadedConfig, data: Data, accelerator: Accelerator) -> None:
+def _initialize(model: nn.Module, config: LoadedConfig, data: Data, accelerator: Accelerator) -> None:
     """A model whose first weights depend on the data sees some training images, not augmented, the same ones on every rank.
 
     A resumed run then replaces what was found by its checkpoint.
     """
-    modules = [module for module in model.modules() if hasattr(module, "initialise_from")]
+    modules = [module for module in model.modules() if hasattr(module, "initialize_from")]
     if not modules or config.model.pretrained:
         return
     split, generator = data.splits["train"], torch.Generator().manual_seed(derive(config.seed, LOOK))
@@ -187,7 +187,7 @@ def _initialise(model: nn.Module, config: LoadedConfig, data: Data, accelerator:
     prepare = preparation(config, data.spec, data.img_size)
     loader = eval_loader(split.subset(chosen), 250, 0, 1, prepare, workers(config), accelerator.device)
     for module in modules:
-        module.initialise_from(batch[0] for batch in readable(loader.batches()))
+        module.initialize_from(batch[0] for batch in readable(loader.batches()))
 
 
 @torch.no_grad()
@@ -208,7 +208,7 @@ def _check_sizes(model: nn.Module, config: LoadedConfig, data: Data) -> None:
     model.train(was_training)
 
 
-def _synchronised(model: nn.Module, config: LoadedConfig, accelerator: Accelerator) -> nn.Module:
+def _synchronized(model: nn.Module, config: LoadedConfig, accelerator: Accelerator) -> nn.Module:
     """Before anything is frozen, since each BatchNorm is replaced by another module, of the same names."""
     from timm.layers import convert_sync_batchnorm  # torch's own loses the activation of timm's BatchNormAct2d
 

@@ -66,7 +66,7 @@ class Journal:
         if self.tracker is not None:
             from torchvision.utils import make_grid
 
-            images = self.run.train_loader.normalise.undo(batch[0][:64]).cpu()
+            images = self.run.train_loader.normalize.undo(batch[0][:64]).cpu()
             self.tracker.images("train/images", make_grid(images, nrow=8, padding=1), step=0)
         self._begin_window()
 

@@ -7,12 +7,12 @@ Three groups of two 3x3 convolutions, each group halving the resolution after it
 epochs count:
 - The first layer whitens 2x2 patches and isn't trained: its filters are the principal directions of the training images' patches,
   each divided by its deviation, and their negatives, so that GELU loses neither side (Page 2018, How to train your ResNet.
-  https://myrtle.ai/learn/how-to-train-your-resnet/). `initialise_from` sets them; until then they are random.
+  https://myrtle.ai/learn/how-to-train-your-resnet/). `initialize_from` sets them; until then they are random.
 - Every other convolution begins by passing its input on: as many of its filters as there are input channels are the identity.
 - BatchNorm has a bias but no scale, and forgets its statistics fast (a momentum of 0.4 in PyTorch's terms). The logits are
   scaled down, to a ninth.
 
-`normalise_filters` sets the norm of each convolution's weights back to the root of its number of filters before every training
+`normalize_filters` sets the norm of each convolution's weights back to the root of its number of filters before every training
 step. BatchNorm behind it makes the output the same; but an optimizer whose steps have a fixed length, as Muon's have, goes on
 turning weights that would otherwise only grow. The record does this inside its optimizer.
 
@@ -46,7 +46,7 @@ class Whitening(nn.Conv2d):
             patches = F.unfold(images.float(), self.kernel_size).transpose(0, 1).flatten(1)  # B P N -> P BN
             products = products + (patches @ patches.T).double().cpu()
             n_patches += patches.shape[1]
-        variances, directions = torch.linalg.eigh(products / n_patches)  # not centred, as in the paper
+        variances, directions = torch.linalg.eigh(products / n_patches)  # not centered, as in the paper
         filters = (directions / (variances + epsilon).sqrt()).T.flip(0)
         self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
 
@@ -54,13 +54,13 @@ class Whitening(nn.Conv2d):
 class Convolution(nn.Conv2d):
     """3x3; its first filters pass on the input."""
 
-    def __init__(self, in_channels: int, out_channels: int, normalised: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, normalized: bool) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.normalised = normalised
+        self.normalized = normalized
         nn.init.dirac_(self.weight[:in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.normalised and self.training:
+        if self.normalized and self.training:
             with torch.no_grad():
                 self.weight.mul_(self.out_channels**0.5 / self.weight.norm())
         return super().forward(x)
@@ -78,12 +78,12 @@ class Norm(nn.BatchNorm2d):
 class Group(nn.Module):
     """Two convolutions; behind the first the resolution is halved."""
 
-    def __init__(self, in_channels: int, out_channels: int, normalised: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, normalized: bool) -> None:
         super().__init__()
-        self.conv1 = Convolution(in_channels, out_channels, normalised)
+        self.conv1 = Convolution(in_channels, out_channels, normalized)
         self.pool = nn.MaxPool2d(2)
         self.norm1 = Norm(out_channels)
-        self.conv2 = Convolution(out_channels, out_channels, normalised)
+        self.conv2 = Convolution(out_channels, out_channels, normalized)
         self.norm2 = Norm(out_channels)
         self.activation = nn.GELU()
 
@@ -105,7 +105,7 @@ class Airbench(nn.Module):
         in_channels: int = 3,
         img_size: int = 32,
         logit_scale: float = 1 / 9,
-        normalise_filters: bool = False,
+        normalize_filters: bool = False,
     ) -> None:
         super().__init__()
         if img_size < 9:
@@ -114,7 +114,7 @@ class Airbench(nn.Module):
         self.whiten = Whitening(in_channels, patch_size=2)
         self.activation = nn.GELU()
         channels = [self.whiten.out_channels, *widths]
-        self.groups = nn.Sequential(*map(partial(Group, normalised=normalise_filters), channels, widths))
+        self.groups = nn.Sequential(*map(partial(Group, normalized=normalize_filters), channels, widths))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.num_features = widths[-1]
         self.head = nn.Linear(self.num_features, n_classes, bias=False)
@@ -122,8 +122,8 @@ class Airbench(nn.Module):
             {"num_chs": width, "reduction": 2 ** (i + 1), "module": f"groups.{i}"} for i, width in enumerate(widths)
         ]
 
-    def initialise_from(self, batches: Iterable[Tensor]) -> None:
-        """Learn the whitening from normalised training images."""
+    def initialize_from(self, batches: Iterable[Tensor]) -> None:
+        """Learn the whitening from normalized training images."""
         self.whiten.fit(batches)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:

@@ -7,13 +7,13 @@ Alex Krizhevsky (2014): One weird trick for parallelizing convolutional neural n
 Five convolutions and three fully connected layers; ReLU instead of tanh, overlapping pooling, dropout.
 
 Two networks go by this name. The default is torchvision's one tower, from the second paper: narrower convolutions, no groups, no
-normalisation. `two_towers=True` is the network of 2012: the second, fourth and fifth convolution see only the maps of their own
-half (each lay on a GPU of its own), and the first two are followed by local response normalisation.
+normalization. `two_towers=True` is the network of 2012: the second, fourth and fifth convolution see only the maps of their own
+half (each lay on a GPU of its own), and the first two are followed by local response normalization.
 
 Where copies of that one go wrong:
-- The paper's normalisation has alpha = 1e-4 on the sum of squares over five channels, and k = 2. PyTorch's `LocalResponseNorm`
+- The paper's normalization has alpha = 1e-4 on the sum of squares over five channels, and k = 2. PyTorch's `LocalResponseNorm`
   divides alpha by the five, as Caffe's does, and its k is 1 unless told otherwise; so it is written out here.
-- The order is convolution, ReLU, normalisation, pooling; the third convolution isn't grouped.
+- The order is convolution, ReLU, normalization, pooling; the third convolution isn't grouped.
 - The paper's images of 224x224 don't give its first map of 55x55; a padding of 2 does (as in torchvision), and so would 227x227.
 - Weights start from a normal distribution of std 0.01; the biases of the second, fourth and fifth convolution and of the hidden
   fully connected layers at 1, all others at 0. (torchvision's one tower starts as PyTorch's layers do, and does so here.)
@@ -89,9 +89,9 @@ class AlexNet(nn.Module):
             )
         ]
         if two_towers:
-            self._initialise_as_in_the_paper()
+            self._initialize_as_in_the_paper()
 
-    def _initialise_as_in_the_paper(self) -> None:
+    def _initialize_as_in_the_paper(self) -> None:
         layers = [module for module in self.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
         at_one = (2, 4, 5, 6, 7)  # counted from one, as the paper does; 6 and 7 are the hidden fully connected layers
         for number, layer in enumerate(layers, start=1):
@@ -132,11 +132,11 @@ def _convolutions(in_channels: int, channels: tuple[int, ...], first_block: str,
     return [
         conv1,
         nn.ReLU(inplace=True),
-        *_normalisation(two_towers),
+        *_normalization(two_towers),
         pool1,
         nn.Conv2d(c1, c2, kernel_size=5, padding=2, groups=groups),
         nn.ReLU(inplace=True),
-        *_normalisation(two_towers),
+        *_normalization(two_towers),
         nn.MaxPool2d(kernel_size=3, stride=2),
         nn.Conv2d(c2, c3, kernel_size=3, padding=1),
         nn.ReLU(inplace=True),
@@ -148,7 +148,7 @@ def _convolutions(in_channels: int, channels: tuple[int, ...], first_block: str,
     ]
 
 
-def _normalisation(two_towers: bool) -> list[nn.Module]:
+def _normalization(two_towers: bool) -> list[nn.Module]:
     return [LocalResponseNorm()] if two_towers else []
 
 

@@ -179,9 +179,9 @@ class EfficientNet(nn.Module):
         self.features.append(conv_norm(channels, self.num_features, 1, norm))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Dropout(pdrop), nn.Linear(self.num_features, n_classes))
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -12,14 +12,14 @@ them in reverse); the paper adds their losses with a weight of 0.3. In evaluatio
 What differs from the paper, as in torchvision, whose network came from TensorFlow's slim models with its weights:
 - The third branch has a 3x3 convolution where the paper has a 5x5 (https://github.com/pytorch/vision/issues/906).
   `branch3_kernel=5` is the paper's; those weights don't fit then.
-- BatchNorm (eps 0.001) after every convolution, which has no bias, in place of the local response normalisation of the stem.
+- BatchNorm (eps 0.001) after every convolution, which has no bias, in place of the local response normalization of the stem.
 - The last pooling between the groups is 2x2, not 3x3; the pooling in front of the auxiliary heads divides the map into 4x4 fields
   for any image, where the paper's 5x5 of stride 3 gives 4x4 only from 14x14.
 - Weights, of convolutions and of linear layers, start from a normal distribution of std 0.01 (torchvision truncates it at 200
   standard deviations, that is, not at all). The paper says nothing.
 Dropout is the paper's: 0.4 in front of the classifier (torchvision has 0.2) and 0.7 in the auxiliary heads.
 
-torchvision's published weights expect colours from -1 to 1, as slim's did, and not the mean and deviation of ImageNet:
+torchvision's published weights expect colors from -1 to 1, as slim's did, and not the mean and deviation of ImageNet:
 `transform_input=True` turns the latter into the former; `pretrained=True` sets it, as torchvision does. Their auxiliary heads
 were never trained.
 
@@ -111,7 +111,7 @@ class GoogLeNet(nn.Module):
         if branch3_kernel not in (3, 5):
             raise ValueError(f"branch3_kernel is {branch3_kernel}; it can be 3 (torchvision's) or 5 (the paper's)")
         if transform_input and in_channels != 3:
-            raise ValueError(f"transform_input is for the three colours of ImageNet; in_channels is {in_channels}")
+            raise ValueError(f"transform_input is for the three colors of ImageNet; in_channels is {in_channels}")
         smallest = 15 if first_block == "imagenet" else 2  # below, nothing is left for the pooling behind 3b
         if img_size < smallest:
             raise ValueError(
@@ -189,12 +189,12 @@ class GoogLeNet(nn.Module):
 
 
 def _from_imagenet_to_unit_range(x: Tensor) -> Tensor:
-    """Colours normalised by ImageNet's mean and deviation -> colours from -1 to 1."""
-    colours = [
+    """Colors normalized by ImageNet's mean and deviation -> colors from -1 to 1."""
+    colors = [
         x[:, i : i + 1] * (std / 0.5) + (mean - 0.5) / 0.5
         for i, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
     ]
-    return torch.cat(colours, dim=1)
+    return torch.cat(colors, dim=1)
 
 
 MODELS = {"googlenet": GoogLeNet}

@@ -9,7 +9,7 @@ and adds lower ones beside it, one per stage: up to four branches of C, 2C, 4C a
 hand each other their maps at the end of every module. C names the network: w18, w32, w48.
 
 Where copies differ, settled by the authors' classification code (https://github.com/HRNet/HRNet-Image-Classification) and timm:
-- A map goes up by 1x1 convolution, BatchNorm and nearest-neighbour repetition (the authors' segmentation code interpolates
+- A map goes up by 1x1 convolution, BatchNorm and nearest-neighbor repetition (the authors' segmentation code interpolates
   bilinearly), and down by as many 3x3 convolutions of stride 2 as it takes; the last has no ReLU and alone changes the channels.
 - ReLU comes once, after the sum of all that arrives.
 - A new branch starts from the lowest resolution alone.

@@ -18,7 +18,7 @@ Where copies differ:
 
 The network is fully convolutional and takes an image of any size; its last map is 1/32 of it ("cifar10": 1/16).
 
-Module names are those of timm's mobilenetv1_100, so its weights load unchanged (they expect colours from -1 to 1).
+Module names are those of timm's mobilenetv1_100, so its weights load unchanged (they expect colors from -1 to 1).
 """
 
 from functools import partial

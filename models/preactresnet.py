@@ -9,7 +9,7 @@ stage runs through it unchanged, and so do the gradients.
 Where copies differ:
 - Where a block changes the shape, its shortcut takes the activated input and is a bare 1x1 convolution without a BatchNorm, as in
   the authors' code (https://github.com/KaimingHe/resnet-1k-layers: "common BN, ReLU", then both branches).
-- Nothing has normalised the last sum, so a BatchNorm and a ReLU stand before the pooling (section 4: an extra activation after
+- Nothing has normalized the last sum, so a BatchNorm and a ReLU stand before the pooling (section 4: an extra activation after
   the last unit). The stem has neither: the first block begins with them.
 - The stride of a bottleneck is on its 3x3 convolution, as in timm; the authors' CIFAR code has it on the first 1x1.
 - With the basic blocks of 18 and 34 layers the first shortcut is the identity, of the stem's output before BatchNorm and ReLU, as

@@ -115,7 +115,7 @@ class ShuffleNet(nn.Module):
             {"num_chs": stem, "reduction": at_stem, "module": "relu"},
             {"num_chs": stem, "reduction": at_pool, "module": "maxpool"},
         ] + [{"num_chs": channels * 2**i, "reduction": at_pool * 2 ** (i + 1), "module": f"stage{i + 2}"} for i in range(3)]
-        self._initialise()
+        self._initialize()
 
     @staticmethod
     def _stage(in_channels: int, out_channels: int, n_units: int, groups: int, first_groups: int) -> nn.Sequential:
@@ -125,7 +125,7 @@ class ShuffleNet(nn.Module):
         ]
         return nn.Sequential(*units)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """As the authors' code does: normal, of std 0.01 at both ends and of 1 / (channels that a filter reads) between them."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -24,7 +24,7 @@ def write_image_folder(root: Path, n_classes: int = 3, n_train: int = 8, n_val: 
 
 
 def write_pairs(folder: Path, n: int = 8, n_classes: int = 3, seed: int = 0, ending: str = ".jpg") -> Path:
-    """images/ and masks/ of different sizes; the colour of a pixel follows its class, and the upper rows are ignored."""
+    """images/ and masks/ of different sizes; the color of a pixel follows its class, and the upper rows are ignored."""
     random = np.random.default_rng(seed)
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
@@ -67,7 +67,7 @@ def write_voc(root: Path, n_train: int = 6, n_val: int = 3) -> Path:
 
 
 def write_coco(root: Path, n_train: int = 6, n_val: int = 3, parts: tuple[str, str] = ("train", "val"), seed: int = 0) -> Path:
-    """Images of different sizes, with one to three boxes in the first of two categories' colours; the last of each has none."""
+    """Images of different sizes, with one to three boxes in the first of two categories' colors; the last of each has none."""
     random = np.random.default_rng(seed)
     (root / "annotations").mkdir(parents=True)
     categories = [{"id": 1, "name": "red"}, {"id": 3, "name": "blue"}]

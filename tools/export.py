@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--input",
             choices=("uint8", "float32"),
             default="uint8",
-            help="uint8: the graph takes bytes and normalises them itself; float32: it takes normalised images (default: uint8)",
+            help="uint8: the graph takes bytes and normalizes them itself; float32: it takes normalized images (default: uint8)",
         )
         graph.add_argument("--fold_bn", action="store_true", help="fold BatchNorm into the layers before it")
     timm = _add(commands, "timm", to_timm, "a folder with weights, timm's config.json, and a model card")

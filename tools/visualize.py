@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pictures: of data, of how a training went, of what a model has learnt, and of what a config asks for."""
+"""Pictures: of data, of how a training went, of what a model has learned, and of what a config asks for."""
 
 import sys
 from collections.abc import Sequence

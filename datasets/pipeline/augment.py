@@ -7,10 +7,10 @@ from torch.nn import functional as F
 from datasets.pipeline.counters import below, draws
 
 AUGMENT, CUTOUT, JITTER = 2, 5, 7  # separate these uses of the seed from the others
-GREY = (0.2989, 0.587, 0.114)  # parts of red, green and blue in the brightness that an eye sees (ITU-R BT.601)
+GRAY = (0.2989, 0.587, 0.114)  # parts of red, green and blue in the brightness that an eye sees (ITU-R BT.601)
 
 
-class Normalise:
+class Normalize:
     """uint8 images to what the model takes: resized where the size differs, then (x / 255 - mean) / std."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], img_size: int, device: torch.device | str) -> None:
@@ -95,7 +95,7 @@ def _mirror_where(mirrored: Tensor, images: Tensor) -> Tensor:
 class ColorJitter:
     """Brightness, contrast and saturation, in this order, each changed by a factor from 1 - strength to 1 + strength.
 
-    Takes uint8 images and gives floats from 0 to 255: rounding in between would only lose colours.
+    Takes uint8 images and gives floats from 0 to 255: rounding in between would only lose colors.
     """
 
     def __init__(self, strength: float, seed: int) -> None:
@@ -105,8 +105,8 @@ class ColorJitter:
         bits = draws(self.seed ^ JITTER, epoch, samples, 3).float() / 2**31
         brightness, contrast, saturation = (1 + self.strength * (2 * bits - 1)).view(3, -1, 1, 1, 1)
         images = (images * brightness).clamp_(0, 255)
-        images = _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), contrast)
-        return images if images.shape[1] == 1 else _blend(images, _grey(images), saturation)
+        images = _blend(images, _gray(images).mean((1, 2, 3), keepdim=True), contrast)
+        return images if images.shape[1] == 1 else _blend(images, _gray(images), saturation)
 
 
 def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
@@ -114,12 +114,12 @@ def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
     return torch.lerp(towards.expand_as(images), images, factor).clamp_(0, 255)
 
 
-def _grey(images: Tensor) -> Tensor:
-    return images if images.shape[1] == 1 else torch.einsum("bchw,c->bhw", images, images.new_tensor(GREY)).unsqueeze(1)
+def _gray(images: Tensor) -> Tensor:
+    return images if images.shape[1] == 1 else torch.einsum("bchw,c->bhw", images, images.new_tensor(GRAY)).unsqueeze(1)
 
 
 class Cutout:
-    """A square of the normalised image becomes zero, the mean colour; its centre may be anywhere, so an edge can cut it off.
+    """A square of the normalized image becomes zero, the mean color; its center may be anywhere, so an edge can cut it off.
 
     DeVries, Taylor (2017): Improved Regularization of Convolutional Neural Networks with Cutout. https://arxiv.org/abs/1708.04552
     """
@@ -133,8 +133,8 @@ class Cutout:
         columns = self._covered(below(horizontal, images.shape[-1]), images.shape[-1])
         return images.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0)
 
-    def _covered(self, centre: Tensor, length: int) -> Tensor:
+    def _covered(self, center: Tensor, length: int) -> Tensor:
         """B x length: which rows (or columns) the square lies on."""
-        begin = (centre - self.side // 2).unsqueeze(1)
-        place = torch.arange(length, device=centre.device)
+        begin = (center - self.side // 2).unsqueeze(1)
+        place = torch.arange(length, device=center.device)
         return (place >= begin) & (place < begin + self.side)

@@ -1,7 +1,7 @@
 """Images with objects: a box and a class for each.
 
 A batch is a list of images, from 0 to 1 and each of its own size, and a list of what is in them. The network scales and
-normalises.
+normalizes.
 """
 
 import os
@@ -24,7 +24,7 @@ from datasets.pipeline.splits import Files, Images
 from datasets.pipeline.workers import Packed, Request, SceneBatches, evaluation_requests, training_requests
 
 # Of an image, a row for each object: left, top, right, bottom, class, whether it is a crowd, area. A crowd stands for several
-# objects (or for one that is hard to make out): nothing is learnt from it, and what is found in it counts neither way.
+# objects (or for one that is hard to make out): nothing is learned from it, and what is found in it counts neither way.
 COLUMNS = 7
 CLASS, CROWD, AREA = 4, 5, 6
 TOLERANCE = 1.0  # pixels
@@ -57,7 +57,7 @@ def clipped(box: Sequence[float], width: float, height: float, said: str) -> lis
 
 
 class Unscaled:
-    """What the network normalises itself is made a picture by filling up to a common size."""
+    """What the network normalizes itself is made a picture by filling up to a common size."""
 
     @staticmethod
     def undo(images: Sequence[Tensor]) -> Tensor:
@@ -86,7 +86,7 @@ class InMemoryBoxTraining:
         self.images, self.objects, self.order = split.images.to(device), split.labels.to(device), order
         self.hflip = prepare.augment and bool(prepare.hflip)
         self.jitter = ColorJitter(prepare.color_jitter, order.seed) if prepare.augment and prepare.color_jitter else None
-        self.normalise = Unscaled()
+        self.normalize = Unscaled()
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         for step in range(first, last):
@@ -133,7 +133,7 @@ class BoxedFiles(Files):
 
 class FileBoxTraining:
     def __init__(self, split: BoxedFiles, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> None:
-        self.split, self.order, self.normalise = split, order, Unscaled()
+        self.split, self.order, self.normalize = split, order, Unscaled()
         self.read = SceneBatches(ReadForTraining(prepare, order.seed), workers, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
@@ -157,7 +157,7 @@ def read_for_evaluation(request: Request) -> tuple[Packed, Packed]:
 
 
 class ReadForTraining:
-    """The whole image, maybe mirrored and with other colours."""
+    """The whole image, maybe mirrored and with other colors."""
 
     def __init__(self, prepare: Preparation, seed: int) -> None:
         self.hflip, self.seed = prepare.augment and bool(prepare.hflip), seed

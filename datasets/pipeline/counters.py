@@ -1,6 +1,6 @@
 """Random numbers from counters: the same (seed, epoch, sample) gives the same numbers, in any order, on any device.
 
-The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood 2014: Fast Splittable Pseudorandom Number Generators).
+The mixing function is the finalizer of SplitMix64 (Steele, Lea, Flood 2014: Fast Splittable Pseudorandom Number Generators).
 """
 
 import torch

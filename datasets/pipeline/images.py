@@ -55,8 +55,8 @@ class ImageFile:
             self.is_plain_jpeg = False
             if self.data.startswith(b"\xff\xd8"):
                 with suppress(ValueError):  # Pillow has the last word on what can be read
-                    self.height, self.width, colours, _ = decode_jpeg_header(self.data)
-                    self.is_plain_jpeg = colours in ("YCbCr", "Gray")
+                    self.height, self.width, colors, _ = decode_jpeg_header(self.data)
+                    self.is_plain_jpeg = colors in ("YCbCr", "Gray")
             if not self.is_plain_jpeg:
                 self.width, self.height = self._opened().size
 
@@ -86,7 +86,7 @@ class ImageFile:
         """The JPEG with a header that tells of the first `n` rows or a few more, and how many: its decoder will stop there."""
         n = -(-n // 16) * 16  # whole blocks, so that no row is made up from what would be below
         height, width = (side.to_bytes(2, "big") for side in (self.height, self.width))
-        frame = b"\xff\xc0\x00\x11\x08%b%b\x03"  # where a sequential JPEG of three colours says its size
+        frame = b"\xff\xc0\x00\x11\x08%b%b\x03"  # where a sequential JPEG of three colors says its size
         before, found, after = self.data.partition(frame % (height, width))
         if n >= self.height or not found or b"\xff\xdd" in self.data:  # restart markers, which would be left over as well
             return self.data, self.height
@@ -194,7 +194,7 @@ class TrainingImages:
         return F.interpolate(crop, (img_size, img_size), mode=self.interpolation, antialias=True)[0]
 
     def _erase(self, image: Tensor, whether: float, area: float, ratio: float, y: float, x: float) -> None:
-        """The rectangle has 2 % to 33 % of the area and sides in a ratio from 0.3 to 1 / 0.3; it gets the mean colour."""
+        """The rectangle has 2 % to 33 % of the area and sides in a ratio from 0.3 to 1 / 0.3; it gets the mean color."""
         if whether >= self.erasing:
             return
         img_size = image.shape[-1]

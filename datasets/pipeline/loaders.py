@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.pipeline.augment import ColorJitter, CropAndFlip, Cutout, Normalise
+from datasets.pipeline.augment import ColorJitter, CropAndFlip, Cutout, Normalize
 from datasets.pipeline.images import EvaluationImages, Request, TrainingImages, UnreadableImage
 from datasets.pipeline.order import Order
 from datasets.pipeline.splits import Files, Images, Split
@@ -136,7 +136,7 @@ class InMemoryTraining:
         self.jitter = ColorJitter(prepare.color_jitter, order.seed) if prepare.augment and prepare.color_jitter else None
         self.cutout = Cutout(prepare.cutout, order.seed) if prepare.augment and prepare.cutout else None
         self.size = prepare.size
-        self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
+        self.normalize = Normalize(prepare.mean, prepare.std, prepare.img_size, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         for step in range(first, last):
@@ -144,7 +144,7 @@ class InMemoryTraining:
             images = self.cut(epoch, samples)
             if self.jitter is not None:
                 images = self.jitter(epoch, samples, images)
-            images = self.normalise(images, size=(self.size(epoch),) * 2)
+            images = self.normalize(images, size=(self.size(epoch),) * 2)
             if self.cutout is not None:
                 images = self.cutout(epoch, samples, images)
             yield images, self.labels.index_select(0, samples)
@@ -154,11 +154,11 @@ class InMemoryEvaluation:
     def __init__(self, split: Images, batch_size: int, prepare: Preparation, device: torch.device) -> None:
         self.images, self.labels = split.images.to(device), split.labels.to(device)
         self.batch_size = batch_size
-        self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
+        self.normalize = Normalize(prepare.mean, prepare.std, prepare.img_size, device)
 
     def batches(self) -> Iterator[Batch]:
         for images, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
-            yield self.normalise(images), labels
+            yield self.normalize(images), labels
 
 
 class FileTraining:
@@ -166,8 +166,8 @@ class FileTraining:
 
     def __init__(self, split: Files, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> None:
         self.split, self.order, self.repeats, self.size = split, order, prepare.repeats, prepare.size
-        self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
-        self.read = FileBatches(_training_images(prepare, order.seed), self.normalise, workers, device)
+        self.normalize = Normalize(prepare.mean, prepare.std, prepare.img_size, device)
+        self.read = FileBatches(_training_images(prepare, order.seed), self.normalize, workers, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.read(self._requests(first, last))
@@ -185,8 +185,8 @@ class FileTraining:
 class FileEvaluation:
     def __init__(self, split: Files, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> None:
         self.split, self.batch_size, self.img_size = split, batch_size, prepare.img_size
-        normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
-        self.read = FileBatches(_evaluation_images(prepare), normalise, workers, device)
+        normalize = Normalize(prepare.mean, prepare.std, prepare.img_size, device)
+        self.read = FileBatches(_evaluation_images(prepare), normalize, workers, device)
 
     def batches(self) -> Iterator[Batch]:
         return self.read(self._requests())
@@ -218,16 +218,16 @@ def _training_images(prepare: Preparation, seed: int) -> EvaluationImages | Trai
 
 
 class FileBatches:
-    """Batches read by workers into shared memory, and normalised on the device that trains.
+    """Batches read by workers into shared memory, and normalized on the device that trains.
 
     The memory is cut into slots that are used in turn, since fresh pages cost more time than what is done with them. There is one
-    slot more than batches can be under way: the one that is being normalised.
+    slot more than batches can be under way: the one that is being normalized.
     """
 
     def __init__(
-        self, read: Callable[[Request, Tensor], None], normalise: Normalise, workers: Workers, device: torch.device
+        self, read: Callable[[Request, Tensor], None], normalize: Normalize, workers: Workers, device: torch.device
     ) -> None:
-        self.read, self.normalise, self.workers, self.device = read, normalise, workers, device
+        self.read, self.normalize, self.workers, self.device = read, normalize, workers, device
         self.memory = ReusedMemory()
 
     def __call__(self, requests: Iterator[tuple[Request, Tensor, int]]) -> Iterator[Batch]:
@@ -235,7 +235,7 @@ class FileBatches:
         if first is None:
             return
         n_slots = self.workers.num_workers * self.workers.prefetch_factor + 1
-        slots = torch.empty(n_slots, len(first[1]) * 3 * math.prod(self.normalise.size), dtype=torch.uint8)
+        slots = torch.empty(n_slots, len(first[1]) * 3 * math.prod(self.normalize.size), dtype=torch.uint8)
         if self.workers.num_workers:
             slots.share_memory_()
         under_way: deque[tuple[Tensor, int]] = deque()  # labels, and the size of the images
@@ -253,9 +253,9 @@ class FileBatches:
                 labels, size = under_way.popleft()
                 images = _images_in(slots[slot], len(labels), size)
                 if self.device.type == "cpu":
-                    yield self._normalised_here(images), labels
+                    yield self._normalized_here(images), labels
                 else:
-                    yield self.normalise(self._sent(images), size=images.shape[-2:]), self._sent(labels)
+                    yield self.normalize(self._sent(images), size=images.shape[-2:]), self._sent(labels)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """Waits until the slot can be used again, which with page-locked memory is at once: that is a copy of its own."""
@@ -263,13 +263,13 @@ class FileBatches:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def _normalised_here(self, images: Tensor) -> Tensor:
+    def _normalized_here(self, images: Tensor) -> Tensor:
         """One image at a time, which stays in the cache, and in one thread: the workers have the other cores."""
         batch = self.memory.take(images.shape)
         n_threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        for image, normalised in zip(images, batch, strict=True):
-            self.normalise(image, out=normalised, size=image.shape[-2:])
+        for image, normalized in zip(images, batch, strict=True):
+            self.normalize(image, out=normalized, size=image.shape[-2:])
         torch.set_num_threads(n_threads)
         return batch
 

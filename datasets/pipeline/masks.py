@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from datasets.pipeline.augment import AUGMENT, ColorJitter, CropAndFlip, Normalise
+from datasets.pipeline.augment import AUGMENT, ColorJitter, CropAndFlip, Normalize
 from datasets.pipeline.counters import derive, draws
 from datasets.pipeline.images import ImageFile, UnreadableImage, seeded
 from datasets.pipeline.loaders import EvalLoader, Preparation, TrainLoader, Workers
@@ -31,7 +31,7 @@ from datasets.pipeline.workers import Packed, Request, SceneBatches, evaluation_
 IGNORED = 255  # the label of pixels that neither a loss nor a metric counts
 CHECKED = ".masks-checked"  # holds the digest of the list of files that were found to be right
 
-Batch = tuple[Tensor, Tensor | list[Tensor]]  # normalised images B 3 H W; masks, uint8: B H W, or for evaluation each of its size
+Batch = tuple[Tensor, Tensor | list[Tensor]]  # normalized images B 3 H W; masks, uint8: B H W, or for evaluation each of its size
 
 
 def fitted(height: int, width: int, side: int) -> tuple[int, int]:
@@ -67,7 +67,7 @@ class InMemoryMaskTraining:
             seed=order.seed,
         )
         self.jitter = ColorJitter(prepare.color_jitter, order.seed) if prepare.augment and prepare.color_jitter else None
-        self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
+        self.normalize = Normalize(prepare.mean, prepare.std, prepare.img_size, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         for step in range(first, last):
@@ -76,23 +76,23 @@ class InMemoryMaskTraining:
             images, masks = pictures[:, :-1], pictures[:, -1] - 1
             if self.jitter is not None:
                 images = self.jitter(epoch, samples, images)
-            yield self.normalise(images), self._resized(masks)
+            yield self.normalize(images), self._resized(masks)
 
     def _resized(self, masks: Tensor) -> Tensor:
-        if masks.shape[-2:] == self.normalise.size:
+        if masks.shape[-2:] == self.normalize.size:
             return masks
-        return F.interpolate(masks.unsqueeze(1), self.normalise.size, mode="nearest-exact").squeeze(1)
+        return F.interpolate(masks.unsqueeze(1), self.normalize.size, mode="nearest-exact").squeeze(1)
 
 
 class InMemoryMaskEvaluation:
     def __init__(self, split: MaskedImages, batch_size: int, prepare: Preparation, device: torch.device) -> None:
         self.images, self.masks = split.images.to(device), split.labels.to(device)
         self.batch_size = batch_size
-        self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
+        self.normalize = Normalize(prepare.mean, prepare.std, prepare.img_size, device)
 
     def batches(self) -> Iterator[Batch]:
         for images, masks in zip(self.images.split(self.batch_size), self.masks.split(self.batch_size), strict=True):
-            yield self.normalise(images), masks
+            yield self.normalize(images), masks
 
 
 # In files
@@ -116,23 +116,23 @@ class MaskedFiles(Files):
 class FileMaskTraining:
     def __init__(self, split: MaskedFiles, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> None:
         self.split, self.order = split, order
-        self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
+        self.normalize = Normalize(prepare.mean, prepare.std, prepare.img_size, device)
         self.read = SceneBatches(ReadForTraining(prepare, split.ignored, order.seed), workers, device)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         for images, masks in self.read(training_requests(self.split.paths, self.split.labels, self.order, first, last)):
-            yield self.normalise(images), masks
+            yield self.normalize(images), masks
 
 
 class FileMaskEvaluation:
     def __init__(self, split: MaskedFiles, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> None:
         self.split, self.batch_size = split, batch_size
-        self.normalise = Normalise(prepare.mean, prepare.std, prepare.img_size, device)
+        self.normalize = Normalize(prepare.mean, prepare.std, prepare.img_size, device)
         self.read = SceneBatches(ReadForEvaluation(prepare, split.ignored), workers, device)
 
     def batches(self) -> Iterator[Batch]:
         for images, masks in self.read(evaluation_requests(self.split.paths, self.split.labels, self.batch_size)):
-            yield self.normalise(images), masks
+            yield self.normalize(images), masks
 
 
 class ReadForEvaluation:
@@ -150,7 +150,7 @@ class ReadForEvaluation:
 
 
 class ReadForTraining:
-    """A random square of image and mask at a random scale, maybe mirrored and with other colours."""
+    """A random square of image and mask at a random scale, maybe mirrored and with other colors."""
 
     def __init__(self, prepare: Preparation, ignored: int, seed: int) -> None:
         self.side, self.ignored, self.seed = prepare.img_size, ignored, seed
@@ -204,7 +204,7 @@ def read_pair(path: bytes, of_mask: bytes, ignored: int, *, fast: bool = False) 
 
 
 def read_mask(path: str) -> np.ndarray:
-    """H W, uint8: of a picture with a palette, the numbers of the colours."""
+    """H W, uint8: of a picture with a palette, the numbers of the colors."""
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("P", "L", "1"):

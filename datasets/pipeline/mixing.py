@@ -48,7 +48,7 @@ class Mixing:
 
 
 def _box(random: np.random.Generator, share: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """A box of (1 - share) of the area around a uniformly drawn centre, cut off at the image's edge as in the paper."""
+    """A box of (1 - share) of the area around a uniformly drawn center, cut off at the image's edge as in the paper."""
     side = (1 - share) ** 0.5
     y, x = int(random.integers(height)), int(random.integers(width))
     half_height, half_width = int(height * side) // 2, int(width * side) // 2

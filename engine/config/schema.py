@@ -32,7 +32,7 @@ class DataConfig:
     n_classes: int | None = key(None, "null: what the data says; a contradiction is an error", least=1)
     verify: bool = key(True, "check the files' published checksums; false reads any set in the same format")
     download: bool = key(True, "fetch what is missing, where the set is published for download")
-    mean: list[float] | None = key(None, "of each channel, from 0 to 1, which images are normalised by; null: the data set's own")
+    mean: list[float] | None = key(None, "of each channel, from 0 to 1, which images are normalized by; null: the data set's own")
     std: list[float] | None = key(None, "likewise the standard deviation")
     valid_ratio: float | None = key(
         None, "this part of the training split is kept for validation; null: validate on the test split", above=0, below=1
@@ -180,7 +180,7 @@ class TrainConfig:
     clip_grad_value: float | None = key(None, "no element of a gradient is further from zero", above=0)
     sam: float | None = key(
         None,
-        "sharpness-aware minimisation: gradients are taken so far up the slope (rho; 0.05 is usual), which doubles their cost",
+        "sharpness-aware minimization: gradients are taken so far up the slope (rho; 0.05 is usual), which doubles their cost",
         above=0,
     )
     sam_adaptive: bool = key(False, "train.sam in units of each weight (ASAM, where rho is about ten times as large)")
@@ -206,7 +206,7 @@ class TrainConfig:
         "so many updates are recorded by torch's profiler, into profile/ of the run's folder; the first 11 are not",
         least=0,
     )
-    sync_batchnorm: bool = key(False, "BatchNorm normalises by the batch of all GPUs together, not by each one's part")
+    sync_batchnorm: bool = key(False, "BatchNorm normalizes by the batch of all GPUs together, not by each one's part")
     num_threads: int | None = key(None, "of torch on the CPU, for each process; null: torch's own choice", least=1)
     loss: Literal["cross_entropy", "bce"] = key(
         "cross_entropy", "bce: each class is its own yes/no question (binary cross entropy, the mean over the classes)"
@@ -287,7 +287,7 @@ class Config:
     deterministic: bool = key(
         False, "only kernels that give the same bits each time; without it that isn't promised on a GPU, nor for another one"
     )
-    task: str = key("classification", "what is learnt: classification, segmentation, detection, or a task of a plugin")
+    task: str = key("classification", "what is learned: classification, segmentation, detection, or a task of a plugin")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)

@@ -47,7 +47,7 @@ def _explain(error: Exception, config: LoadedConfig, accelerator: Accelerator) -
         )
     if text.startswith("Expected more than 1 value per channel"):
         key = "micro_batch_size" if train.micro_batch_size else "batch_size"
-        return f"BatchNorm has a single number per channel to normalise by: train.{key} {getattr(train, key)} is too small for it"
+        return f"BatchNorm has a single number per channel to normalize by: train.{key} {getattr(train, key)} is too small for it"
     if text.startswith("DataLoader timed out"):
         return f"no worker has prepared a batch for {train.timeout} seconds (train.timeout); is the disk with the data alive?"
     if text.startswith("DataLoader worker"):

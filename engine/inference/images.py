@@ -22,7 +22,7 @@ from engine.data import dataset_of, workers
 from engine.inference.trained import Trained
 
 FEW = 64  # images, which are read before a worker has started
-LUMA = (19595, 38470, 7471)  # of red, green and blue, of 65536: how Pillow makes a grey image (ITU-R BT.601)
+LUMA = (19595, 38470, 7471)  # of red, green and blue, of 65536: how Pillow makes a gray image (ITU-R BT.601)
 
 
 def find_images(words: Sequence[str]) -> list[Path]:
@@ -98,7 +98,7 @@ Batched = Callable[[Packed, list[tuple[int, int]]], Any]  # what the task takes 
 def _how(trained: Trained) -> tuple[Read, Batched]:
     spec = dataset_of(trained.config)
     if spec.channels not in (1, 3):
-        raise RunError(f"{spec.name} has {spec.channels} channels; an image in a file has 3, or is made grey")
+        raise RunError(f"{spec.name} has {spec.channels} channels; an image in a file has 3, or is made gray")
     return {"classes": _for_classes, "masks": _for_masks, "boxes": _for_boxes}[spec.targets](trained)
 
 
@@ -115,7 +115,7 @@ def _for_classes(trained: Trained) -> tuple[Read, Batched]:
         is_of_any_size = spec.in_files or spec.any_size
         own_size = (config.data.img_size or spec.img_size) if is_of_any_size else spec.img_size
         read = EvaluationImages(own_size, crop_pct=1.0, interpolation="bilinear").prepared
-    return partial(_grey, read) if spec.channels == 1 else read, lambda packed, sizes: (trained.normalise(_stacked(packed)), None)
+    return partial(_gray, read) if spec.channels == 1 else read, lambda packed, sizes: (trained.normalize(_stacked(packed)), None)
 
 
 def _for_masks(trained: Trained) -> tuple[Read, Batched]:
@@ -123,7 +123,7 @@ def _for_masks(trained: Trained) -> tuple[Read, Batched]:
 
     def batched(packed: Packed, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
         nothing = torch.tensor(IGNORED, dtype=torch.uint8, device=trained.accelerator.device)
-        return trained.normalise(_stacked(packed)), [nothing.expand(size) for size in sizes]
+        return trained.normalize(_stacked(packed)), [nothing.expand(size) for size in sizes]
 
     return partial(_whole, ReadForEvaluation(trained.prepare, IGNORED)), batched
 
@@ -136,7 +136,7 @@ def _stacked(packed: Packed) -> Tensor:
     return packed.flat.view(len(packed.shapes), *packed.shapes[0])
 
 
-def _grey(read: Read, image: Image.Image) -> Tensor:
+def _gray(read: Read, image: Image.Image) -> Tensor:
     summed = (read(image).int() * torch.tensor(LUMA, dtype=torch.int32).view(3, 1, 1)).sum(0, keepdim=True)
     return ((summed + 0x8000) >> 16).to(torch.uint8)
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from datasets.pipeline.augment import Normalise
+from datasets.pipeline.augment import Normalize
 from datasets.pipeline.boxes import Unscaled
 from datasets.pipeline.loaders import Batch, EvalLoader, Preparation
 from engine.build import build_model, make_task
@@ -62,11 +62,11 @@ class Trained:
         return preparation(self.config, spec, self.config.eval.img_size or self.config.data.img_size or spec.img_size)
 
     @cached_property
-    def normalise(self) -> Normalise | Unscaled:
-        if dataset_of(self.config).targets == "boxes":  # a detector normalises by itself
+    def normalize(self) -> Normalize | Unscaled:
+        if dataset_of(self.config).targets == "boxes":  # a detector normalizes by itself
             return Unscaled()
         prepare = self.prepare
-        return Normalise(prepare.mean, prepare.std, prepare.img_size, self.accelerator.device)
+        return Normalize(prepare.mean, prepare.std, prepare.img_size, self.accelerator.device)
 
     def loader(self, split: str) -> EvalLoader:
         """Of a split; `test` is the validation split where none was kept apart. A progress bar shows how far it has been read."""

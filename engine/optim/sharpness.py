@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss is about highest near the weights.
+"""Sharpness-aware minimization: the gradient is taken where the loss is about highest near the weights.
 
 SAM: Foret, Kleiner, Mobahi, Neyshabur (2021): Sharpness-Aware Minimization for Efficiently Improving Generalization.
 https://arxiv.org/abs/2010.01412

@@ -43,7 +43,9 @@ def check_teacher(config: LoadedConfig) -> None:
     if signature is not None:
         check_arguments(distill.args, signature, "distill", config, SET_BY_ENGINE)
     if distill.pretrained is False:
-        raise ConfigError(f"distill.teacher {distill.teacher} ({origin}) has learnt nothing: distill.pretrained gives it weights")
+        raise ConfigError(
+            f"distill.teacher {distill.teacher} ({origin}) has learned nothing; distill.pretrained names its weights"
+        )
 
 
 def load_teacher(config: LoadedConfig, classes: int, in_channels: int, img_size: int, accelerator: Accelerator) -> nn.Module:
@@ -88,7 +90,7 @@ def _of_run(path: Path, sizes: dict[str, int], config: LoadedConfig) -> nn.Modul
         raise ValueError(f"its weights don't fit the images of {config.data.name}, {shape}: {first}") from error
     for name in ("mean", "std"):
         if getattr(own.data, name) != getattr(config.data, name) or own.data.name.lower() != config.data.name.lower():
-            log.warning("the teacher learnt from %s, normalised its way; here it sees %s", own.data.name, config.data.name)
+            log.warning("the teacher learned from %s, normalized its way; here it sees %s", own.data.name, config.data.name)
             break
     return teacher
 

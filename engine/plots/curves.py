@@ -38,7 +38,7 @@ def draw_curves(
 ) -> None:
     """Loss, metric and learning rate over updates (step), epochs or time, and the losses of auxiliary heads where there are any.
 
-    In a picture of one run, colours tell training from validation; of several, they tell the runs apart, and training is thin.
+    In a picture of one run, colors tell training from validation; of several, they tell the runs apart, and training is thin.
     """
     is_one = len(runs) == 1
     panels = _panels(list(dict.fromkeys(key for history in runs.values() for line in history for key in line)), is_one)

@@ -23,7 +23,7 @@ def draw_classes(figure: Figure, images: Tensor, targets: Tensor, probabilities:
 def class_titles(
     probabilities: Tensor, classes: Sequence[str], targets: Tensor | None, names: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """The titles and their colours. Where there are no targets, what is seen has names of another kind."""
+    """The titles and their colors. Where there are no targets, what is seen has names of another kind."""
     confidences, predicted = (part.tolist() for part in probabilities.max(1))
     said = [f"{short(classes[c])}: {100 * confidence:.0f} %" for c, confidence in zip(predicted, confidences, strict=True)]
     if targets is None:
@@ -34,7 +34,7 @@ def class_titles(
     return titles, ["black" if is_right else WRONG for is_right in right]
 
 
-def draw_images(figure: Figure, images: Tensor, titles: Sequence[str], colours: Sequence[str]) -> None:
+def draw_images(figure: Figure, images: Tensor, titles: Sequence[str], colors: Sequence[str]) -> None:
     """A grid of images, N C H W from 0 to 1, each under its title."""
     columns = min(COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
@@ -43,9 +43,9 @@ def draw_images(figure: Figure, images: Tensor, titles: Sequence[str], colours: 
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for axes, image, title, colour in zip(grid.flat, images, titles, colours, strict=False):
+        for axes, image, title, color in zip(grid.flat, images, titles, colors, strict=False):
             show_image(axes, image)
-            axes.set_title(title, color=colour)
+            axes.set_title(title, color=color)
 
 
 def show_image(axes: Axes, image: Tensor) -> None:

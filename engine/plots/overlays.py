@@ -17,21 +17,21 @@ from engine.plots.style import style
 
 PAIRS_PER_ROW = 4
 OPACITY = 0.55  # of a mask that lies over its image
-IGNORED_COLOUR = (224, 224, 224)
+IGNORED_COLOR = (224, 224, 224)
 
 
 @cache
 def palette(n_classes: int) -> np.ndarray:
-    """A colour for each of 256 labels, RGB: the first, background, is black, IGNORED nearly white.
+    """A color for each of 256 labels, RGB: the first, background, is black, IGNORED nearly white.
 
     Hues go round by the golden ratio, so that the first few classes are far apart, and lightness changes from one to the next.
     """
-    colours = np.zeros((256, 3), dtype=np.uint8)
+    colors = np.zeros((256, 3), dtype=np.uint8)
     for label in range(1, max(2, n_classes)):
         hue, value = label * 0.618034 % 1, (1.0, 0.75, 0.9)[label % 3]
-        colours[label] = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, (0.65, 0.9)[label % 2], value)]
-    colours[IGNORED] = IGNORED_COLOUR
-    return colours
+        colors[label] = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, (0.65, 0.9)[label % 2], value)]
+    colors[IGNORED] = IGNORED_COLOR
+    return colors
 
 
 def write_mask(mask: Tensor, path: Path) -> None:
@@ -73,8 +73,8 @@ def add_legend(figure: Figure, masks: Iterable[Tensor], classes: Sequence[str]) 
     """The classes that occur in them."""
     occurring = np.unique(np.concatenate([np.unique(mask.cpu().numpy()) for mask in masks]))
     names = {**dict(enumerate(classes)), IGNORED: "ignored"}
-    colours = palette(len(classes)) / 255
-    handles = [Patch(color=colours[label], label=names[label]) for label in occurring.tolist()]
+    colors = palette(len(classes)) / 255
+    handles = [Patch(color=colors[label], label=names[label]) for label in occurring.tolist()]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False)
 
 
@@ -105,30 +105,30 @@ def draw_boxes(
 
 def add_boxes(axis: Axes, objects: dict[str, Tensor], classes: Sequence[str]) -> None:
     """Found ones as strongly as their score."""
-    colours = palette(len(classes)) / 255
+    colors = palette(len(classes)) / 255
     scores = objects["scores"].tolist() if "scores" in objects else [None] * len(objects["boxes"])
     crowds = objects["iscrowd"].tolist() if "iscrowd" in objects else [False] * len(scores)
     for box, label, score, crowd in zip(objects["boxes"].tolist(), objects["labels"].tolist(), scores, crowds, strict=True):
         left, top, right, bottom = box
-        colour, alpha = colours[label], 1.0 if score is None else 0.25 + 0.75 * score
-        style = {"edgecolor": colour, "linewidth": 1.5, "linestyle": ":" if crowd else "-", "alpha": alpha, "fill": False}
+        color, alpha = colors[label], 1.0 if score is None else 0.25 + 0.75 * score
+        style = {"edgecolor": color, "linewidth": 1.5, "linestyle": ":" if crowd else "-", "alpha": alpha, "fill": False}
         axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **style))
         said = classes[label] if score is None else f"{classes[label]} {100 * score:.0f}"
-        box = {"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": alpha}
-        dark = float(colour @ (0.299, 0.587, 0.114)) < 0.5
+        box = {"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": alpha}
+        dark = float(color @ (0.299, 0.587, 0.114)) < 0.5
         axis.text(
             left, top, said, fontsize=5, color="white" if dark else "black", va="bottom", bbox=box, alpha=alpha, clip_on=True
         )
 
 
 def with_mask(image: Tensor, mask: Tensor | None, n_classes: int) -> np.ndarray:
-    """The mask's colours over the image in grey; of a larger mask, as many pixels as the image has."""
+    """The mask's colors over the image in gray; of a larger mask, as many pixels as the image has."""
     pixels = image.permute(1, 2, 0).cpu().numpy()
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     if mask is None:
         return pixels
     labels = mask.cpu().numpy()
     y, x = (np.arange(to) * of // to for to, of in zip(pixels.shape[:2], labels.shape, strict=True))
-    colours = palette(n_classes)[labels[np.ix_(y, x)]] / 255
-    grey = pixels.mean(-1, keepdims=True)
-    return OPACITY * colours + (1 - OPACITY) * grey
+    colors = palette(n_classes)[labels[np.ix_(y, x)]] / 255
+    gray = pixels.mean(-1, keepdims=True)
+    return OPACITY * colors + (1 - OPACITY) * gray

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind people tell apart; a second and a third round are told apart by their dashes
+# Okabe and Ito's colors, which color-blind people tell apart; a second and a third round are told apart by their dashes
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -58,5 +58,5 @@ def style(font_size: float = STYLE["font.size"], label_size: float | None = None
 
 
 def line_style(i: int) -> dict[str, str]:
-    """Colour and dashes of the i-th of several lines."""
+    """Color and dashes of the i-th of several lines."""
     return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i // len(COLORS) % len(DASHES)]}

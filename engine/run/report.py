@@ -150,7 +150,7 @@ def draw(run: Run, config: LoadedConfig, folder: RunFolder, batch: Any, predicti
     title = f"{config.model.name} on {run.data.spec.name}"
     draw_curves(curves := new_figure(), {title: read_metrics(folder.path)}, title=title)
     save_figure(curves, figures / "curves.png")
-    save_figure(run.task.draw(run.train_loader.normalise.undo(batch[0]), batch, predictions), figures / "predictions.png")
+    save_figure(run.task.draw(run.train_loader.normalize.undo(batch[0]), batch, predictions), figures / "predictions.png")
 
 
 def _n_params(run: Run) -> int:

@@ -86,7 +86,7 @@ class Classification:
         return logits / 2 + sum(model(view) + model(view.flip(-1)) for view in shifted) / 8
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Where each class was learnt as a question of its own, they don't add up to 1."""
+        """Where each class was learned as a question of its own, they don't add up to 1."""
         return logits.sigmoid() if self.loss == "bce" else logits.softmax(1)
 
     def draw(self, images: Tensor, batch: Batch, predictions: Tensor):

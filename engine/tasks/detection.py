@@ -37,7 +37,9 @@ class Detection:
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images, targets = batch
-        losses = {name: value * len(images) for name, value in model(images, [learnt_from(target) for target in targets]).items()}
+        losses = {
+            name: value * len(images) for name, value in model(images, [learned_from(target) for target in targets]).items()
+        }
         loss = sum(losses.values())
         return loss, {"loss": loss, **{f"loss_{name.removeprefix('loss_')}": value for name, value in losses.items()}}
 
@@ -51,7 +53,7 @@ class Detection:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """Images of one size together. Filled up to the size of others, an image would have other objects at its border, and what
-        is found would depend on its neighbours in the batch."""
+        is found would depend on its neighbors in the batch."""
         found: list[Prediction] = [{}] * len(batch[0])
         of_size: dict[torch.Size, list[int]] = {}
         for i, image in enumerate(batch[0]):
@@ -91,8 +93,8 @@ class Detection:
         ]
 
 
-def learnt_from(target: Target) -> dict[str, Tensor]:
-    """Nothing is learnt from a crowd."""
+def learned_from(target: Target) -> dict[str, Tensor]:
+    """Nothing is learned from a crowd."""
     single = ~target["iscrowd"]
     return {"boxes": target["boxes"][single], "labels": target["labels"][single]}
 

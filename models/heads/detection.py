@@ -9,7 +9,7 @@ Region Proposal Networks. NIPS. https://arxiv.org/abs/1506.01497
 
 Sizes of anchors follow the strides of the maps, as torchvision chose them for ResNet-50: a stride for FCOS, eight for Faster
 R-CNN. Names of modules are torchvision's, so its weights load unchanged (its published ones have 91 classes: COCO's numbers).
-Images come as they are, from 0 to 1 and each of its own size; the network normalises and scales them.
+Images come as they are, from 0 to 1 and each of its own size; the network normalizes and scales them.
 """
 
 from collections import OrderedDict
@@ -103,7 +103,7 @@ def _fcos(
     backbone: nn.Module, n_classes: int, n_maps: int, width: int, score_threshold: float | None, options: dict[str, Any]
 ) -> FCOS:
     if width % GROUPS or width == GROUPS:
-        raise ValueError(f"width {width}: FCOS normalises its channels in {GROUPS} groups, so it takes 64, 96, 128, ...")
+        raise ValueError(f"width {width}: FCOS normalizes its channels in {GROUPS} groups, so it takes 64, 96, 128, ...")
     pyramid = Pyramid(backbone, n_maps, width, two_more=True)
     anchors = AnchorGenerator(tuple((stride,) for stride in pyramid.strides), ((1.0,),) * len(pyramid.strides))
     if score_threshold is not None:

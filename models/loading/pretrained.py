@@ -44,7 +44,7 @@ def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> d
         left_out, initial, adapted = _fill(model, weights)
     except ValueError as error:
         raise ValueError(f"{name} can't take {said}: {error}") from error
-    notes = {"left out": left_out, "not there, so as initialised": initial, "adapted": adapted}
+    notes = {"left out": left_out, "not there, so as initialized": initial, "adapted": adapted}
     log.log(
         logging.WARNING if left_out or initial else logging.INFO,
         "; ".join([f"weights from {said}", *(f"{what}: {', '.join(keys)}" for what, keys in notes.items() if keys)]),
@@ -146,7 +146,7 @@ def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_channels(weight: Tensor, shape: torch.Size) -> Tensor:
-    """One channel gets the sum over the colours; more get the colours in turn, scaled so that activations keep their size."""
+    """One channel gets the sum over the colors; more get the colors in turn, scaled so that activations keep their size."""
     if weight.ndim != 4 or weight.shape[1] == shape[1]:
         return weight
     if shape[1] == 1:

@@ -107,7 +107,7 @@ def test_what_would_hide_too_much_of_an_object_is_left_out():
 
 
 def test_an_image_shows_its_objects_where_the_masks_are(plain):
-    """Without difficulty an image has two colours: one inside the mask, one outside, and mixtures along the edge."""
+    """Without difficulty an image has two colors: one inside the mask, one outside, and mixtures along the edge."""
     for image, mask in zip(plain.images[:200].float(), plain.masks[:200, 0], strict=True):
         inside, outside = image[:, mask], image[:, ~mask]
         middle_inside, middle_outside = inside.median(1).values, outside.median(1).values
@@ -175,14 +175,14 @@ def test_an_object_differs_from_what_is_behind_it_in_some_channel():
     assert (inside - outside).abs().amax(1).quantile(0.02) > 0.15
 
 
-def test_colour_says_nothing_about_the_class():
+def test_color_says_nothing_about_the_class():
     some = generate(9, torch.arange(5000), size=16)
-    colours, labels = some.images.float().mean((2, 3)), some.labels[:, 0]
-    per_class = torch.stack([colours[labels == c].mean(0) for c in range(10)])
-    assert (per_class - colours.mean(0)).abs().max() < 4 * 45 / math.sqrt(500)
+    colors, labels = some.images.float().mean((2, 3)), some.labels[:, 0]
+    per_class = torch.stack([colors[labels == c].mean(0) for c in range(10)])
+    assert (per_class - colors.mean(0)).abs().max() < 4 * 45 / math.sqrt(500)
 
 
-def test_images_are_colourful():
+def test_images_are_colorful():
     pixels = generate(10, torch.arange(500), size=32).images.float()
     saturation = 1 - pixels.amin(1) / pixels.amax(1).clamp(min=1)
     assert saturation.mean() > 0.4
@@ -191,14 +191,14 @@ def test_images_are_colourful():
 
 
 def test_difficulty_adds_noise():
-    def between_neighbours(difficulty):
+    def between_neighbors(difficulty):
         images = generate(11, torch.arange(300), size=32, difficulty=difficulty).images.float()
         return (images[..., 1:] - images[..., :-1]).abs().median()
 
-    assert between_neighbours(0) == 0
-    assert between_neighbours(0.25) > 5
-    assert between_neighbours(0.5) > 12
-    assert between_neighbours(1) > 20
+    assert between_neighbors(0) == 0
+    assert between_neighbors(0.25) > 5
+    assert between_neighbors(0.5) > 12
+    assert between_neighbors(1) > 20
 
 
 def test_difficulty_lights_an_image_from_one_side():
@@ -214,7 +214,7 @@ def test_objects_and_background_have_textures_one_in_six_of_them_plain(monkeypat
         monkeypatch.setattr(shapes, other, lambda *of_no_effect: None)
     some = generate(13, torch.arange(600), size=32)
     for side in (some.masks, ~some.masks):
-        inside = -torch.nn.functional.max_pool2d(-side.float(), 3, 1, 1) == 1  # away from the edge, where colours mix
+        inside = -torch.nn.functional.max_pool2d(-side.float(), 3, 1, 1) == 1  # away from the edge, where colors mix
         spread = torch.where(inside, some.images, 0).amax((2, 3)) > torch.where(inside, some.images, 255).amin((2, 3))
         assert 0.75 < spread.any(1).float().mean() < 0.9
 
@@ -318,7 +318,7 @@ def _third_moment(mask):
 
 def _shape_features(mask):
     """What doesn't change as a shape is moved, turned, scaled and stretched: after whitening, how its pixels are spread over
-    radii, and the strength of 1 to 6 repeats around the centre."""
+    radii, and the strength of 1 to 6 repeats around the center."""
     y, x = np.nonzero(mask.numpy())
     places = np.stack([x, y]).astype(float)
     places -= places.mean(1, keepdims=True)

@@ -120,7 +120,7 @@ def test_the_config_reaches_the_images(root):
     assert isinstance(run.train_loader, FileTraining)
     images = run.train_loader.read.read
     assert (images.erasing, images.interpolation, len(images.distortions)) == (0.5, "bicubic", 2)
-    assert torch.equal(run.train_loader.normalise.std.flatten(), torch.full((3,), 0.25))
+    assert torch.equal(run.train_loader.normalize.std.flatten(), torch.full((3,), 0.25))
     assert run.steps_per_epoch == 24 // 2
     assert run.data.loader("valid").read.read.shorter_side == 35
 

@@ -23,7 +23,7 @@ def test_sharpness_with_fp16_clipping_and_averaged_weights_is_that_of_fp32_to_ro
 
 
 @needs_two_gpus
-def test_synchronised_batchnorm_gives_two_gpus_the_training_of_one(tmp_path):
+def test_synchronized_batchnorm_gives_two_gpus_the_training_of_one(tmp_path):
     launch = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "main.py")
     assert run_main("-e", tmp_path / "one", *RESNET) == 0
     finished = run_command(*launch, "-e", tmp_path / "two", *RESNET, "--train.sync_batchnorm", "true")

@@ -49,7 +49,7 @@ def test_what_a_model_sees_first_is_a_function_of_the_seed_and_not_augmented():
 def test_a_model_sees_a_limited_number_of_images_in_files_too(data_root, monkeypatch):
     monkeypatch.setattr(builder, "FIRST_LOOK", 10)
     seen = []
-    monkeypatch.setattr("models.airbench.Airbench.initialise_from", lambda self, batches: seen.extend(map(len, batches)))
+    monkeypatch.setattr("models.airbench.Airbench.initialize_from", lambda self, batches: seen.extend(map(len, batches)))
     options = {"data.name": "imagefolder", "data.dataroot": str(data_root / "imagefolder"), "data.img_size": 16}
     config = load_config(None, options | {"model.name": "airbench94", "train.batch_size": 8, "dataloader.num_workers": 0})
     run = builder.build(config, make_accelerator(config))
@@ -107,14 +107,14 @@ def test_views_that_only_a_classification_has_are_refused_elsewhere():
         check(load_config(None, options))
 
 
-def test_norms_without_a_scale_can_not_be_synchronised_and_one_line_says_so():
+def test_norms_without_a_scale_can_not_be_synchronized_and_one_line_says_so():
     two_gpus = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
     with pytest.raises(ConfigError, match=r"train.sync_batchnorm .* norms of airbench94"):
-        builder._synchronised(create_model("airbench94"), load_config(CONFIG, {"train.sync_batchnorm": True}), two_gpus)
+        builder._synchronized(create_model("airbench94"), load_config(CONFIG, {"train.sync_batchnorm": True}), two_gpus)
 
 
 @pytest.mark.slow
-def test_shapes_are_learnt_in_a_few_epochs(tmp_path):
+def test_shapes_are_learned_in_a_few_epochs(tmp_path):
     options = {"data.n_train": 2000, "data.n_test": 500, "data.img_size": 32, "model.widths": [32, 64, 64], "train.n_steps": 80}
     options |= {"train.batch_size": 100, "train.precision": "fp32", "eval.batch_size": 500}
     assert run_main("-c", CONFIG, *argv(**options), "-e", tmp_path / "run") == 0

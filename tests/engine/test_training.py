@@ -331,7 +331,7 @@ def test_adam_from_the_command_line_reaches_a_sensible_accuracy(tmp_path):
     assert results(tmp_path / "run")["best"]["valid/acc@1"] > 0.95
 
 
-def test_the_digits_are_learnt_to_98_percent(tmp_path):
+def test_the_digits_are_learned_to_98_percent(tmp_path):
     assert run_main("-c", "configs/lenet_digits.yaml", "-e", tmp_path / "run") == 0
     assert results(tmp_path / "run")["last"]["valid/acc@1"] >= 0.98
 

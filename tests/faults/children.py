@@ -1,6 +1,6 @@
 """Trainings in processes that are forked from one which has everything imported, so that a fault costs a tenth of a second.
 
-What is done to a training is real: it is killed, signalled, or its disk is full.
+What is done to a training is real: it is killed, signaled, or its disk is full.
 """
 
 import contextlib
@@ -125,12 +125,12 @@ class InEvaluation:
         metric = next(value for value in vars(classification).values() if hasattr(value, "update") and hasattr(value, "compute"))
         update, calls = metric.update, itertools.count(1)
 
-        def signalled(this, model, batch) -> None:
+        def signaled(this, model, batch) -> None:
             if next(calls) == 2:
                 os.kill(os.getpid(), getattr(signal, self.what))
             update(this, model, batch)
 
-        metric.update = signalled
+        metric.update = signaled
 
 
 @dataclass

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-def randomise(model: nn.Module, img_size: int, in_channels: int = 3, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, img_size: int, in_channels: int = 3, seed: int = 0) -> nn.Module:
     """Weights and BatchNorm statistics such that activations stay of order one, and every parameter matters."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -50,6 +50,6 @@ def assert_same_output(ours: nn.Module, theirs: nn.Module, img_size: int, in_cha
 
 def assert_loads_and_agrees(ours: nn.Module, theirs: nn.Module, img_size: int) -> None:
     """`theirs` gets random weights, `ours` loads them by the same names and shapes, and both see the same images."""
-    randomise(theirs, img_size)
+    randomize(theirs, img_size)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert_same_output(ours, theirs, img_size)

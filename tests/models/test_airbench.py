@@ -9,7 +9,7 @@ EPSILON = 5e-4
 
 
 def correlated_images(n=64, size=12, in_channels=3):
-    """Smooth ones, whose neighbouring pixels are alike, as in photographs."""
+    """Smooth ones, whose neighboring pixels are alike, as in photographs."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(n, in_channels, size // 2, size // 2, generator=generator)
     return F.interpolate(coarse, size=size, mode="bilinear") + 0.1 * torch.randn(n, in_channels, size, size, generator=generator)
@@ -22,15 +22,15 @@ def patches_of(images):
 
 
 @pytest.fixture(scope="module")
-def initialised():
+def initialized():
     torch.manual_seed(0)
     model, images = create_model("airbench94"), correlated_images()
-    model.initialise_from(iter(images.split(25)))  # the last batch is smaller
+    model.initialize_from(iter(images.split(25)))  # the last batch is smaller
     return model.double(), images.double()
 
 
-def test_what_the_first_layer_gives_for_the_patches_it_was_fitted_to_has_the_identity_as_covariance(initialised):
-    model, images = initialised
+def test_what_the_first_layer_gives_for_the_patches_it_was_fitted_to_has_the_identity_as_covariance(initialized):
+    model, images = initialized
     outputs = model.whiten(images).transpose(0, 1).flatten(1)  # B C H W -> C BHW
     half = len(outputs) // 2
     covariance = outputs[:half] @ outputs[:half].T / outputs.shape[1]
@@ -42,8 +42,8 @@ def test_what_the_first_layer_gives_for_the_patches_it_was_fitted_to_has_the_ide
     assert torch.equal(outputs[half:], -outputs[:half])
 
 
-def test_the_first_layer_is_not_trained_but_its_bias_is(initialised):
-    model, _ = initialised
+def test_the_first_layer_is_not_trained_but_its_bias_is(initialized):
+    model, _ = initialized
     names = [name for name, _ in model.named_parameters()]
     assert "whiten.bias" in names
     assert not {"whiten.weight", "groups.0.norm1.weight"} & set(names)
@@ -69,11 +69,11 @@ def test_a_convolution_begins_by_passing_its_input_on():
 def test_norms_have_a_bias_and_no_scale_and_forget_fast():
     norm = create_model("airbench94").groups[1].norm2.train()
     maps = 3 + 2 * torch.randn(8, 256, 4, 4, generator=torch.Generator().manual_seed(0))
-    normalised = F.batch_norm(maps, None, None, training=True, eps=1e-12)
-    torch.testing.assert_close(norm(maps), normalised)
+    normalized = F.batch_norm(maps, None, None, training=True, eps=1e-12)
+    torch.testing.assert_close(norm(maps), normalized)
     torch.testing.assert_close(norm.running_mean, 0.4 * maps.mean((0, 2, 3)))
     nn.init.constant_(norm.bias, 0.5)
-    torch.testing.assert_close(norm(maps), normalised + 0.5)
+    torch.testing.assert_close(norm(maps), normalized + 0.5)
 
 
 def test_logits_are_scaled_down():
@@ -89,10 +89,10 @@ def test_the_last_pooling_is_the_records_3x3_of_a_32x32_image():
     assert torch.equal(model.forward_head(last, pre_logits=True), F.max_pool2d(last, 3).flatten(1))
 
 
-class TestNormalisedFilters:
+class TestNormalizedFilters:
     def built(self):
         torch.manual_seed(0)
-        return create_model("airbench94", widths=(8, 16, 16), img_size=16, normalise_filters=True)
+        return create_model("airbench94", widths=(8, 16, 16), img_size=16, normalize_filters=True)
 
     def test_a_training_step_begins_with_a_norm_that_is_the_root_of_the_number_of_filters(self):
         model = self.built().train()
@@ -106,7 +106,7 @@ class TestNormalisedFilters:
     def test_it_changes_neither_what_is_computed_nor_the_direction_of_a_gradient(self):
         plain, model, images = self.built().train().double(), self.built().train().double(), torch.randn(4, 3, 16, 16).double()
         for group in plain.groups:
-            group.conv1.normalised = group.conv2.normalised = False
+            group.conv1.normalized = group.conv2.normalized = False
         outputs = [net(images) for net in (plain, model)]
         torch.testing.assert_close(*outputs)
         for logits in outputs:

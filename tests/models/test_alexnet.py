@@ -42,7 +42,7 @@ def test_the_second_fourth_and_fifth_convolution_of_two_towers_see_half_of_the_m
     assert [layer.groups for layer in two_towers.features if isinstance(layer, nn.Conv2d)] == [1, 2, 1, 2, 2]
 
 
-def test_the_normalisation_takes_alpha_on_the_sum_and_two_for_k(two_towers):
+def test_the_normalization_takes_alpha_on_the_sum_and_two_for_k(two_towers):
     norm = two_towers.features[2]
     maps = 100 * torch.rand(2, 8, 3, 3, dtype=torch.float64)
     sums = torch.stack([maps[:, max(0, i - 2) : i + 3].square().sum(dim=1) for i in range(8)], dim=1)
@@ -50,7 +50,7 @@ def test_the_normalisation_takes_alpha_on_the_sum_and_two_for_k(two_towers):
     torch.testing.assert_close(norm(maps), nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)(maps))
 
 
-def test_the_normalisation_stands_between_relu_and_pooling(two_towers):
+def test_the_normalization_stands_between_relu_and_pooling(two_towers):
     kinds = [type(layer).__name__ for layer in two_towers.features]
     assert kinds[:8] == ["Conv2d", "ReLU", "LocalResponseNorm", "MaxPool2d"] * 2
     assert "LocalResponseNorm" not in kinds[8:]

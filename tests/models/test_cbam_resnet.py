@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import create_model
 from models.cbam_resnet import CBAM, SpatialAttention
-from tests.models.reference import assert_same_output, randomise
+from tests.models.reference import assert_same_output, randomize
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 AUTHORS_NAMES = {
@@ -37,7 +37,7 @@ def from_timm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_a_resnet_with_the_attention_of_timm_gives_the_same_logits(depth):
     attention = {"attn_layer": partial(CbamModule, mlp_bias=True)}
-    theirs = randomise(TimmResNet(BasicBlock if depth < 50 else Bottleneck, DEPTHS[depth], block_args=attention), img_size=48)
+    theirs = randomize(TimmResNet(BasicBlock if depth < 50 else Bottleneck, DEPTHS[depth], block_args=attention), img_size=48)
     # What the blocks add is halved. The two networks sum in different orders, and at full strength 152 layers make more than the
     # tolerance out of float32's rounding alone: either network is then that far from its own result in float64.
     for name, parameter in theirs.named_parameters():
@@ -49,7 +49,7 @@ def test_a_resnet_with_the_attention_of_timm_gives_the_same_logits(depth):
 
 
 def test_weights_under_the_authors_names_load():
-    model = randomise(create_model("cbam_resnet18", n_classes=10), img_size=48)
+    model = randomize(create_model("cbam_resnet18", n_classes=10), img_size=48)
     authors = {}
     for key, value in model.state_dict().items():
         for ours, theirs in AUTHORS_NAMES.items():
@@ -67,14 +67,14 @@ def test_our_own_weights_keep_their_names():
 
 
 def test_channel_attention_comes_before_spatial_attention():
-    attention = randomise_attention(CBAM(64))
+    attention = randomize_attention(CBAM(64))
     x = torch.randn(2, 64, 9, 9)
     torch.testing.assert_close(attention(x), attention.spatial(attention.channel(x)))
     assert not torch.allclose(attention(x), attention.channel(attention.spatial(x)), atol=1e-2)
 
 
 def test_mean_and_maximum_go_through_the_same_layers_and_are_added_before_the_sigmoid():
-    channel = randomise_attention(CBAM(64)).channel
+    channel = randomize_attention(CBAM(64)).channel
     assert [tuple(parameter.shape) for parameter in channel.parameters()] == [(4, 64), (4,), (64, 4), (64,)]
     x = torch.randn(2, 64, 5, 5)
     mean, maximum = (channel.fc2(channel.fc1(pooled).relu()) for pooled in (x.flatten(2).mean(-1), x.flatten(2).max(-1).values))
@@ -100,14 +100,14 @@ def test_the_spatial_kernel_is_7x7_without_bias_and_with_a_slow_batchnorm():
 
 @pytest.mark.parametrize(("name", "last"), [("cbam_resnet18", "bn2"), ("cbam_resnet50", "bn3")])
 def test_the_attention_is_directly_after_the_last_batchnorm_and_before_the_addition(name, last):
-    block = randomise(create_model(name, n_classes=10), img_size=48).layer1[1]
+    block = randomize(create_model(name, n_classes=10), img_size=48).layer1[1]
     seen = {}
-    block.get_submodule(last).register_forward_hook(lambda _, inputs, output: seen.update(normalised=output.clone()))
+    block.get_submodule(last).register_forward_hook(lambda _, inputs, output: seen.update(normalized=output.clone()))
     block.cbam.register_forward_hook(lambda _, inputs, output: seen.update(entered=inputs[0].clone(), weighed=output.clone()))
     x = torch.randn(2, block.cbam.channel.fc2.out_features, 8, 8)
     with torch.no_grad():
         y = block(x)
-    assert torch.equal(seen["entered"], seen["normalised"])
+    assert torch.equal(seen["entered"], seen["normalized"])
     torch.testing.assert_close(y, (seen["weighed"] + x).relu())
 
 
@@ -172,7 +172,7 @@ def test_an_unknown_stem_is_named():
         create_model("cbam_resnet18", first_block="mnist")
 
 
-def randomise_attention(attention: CBAM) -> CBAM:
+def randomize_attention(attention: CBAM) -> CBAM:
     for parameter in attention.parameters():
         nn.init.normal_(parameter)
     return attention.eval()

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import create_model, model_signature
 from models.efficientnet import DropConnect, MBConv, round_channels
-from tests.models.reference import assert_loads_and_agrees, assert_same_output, randomise
+from tests.models.reference import assert_loads_and_agrees, assert_same_output, randomize
 
 NAMES = [f"efficientnet_b{i}" for i in range(8)]
 
@@ -24,7 +24,7 @@ def test_torchvision_weights_load_and_give_the_same_logits(name):
 
 
 def test_timm_weights_load_by_other_names_and_give_the_same_logits():
-    ours, theirs = create_model("efficientnet_b0"), randomise(timm.create_model("efficientnet_b0"), img_size=64)
+    ours, theirs = create_model("efficientnet_b0"), randomize(timm.create_model("efficientnet_b0"), img_size=64)
     ours.load_state_dict(ours.convert_pretrained(theirs.state_dict()), strict=True)
     assert_same_output(ours, theirs, img_size=64)
 

@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 
 from models import create_model
-from tests.models.reference import assert_loads_and_agrees, assert_same_output, randomise, relative_error
+from tests.models.reference import assert_loads_and_agrees, assert_same_output, randomize, relative_error
 
 INCEPTIONS = [  # the paper's table 1: maps in; 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool proj
     (192, 64, 96, 128, 16, 32, 32),
@@ -28,14 +28,14 @@ def test_torchvision_weights_load_and_give_the_same_logits():
 
 
 def test_transform_input_is_that_of_torchvision():
-    theirs = randomise(reference(transform_input=True), img_size=64)
+    theirs = randomize(reference(transform_input=True), img_size=64)
     ours = create_model("googlenet", transform_input=True)
     ours.load_state_dict(theirs.state_dict())
     assert_same_output(ours, theirs, img_size=64)
 
 
 def test_training_gives_the_logits_and_those_of_the_heads_after_4a_and_4d_in_this_order():
-    theirs = randomise(reference(dropout=0.0, dropout_aux=0.0), img_size=64).double().train()
+    theirs = randomize(reference(dropout=0.0, dropout_aux=0.0), img_size=64).double().train()
     ours = create_model("googlenet", pdrop=0.0, pdrop_aux=0.0).double().train()
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
@@ -121,7 +121,7 @@ def test_the_smallest_image_works_and_a_smaller_one_is_refused(first_block, smal
     [
         ({"first_block": "mnist"}, "first_block is 'mnist'"),
         ({"branch3_kernel": 7}, "branch3_kernel is 7"),
-        ({"transform_input": True, "in_channels": 1}, "three colours of ImageNet; in_channels is 1"),
+        ({"transform_input": True, "in_channels": 1}, "three colors of ImageNet; in_channels is 1"),
     ],
 )
 def test_a_wrong_argument_is_named(wrong, message):

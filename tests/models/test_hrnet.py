@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from models import create_model
 from models.hrnet import HighResolutionModule
-from tests.models.reference import assert_loads_and_agrees, randomise
+from tests.models.reference import assert_loads_and_agrees, randomize
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "hrnet_w18", "hrnet_w32", "hrnet_w48"])
@@ -90,7 +90,7 @@ def test_the_cifar_stem_keeps_the_resolution():
 
 @pytest.mark.parametrize("img_size", [28, 33, 50])
 def test_sizes_that_are_no_multiples_of_32_work(img_size):
-    model = randomise(create_model("hrnet_w18_small", img_size=img_size, n_classes=10), img_size=64)
+    model = randomize(create_model("hrnet_w18_small", img_size=img_size, n_classes=10), img_size=64)
     stages = model.forward_stages(torch.randn(2, 3, img_size, img_size))
     assert [x.shape[-1] for x in stages] == [-(-img_size // 2**i) for i in range(1, 6)]
     assert model(torch.randn(2, 3, img_size, img_size)).isfinite().all()

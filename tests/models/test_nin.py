@@ -69,7 +69,7 @@ def test_class_maps_pass_a_relu_before_they_are_averaged():
     torch.testing.assert_close(model(x), maps.clamp(min=0).mean(dim=(2, 3)))
 
 
-def test_there_is_no_batch_normalisation():
+def test_there_is_no_batch_normalization():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in small().modules())
 
 

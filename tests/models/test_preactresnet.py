@@ -5,7 +5,7 @@ from torch import nn
 
 from models import create_model
 from models.preactresnet import PreActBasicBlock, PreActBottleneck
-from tests.models.reference import assert_loads_and_agrees, randomise
+from tests.models.reference import assert_loads_and_agrees, randomize
 
 BLOCKS = {
     PreActBasicBlock: lambda: create_model("preactresnet18").stages[1].blocks[0],
@@ -38,7 +38,7 @@ def test_an_identity_shortcut_takes_the_sum_as_it_is():
 
 
 def test_a_last_batchnorm_and_relu_stand_before_the_pooling():
-    model = randomise(create_model("preactresnet18", n_classes=10, first_block="cifar10"), img_size=32)
+    model = randomize(create_model("preactresnet18", n_classes=10, first_block="cifar10"), img_size=32)
     images = torch.randn(2, 3, 32, 32)
     sums = model.stages(model.stem(images))
     features = model.forward_features(images)

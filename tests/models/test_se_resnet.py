@@ -9,7 +9,7 @@ from timm.models.resnet import ResNet as TimmResNet
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import create_model
-from tests.models.reference import assert_loads_and_agrees, assert_same_output, randomise
+from tests.models.reference import assert_loads_and_agrees, assert_same_output, randomize
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -30,7 +30,7 @@ def test_timm_without_its_rounding_to_8_gives_the_same_logits(depth):
 def test_legacy_weights_of_timm_load_under_our_names_and_give_the_same_logits(name):
     ours = create_model(name, legacy=True)
     assert timm.is_model_pretrained(ours.TIMM_NAMES[name])
-    theirs = randomise(timm.create_model(ours.TIMM_NAMES[name]), img_size=48)
+    theirs = randomize(timm.create_model(ours.TIMM_NAMES[name]), img_size=48)
     ours.load_state_dict(ours.convert_pretrained(theirs.state_dict()), strict=True)
     assert_same_output(ours, theirs, img_size=48)
 
@@ -60,14 +60,14 @@ def test_the_excitation_has_a_sixteenth_of_the_outputs_channels_and_biases(name)
 
 @pytest.mark.parametrize(("name", "last"), [("se_resnet18", "bn2"), ("se_resnet50", "bn3")])
 def test_the_scaling_is_directly_after_the_last_batchnorm_and_before_the_addition(name, last):
-    block = randomise(create_model(name, n_classes=10), img_size=48).layer1[1]
+    block = randomize(create_model(name, n_classes=10), img_size=48).layer1[1]
     seen = {}
-    block.get_submodule(last).register_forward_hook(lambda _, inputs, output: seen.update(normalised=output.clone()))
+    block.get_submodule(last).register_forward_hook(lambda _, inputs, output: seen.update(normalized=output.clone()))
     block.se.register_forward_hook(lambda _, inputs, output: seen.update(entered=inputs[0].clone(), scaled=output.clone()))
     x = torch.randn(2, block.se.fc2.out_channels, 8, 8)
     with torch.no_grad():
         y = block(x)
-    assert torch.equal(seen["entered"], seen["normalised"])
+    assert torch.equal(seen["entered"], seen["normalized"])
     torch.testing.assert_close(y, (seen["scaled"] + x).relu())
 
 

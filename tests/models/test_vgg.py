@@ -4,12 +4,12 @@ import torchvision
 from torch import nn
 
 from models import create_model
-from tests.models.reference import assert_loads_and_agrees, assert_same_output, randomise
+from tests.models.reference import assert_loads_and_agrees, assert_same_output, randomize
 
 NAMES = ["vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"]
 
 
-def uninitialised(build, *args, **kwargs):
+def uninitialized(build, *args, **kwargs):
     """Without the seconds that 124 million random numbers take: the weights are filled in afterwards."""
     with torch.device("meta"):
         model = build(*args, **kwargs)
@@ -31,26 +31,26 @@ def test_names_and_shapes_are_those_of_torchvision(name):
 
 
 def test_torchvision_weights_of_the_whole_network_load_and_give_the_same_logits():
-    theirs = uninitialised(torchvision.models.vgg16_bn)
-    assert_loads_and_agrees(uninitialised(create_model, "vgg16_bn"), theirs, img_size=64)
+    theirs = uninitialized(torchvision.models.vgg16_bn)
+    assert_loads_and_agrees(uninitialized(create_model, "vgg16_bn"), theirs, img_size=64)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_torchvision_weights_load_and_give_the_same_logits(name):
-    theirs = randomise(narrowed(uninitialised(torchvision.models.get_model, name)), img_size=32)
+    theirs = randomize(narrowed(uninitialized(torchvision.models.get_model, name)), img_size=32)
     if not name.endswith("_bn"):  # nothing else keeps the size of activations through as many as 19 layers of ReLU
         with torch.no_grad():
             for layer in theirs.modules():
                 if isinstance(layer, (nn.Conv2d, nn.Linear)):
                     layer.weight *= 2**0.5
-    ours = narrowed(uninitialised(create_model, name))
+    ours = narrowed(uninitialized(create_model, name))
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert_same_output(ours, theirs, img_size=32)
 
 
 @pytest.mark.parametrize(("img_size", "classifier"), [(224, "classifier.6"), (223, "classifier.1"), (32, "classifier.1")])
 def test_large_images_get_the_three_layer_head_and_small_ones_a_single_linear_layer(img_size, classifier):
-    model = uninitialised(create_model, "vgg11", n_classes=10, img_size=img_size)
+    model = uninitialized(create_model, "vgg11", n_classes=10, img_size=img_size)
     shapes = [tuple(layer.weight.shape) for layer in model.classifier if isinstance(layer, nn.Linear)]
     paper = [(4096, 512 * 7 * 7), (4096, 4096), (10, 4096)]
     assert shapes == (paper if img_size == 224 else [(10, 512)])
@@ -59,7 +59,7 @@ def test_large_images_get_the_three_layer_head_and_small_ones_a_single_linear_la
 
 @pytest.mark.parametrize(("img_size", "head", "features"), [(32, "paper", 4096), (224, "linear", 512)])
 def test_either_head_can_be_asked_for_at_any_size(img_size, head, features):
-    model = uninitialised(create_model, "vgg11", n_classes=10, img_size=img_size, head=head)
+    model = uninitialized(create_model, "vgg11", n_classes=10, img_size=img_size, head=head)
     assert model.num_features == features
     assert model.forward_head(torch.zeros(2, 512, 1, 1), pre_logits=True).shape == (2, features)
 
@@ -93,7 +93,7 @@ def test_weights_start_as_those_of_torchvision():
 @pytest.mark.parametrize(("given", "small", "large"), [(None, 0.0, 0.5), (0.2, 0.2, 0.2)])
 def test_dropout_is_the_papers_in_its_head_and_none_in_the_linear_one_unless_given(given, small, large):
     for img_size, expected in ((32, small), (224, large)):
-        model = uninitialised(create_model, "vgg11", img_size=img_size, pdrop=given)
+        model = uninitialized(create_model, "vgg11", img_size=img_size, pdrop=given)
         assert {layer.p for layer in model.classifier if isinstance(layer, nn.Dropout)} == {expected}
 
 

@@ -8,12 +8,12 @@ from torch import nn
 from engine.run.macs import count
 from models import create_model
 from models.vit import VisionTransformer
-from tests.models.reference import assert_loads_and_agrees, randomise, relative_error
+from tests.models.reference import assert_loads_and_agrees, randomize, relative_error
 
 NAMES = ["vit_tiny", "vit_small", "vit_base", "vit_large"]
 
 
-def uninitialised(build, *args, **kwargs) -> nn.Module:
+def uninitialized(build, *args, **kwargs) -> nn.Module:
     """A model whose weights are set later: drawing 300 million of them twice would take longer than the test."""
     with torch.device("meta"):
         model = build(*args, **kwargs)
@@ -25,8 +25,8 @@ def test_timms_weights_load_and_give_the_same_logits(name, depth):
     """Of the large model's 24 equal blocks a third, as all of them in float64, twice, take 5 GB; the next test sees them all."""
     options = {"img_size": 32, "patch_size": 8, "depth": depth}
     ours, theirs = (
-        uninitialised(create_model, name, **options),
-        uninitialised(timm.create_model, f"{name}_patch16_224", **options),
+        uninitialized(create_model, name, **options),
+        uninitialized(timm.create_model, f"{name}_patch16_224", **options),
     )
     assert_loads_and_agrees(ours, theirs, img_size=32)
 
@@ -53,7 +53,7 @@ def test_vit_tiny_with_patches_of_4_has_5_36_million_parameters():
 
 
 def test_forward_stages_gives_the_patches_where_they_lay_in_the_image():
-    model = randomise(create_model("vit_tiny", img_size=32, patch_size=8), img_size=32)
+    model = randomize(create_model("vit_tiny", img_size=32, patch_size=8), img_size=32)
     image = torch.randn(2, 3, 32, 32)
     (features,) = model.forward_stages(image)
     tokens = model.forward_features(image)
@@ -67,7 +67,7 @@ def test_forward_stages_gives_the_patches_where_they_lay_in_the_image():
 
 
 def test_the_head_sees_the_class_token_after_the_last_norm():
-    model = randomise(create_model("vit_tiny", img_size=32, patch_size=8), img_size=32)
+    model = randomize(create_model("vit_tiny", img_size=32, patch_size=8), img_size=32)
     nn.init.ones_(model.norm.weight)
     nn.init.zeros_(model.norm.bias)
     embedding = model.forward_head(model.forward_features(torch.randn(2, 3, 32, 32)), pre_logits=True)
@@ -95,7 +95,7 @@ def test_gelu_is_exact():
 
 
 def test_positions_matter():
-    model = randomise(create_model("vit_tiny", img_size=32, patch_size=8), img_size=32)
+    model = randomize(create_model("vit_tiny", img_size=32, patch_size=8), img_size=32)
     nn.init.normal_(model.pos_embed)
     image = torch.randn(4, 3, 32, 32)
     rolled = image.roll(8, dims=3)  # the same patches elsewhere

@@ -25,7 +25,7 @@ def test_every_input_pipeline_is_measured_beside_its_rivals(quick):
     torchvision, timm = "torchvision's transforms on PIL", "timm's create_loader"
     assert found >= {("training", f"{torchvision}, {n} workers") for n in (0, 2)}
     assert found >= {(kind, name) for kind in ("training", "evaluation") for name in ("this project", timm, torchvision)}
-    assert ("training", "the limit: gathered and normalised only") in found
+    assert ("training", "the limit: gathered and normalized only") in found
     assert quick["left_out"] == []
     assert (quick["threads"], quick["workers"]) == (1, 1)
 

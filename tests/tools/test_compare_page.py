@@ -244,16 +244,16 @@ def test_what_differs_is_shown_and_nothing_else(opened):
 
 
 def test_dark_and_light_follow_the_system_in_the_charts_too(opened):
-    def colours():
+    def colors():
         return opened.execute_script(
             """return [getComputedStyle(document.body).backgroundColor,
                 Bokeh.documents[0].get_model_by_name("curves-x").axis_label_text_color]"""
         )
 
-    light = colours()
+    light = colors()
     choose_scheme(opened, "dark")
     wait_for(opened, f"return getComputedStyle(document.body).backgroundColor !== '{light[0]}'")
-    dark = colours()
+    dark = colors()
     assert dark[1] != light[1]
     luminance = [sum(int(dark[1][i : i + 2], 16) for i in (1, 3, 5)), sum(int(light[1][i : i + 2], 16) for i in (1, 3, 5))]
     assert luminance[0] > 3 * 200

@@ -42,7 +42,7 @@ def exportable(name: str, model: nn.Module | None = None, **arguments) -> Export
         mean=(0.4,) * channels,
         std=(0.2,) * channels,
     )
-    as_trained(made.model, made.normalise(made.images(32)))
+    as_trained(made.model, made.normalize(made.images(32)))
     return made
 
 
@@ -87,9 +87,9 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def bytes_of(trained: Trained, n: int) -> torch.Tensor:
-    """Validation images as they are before they are normalised."""
+    """Validation images as they are before they are normalized."""
     images, _ = next(trained.data.loader("valid").batches())
-    return (255 * trained.normalise.undo(images[:n])).round().to(torch.uint8)
+    return (255 * trained.normalize.undo(images[:n])).round().to(torch.uint8)
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def test_an_onnx_file_takes_bytes_and_gives_the_logits_of_the_model(small_runs, 
     trained = load_trained(small_runs["lenet"], {})
     images = bytes_of(trained, n)
     with torch.no_grad():
-        expected = trained.model(trained.normalise(images))
+        expected = trained.model(trained.normalize(images))
     given = torch.from_numpy(run_onnx(onnx_of_lenet, images.numpy()))
     assert (given.argmax(1) == expected.argmax(1)).all()
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
@@ -130,11 +130,11 @@ def test_an_onnx_file_says_what_it_holds(onnx_of_lenet):
     held = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(held["classes"]) == [str(i) for i in range(10)]
     assert json.loads(held["preprocessing"])["mean"] == [0.3053]
-    assert held["input"] == "uint8, batch x 1 x 28 x 28, 0 to 255, normalised by the graph"
+    assert held["input"] == "uint8, batch x 1 x 28 x 28, 0 to 255, normalized by the graph"
     assert "softmax" in held["output"]
 
 
-def test_torch_exports_file_takes_normalised_images_and_has_no_batch_norm_when_asked(small_runs, tmp_path, capsys):
+def test_torch_exports_file_takes_normalized_images_and_has_no_batch_norm_when_asked(small_runs, tmp_path, capsys):
     path = tmp_path / "resnet18.pt2"
     assert export("torch", small_runs["resnet18"], "--input", "float32", "--fold_bn", "-o", path) == 0
     assert "12 BatchNorms folded, 0 left" in capsys.readouterr().out  # of the stem, of four blocks and of three shortcuts
@@ -144,7 +144,7 @@ def test_torch_exports_file_takes_normalised_images_and_has_no_batch_norm_when_a
     assert json.loads(held[DESCRIPTION])["input"] == "float32, batch x 3 x 32 x 32, (value / 255 - mean) / std"
     trained = load_trained(small_runs["resnet18"], {})
     for n in (1, 6):
-        images = trained.normalise(bytes_of(trained, n))
+        images = trained.normalize(bytes_of(trained, n))
         with torch.no_grad():
             torch.testing.assert_close(program.module()(images), trained.model(images), rtol=1e-4, atol=1e-4)
 
@@ -161,8 +161,8 @@ def test_timm_loads_the_folder_and_prepares_images_as_the_run_did(small_runs, fo
     images = bytes_of(trained, 8)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(in_timm), is_training=False)
     seen_by_timm = torch.stack([transform(to_pil_image(image)) for image in images])
-    torch.testing.assert_close(seen_by_timm, trained.normalise(images), rtol=1e-5, atol=1e-5)
-    assert_same_logits(in_timm(seen_by_timm), trained.model(trained.normalise(images)))
+    torch.testing.assert_close(seen_by_timm, trained.normalize(images), rtol=1e-5, atol=1e-5)
+    assert_same_logits(in_timm(seen_by_timm), trained.model(trained.normalize(images)))
     assert in_timm.pretrained_cfg["label_names"] == list(trained.classes)
 
 
@@ -189,7 +189,7 @@ def test_the_line_of_the_card_loads_the_folder_in_this_project(small_runs, tmp_p
     loaded: dict = {}
     exec(code, loaded)
     trained = load_trained(small_runs["lenet"], {})
-    images = trained.normalise(bytes_of(trained, 8))
+    images = trained.normalize(bytes_of(trained, 8))
     assert_same_logits(loaded["model"](images), trained.model(images))
     test = results(small_runs["lenet"])["test"]
     assert f"{100 * test['test/acc@1']:.2f} % |" in card

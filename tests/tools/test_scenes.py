@@ -165,7 +165,7 @@ def test_data_show_the_batch_that_an_update_trains_with(trained, monkeypatch):
     for i in range(3):
         image = np.asarray(axes[rows // 2, i].images[0].get_array())
         own = batch[0][i]
-        picture = own if task == "detection" else trained.normalise.undo(own)[0] if own.ndim == 4 else trained.normalise.undo(own)
+        picture = own if task == "detection" else trained.normalize.undo(own)[0] if own.ndim == 4 else trained.normalize.undo(own)
         np.testing.assert_allclose(image, picture.permute(1, 2, 0).numpy(), atol=1e-5)
         if task == "segmentation":
             shown = np.asarray(axes[3, i].images[0].get_array())
@@ -224,7 +224,7 @@ def test_a_classification_run_starts_the_trunk(tmp_path, task):
     assert run_main("-e", tmp_path / "scenes", *argv) == 0
     classifier, network = weights(tmp_path / "classes", "best"), weights(tmp_path / "scenes")
     prefix = "backbone.body." if task == "detection" else "backbone."
-    learnt = [name for name in classifier if "running" not in name and "num_batches" not in name and not name.startswith("fc.")]
-    assert len(learnt) > 20
-    for name in learnt:
+    learned = [name for name in classifier if "running" not in name and "num_batches" not in name and not name.startswith("fc.")]
+    assert len(learned) > 20
+    for name in learned:
         assert torch.equal(network[prefix + name], classifier[name]), name

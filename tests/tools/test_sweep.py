@@ -101,7 +101,7 @@ def test_a_grid_tries_each_combination_once(tmp_path):
 
 @pytest.mark.slow
 def test_hopeless_trials_are_ended_early(tmp_path, capsys):
-    """Four good ones, and one with which nothing is learnt."""
+    """Four good ones, and one with which nothing is learned."""
     rates = "0.05,0.06,0.07,0.08,0.000001"
     argv = ("--search", "grid", "--space", f"train.optim.lr={rates}", "-o", tmp_path / "sweep", "--train.n_steps", 400)
     argv += ("--train.eval_freq", 20, "--train.num_threads", 1)

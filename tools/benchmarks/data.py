@@ -83,7 +83,7 @@ def in_memory(n: int) -> Comparison:
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = Images(images, torch.arange(n) % 10)
     pictures = [(Image.fromarray(image.permute(1, 2, 0).numpy()), label) for label, image in enumerate(images)]
-    steps = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *_to_normalised_tensor()]
+    steps = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *_to_normalized_tensor()]
 
     def ours() -> Iterator[Any]:
         order = Order(n, IN_MEMORY_BATCH, seed=0)
@@ -100,7 +100,7 @@ def in_memory(n: int) -> Comparison:
         loader = train_loader(split, order, replace(_preparation(32), augment=False), Workers(), torch.device("cpu"))
         return loader.batches(0, sys.maxsize)
 
-    pipelines["the limit: gathered and normalised only"] = limit
+    pipelines["the limit: gathered and normalized only"] = limit
     return Comparison(IN_MEMORY, pipelines)
 
 
@@ -109,8 +109,8 @@ def from_files(root: Path, workers: int) -> list[Comparison]:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    training = [transforms.RandomResizedCrop(IMG_SIZE), transforms.RandomHorizontalFlip(), *_to_normalised_tensor()]
-    evaluation = [transforms.Resize(256), transforms.CenterCrop(IMG_SIZE), *_to_normalised_tensor()]
+    training = [transforms.RandomResizedCrop(IMG_SIZE), transforms.RandomHorizontalFlip(), *_to_normalized_tensor()]
+    evaluation = [transforms.Resize(256), transforms.CenterCrop(IMG_SIZE), *_to_normalized_tensor()]
     comparisons = []
     for title, steps in (("training", training), ("evaluation", evaluation)):
         is_training = title == "training"
@@ -180,7 +180,7 @@ def _endless_loader(data: Any, batch_size: int, workers: int) -> Batches:
     return start
 
 
-def _to_normalised_tensor() -> list[Any]:
+def _to_normalized_tensor() -> list[Any]:
     from torchvision import transforms
 
     return [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
@@ -221,9 +221,9 @@ def write_jpegs(root: Path, n: int) -> None:
     for i in range(DIFFERENT_JPEGS):
         picture = torch.full((1, 3, HEIGHT, WIDTH), 128.0)
         for cells, strength in ((3, 70), (6, 45), (12, 32), (24, 23), (48, 16), (96, 11), (192, 7)):
-            grey = torch.randn(1, 1, cells, cells * 4 // 3, generator=generator)
-            colour = torch.randn(1, 3, cells, cells * 4 // 3, generator=generator)
-            picture += strength * F.interpolate(grey + 0.4 * colour, (HEIGHT, WIDTH), mode="bicubic")
+            gray = torch.randn(1, 1, cells, cells * 4 // 3, generator=generator)
+            color = torch.randn(1, 3, cells, cells * 4 // 3, generator=generator)
+            picture += strength * F.interpolate(gray + 0.4 * color, (HEIGHT, WIDTH), mode="bicubic")
         picture += 5 * torch.randn(1, 1, HEIGHT, WIDTH, generator=generator)
         pixels = picture[0].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / f"{i:06d}.jpg", quality=QUALITY)

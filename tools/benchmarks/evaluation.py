@@ -14,7 +14,7 @@ from tools.benchmarks.sides import Length, race
 from tools.benchmarks.training import OURS, RESNET, config_of, keys_of
 
 EXAMPLES = """
-The engine reads CIFAR-10's files, normalises the images, and counts losses, top-1 and top-5; the loop only calls the model.
+The engine reads CIFAR-10's files, normalizes the images, and counts losses, top-1 and top-5; the loop only calls the model.
 
 examples:
   python tools/benchmark.py evaluation

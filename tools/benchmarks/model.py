@@ -100,7 +100,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
     rows = [
         row
         for kind, size in product(("inference", "training"), args.batch_sizes or sorted({1, config.train.batch_size}))
-        if (kind, size) != ("training", 1)  # no batch to normalise by
+        if (kind, size) != ("training", 1)  # no batch to normalize by
         for row in measure_settings(kind, size, args.config, overrides, settings, length)
     ]
     if args.json:

@@ -21,7 +21,7 @@ from engine.plots.style import line_style
 from tools.comparison.series import MONITORED, are_wide, keys_of, labels_of, series_of, unit_of_time
 from tools.comparison.table import Row, mean_and_deviation
 
-BLACK = "#000000"  # is in the colour of the page's text
+BLACK = "#000000"  # is in the color of the page's text
 DASHES = {"-": "solid", "--": "dashed", ":": "dotted"}
 MARKERS = {"-": "circle", "--": "square", ":": "triangle"}
 HEIGHT = 380  # of a chart, in pixels; it is as wide as there is room
@@ -78,9 +78,9 @@ def _draw_curves(curves: Sequence[dict[str, Any]], x: str, y: str) -> figure:
     chart = _chart("curves", x, y)
     for curve in curves:
         source = ColumnDataSource({"x": [], "y": [], "run": []}, name=curve["name"])
-        colour, dashes, _ = _look(curve["row"])
-        line = chart.line("x", "y", source=source, line_color=colour, line_dash=dashes, line_width=2)
-        points = chart.scatter("x", "y", source=source, size=4, color=colour)
+        color, dashes, _ = _look(curve["row"])
+        line = chart.line("x", "y", source=source, line_color=color, line_dash=dashes, line_width=2)
+        points = chart.scatter("x", "y", source=source, size=4, color=color)
         line.tags = points.tags = [curve["row"]]
     return chart
 
@@ -93,23 +93,23 @@ def _draw_points(rows: Sequence[Row], cost: str, label: str, per: float) -> figu
         (x, _), (y, deviation) = (mean_and_deviation(row, name) for name in (cost, "best"))
         if x is None or y is None:
             continue
-        colour, _, marker = _look(i)
+        color, _, marker = _look(i)
         x, low, y, high = x / per, 100 * (y - (deviation or 0)), 100 * y, 100 * (y + (deviation or 0))
         source = ColumnDataSource({"x": [x], "y": [y], "low": [low], "high": [high], "run": [row.name]})
-        bar = chart.segment("x", "low", "x", "high", source=source, line_color=colour, line_width=2)
-        point = chart.scatter("x", "y", source=source, size=12, color=colour, marker=marker)
+        bar = chart.segment("x", "low", "x", "high", source=source, line_color=color, line_width=2)
+        point = chart.scatter("x", "y", source=source, size=12, color=color, marker=marker)
         bar.tags = point.tags = [i]
     return chart
 
 
 def _look(i: int) -> tuple[str, str, str]:
-    """Colour, dashes and marker of a row."""
+    """Color, dashes and marker of a row."""
     how = line_style(i)
     return how["color"], DASHES[how["linestyle"]], MARKERS[how["linestyle"]]
 
 
 def _chart(name: str, x: str, y: str, *, is_wide: bool = False) -> figure:
-    """The page's own script gives it the colours of the page, light or dark."""
+    """The page's own script gives it the colors of the page, light or dark."""
     hover = HoverTool(tooltips=[("", "@run"), (y, "@y{0.0000}"), (x, "@x{0,0.[00]}")], name=f"{name}-hover")
     chart = figure(
         height=HEIGHT,

@@ -35,7 +35,7 @@ def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]
         columns=columns,
         rows=[
             {
-                "colour": "currentColor" if how["color"] == BLACK else how["color"],
+                "color": "currentColor" if how["color"] == BLACK else how["color"],
                 "dashes": DASH_LENGTHS[how["linestyle"]],
                 "completed": row.first.is_completed,
                 "cells": [(column, column.cell(row), column.mean_and_deviation(row)[0]) for column in columns],

@@ -88,7 +88,7 @@ def _preparation(exportable: Exportable) -> str:
     shorter_side = round(size / exportable.crop_pct)
     return (
         f"An image ({about['colours']}, values from 0 to 1) is scaled so that its shorter side has {shorter_side} pixels "
-        f"({exportable.interpolation}, antialiased), cropped to the middle {size}x{size}, and normalised with mean "
+        f"({exportable.interpolation}, antialiased), cropped to the middle {size}x{size}, and normalized with mean "
         f"{about['mean']} and standard deviation {about['std']}. The output is logits; {exportable.probabilities} makes "
         "probabilities of them."
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets import find_dataset
-from datasets.pipeline.augment import Normalise
+from datasets.pipeline.augment import Normalize
 from engine.config.errors import ConfigError, RunError
 from engine.inference.trained import Trained
 
@@ -34,11 +34,11 @@ class Exportable:
     probabilities: Literal["softmax", "sigmoid"] = "softmax"
 
     @property
-    def normalise(self) -> Normalise:
-        return Normalise(self.mean, self.std, self.img_size, "cpu")
+    def normalize(self) -> Normalize:
+        return Normalize(self.mean, self.std, self.img_size, "cpu")
 
     def images(self, n: int) -> Tensor:
-        """Clouds of colour, as bytes: for networks they differ more than noise does."""
+        """Clouds of color, as bytes: for networks they differ more than noise does."""
         generator = torch.Generator().manual_seed(n)
         coarse = torch.rand(n, self.channels, 4, 4, generator=generator)
         clouds = F.interpolate(coarse, (self.img_size, self.img_size), mode="bilinear")

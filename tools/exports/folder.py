@@ -35,7 +35,7 @@ class Named:
 
 def write_folder(exportable: Exportable, path: Path, card: Callable[[bool], str]) -> str:
     """`card` is asked for the model card, and told whether timm loads the folder. Gives what there is to say of it."""
-    batches = [exportable.normalise(exportable.images(n)) for n in (1, 5)]
+    batches = [exportable.normalize(exportable.images(n)) for n in (1, 5)]
 
     def expect(loaded: nn.Module) -> str:
         return expect_equal(loaded.eval(), exportable.model, batches, str(path))

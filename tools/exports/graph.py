@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from datasets.pipeline.augment import Normalise
+from datasets.pipeline.augment import Normalize
 from engine.config.errors import RunError
 from tools.exports.exportable import Exportable, complete, expect_equal
 from tools.exports.fold import fold_batch_norm
@@ -28,11 +28,11 @@ InputType = Literal["uint8", "float32"]
 class WithPreprocessing(nn.Module):
     """Bytes in, logits out."""
 
-    def __init__(self, model: nn.Module, normalise: Normalise) -> None:
+    def __init__(self, model: nn.Module, normalize: Normalize) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("scale", normalise.scale)
-        self.register_buffer("shift", normalise.shift)
+        self.register_buffer("scale", normalize.scale)
+        self.register_buffer("shift", normalize.shift)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images.to(torch.float32) * self.scale + self.shift)
@@ -50,20 +50,20 @@ class Graph:
 
 
 def trace(exportable: Exportable, input_type: InputType, *, fold_bn: bool) -> Graph:
-    normalise, model = exportable.normalise, exportable.model
+    normalize, model = exportable.normalize, exportable.model
     traced, *batches = [exportable.images(n) for n in (TRACED_SIZE, *CHECKED_SIZES)]
     with _quiet(), _explained(f"{exportable.name} can't be traced by torch.export"):
         eager, said = model, ""
         if fold_bn:
-            model, n_folded, n_left = fold_batch_norm(model, normalise(traced))
+            model, n_folded, n_left = fold_batch_norm(model, normalize(traced))
             said = f", {n_folded} BatchNorms folded, {n_left} left"
         if input_type == "uint8":
-            eager, model = (WithPreprocessing(each, normalise).eval() for each in (eager, model))
+            eager, model = (WithPreprocessing(each, normalize).eval() for each in (eager, model))
         else:
-            traced, *batches = map(normalise, (traced, *batches))
+            traced, *batches = map(normalize, (traced, *batches))
         program = torch.export.export(model, (traced,), dynamic_shapes=({0: Dim("batch")},))
     shape = f"{exportable.channels} x {exportable.img_size} x {exportable.img_size}"
-    values = {"uint8": "0 to 255, normalised by the graph", "float32": "(value / 255 - mean) / std"}[input_type]
+    values = {"uint8": "0 to 255, normalized by the graph", "float32": "(value / 255 - mean) / std"}[input_type]
     description = {**exportable.describe(), "input": f"{input_type}, batch x {shape}, {values}"}
     said = f"{INPUT} {input_type} N x {shape} -> {OUTPUT} N x {len(exportable.classes)}{said}"
     return Graph(program, description, eager, batches, said)

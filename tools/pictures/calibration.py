@@ -79,7 +79,7 @@ def draw(figure: "Figure", bins: Sequence[Mapping[str, float] | None], title: st
         )
         above.plot([0, 100], [0, 100], color="black", linestyle="--", linewidth=1, label="perfectly calibrated")
         above.set(ylabel="accuracy (%)", ylim=(0, 100), xlim=(0, 100))
-        below.bar(left, [100 * found["count"] / n for _, found in filled], color="grey", **how)
+        below.bar(left, [100 * found["count"] / n for _, found in filled], color="gray", **how)
         below.set(xlabel="confidence (%)", ylabel="images (%)")
         figure.legend(loc="outside lower center", ncols=3)
         figure.suptitle(title, fontsize=10)

@@ -15,7 +15,7 @@ class Row:
     name: str
     images: "Sequence[Tensor]"  # C H W, from 0 to 1
     titles: Sequence[str] = ()
-    colours: Sequence[str] = ()  # of the titles; black without
+    colors: Sequence[str] = ()  # of the titles; black without
     add: "Callable[[Axes, int], None] | None" = None  # draws over the i-th image
 
 
@@ -39,7 +39,7 @@ def draw_columns(figure: "Figure", rows: Sequence[Row], title: str) -> None:
                 if row.add is not None:
                     row.add(axes, i)
                 if row.titles:
-                    axes.set_title(row.titles[i], color=row.colours[i] if row.colours else "black")
+                    axes.set_title(row.titles[i], color=row.colors[i] if row.colors else "black")
                 if column == 0:
                     axes.set_ylabel(row.name, fontsize=9)
         figure.suptitle(title, fontsize=10)

@@ -85,7 +85,7 @@ def accuracies(counts: "np.ndarray") -> "np.ndarray":
 
 
 def _draw_lists(figure: "Figure", counts: "np.ndarray", classes: Sequence[str], title: str) -> None:
-    """The most frequent confusions, and the classes that are recognised least."""
+    """The most frequent confusions, and the classes that are recognized least."""
     import numpy as np
 
     from engine.plots.images import short
@@ -103,14 +103,14 @@ def _draw_lists(figure: "Figure", counts: "np.ndarray", classes: Sequence[str], 
     )
     with style(font_size=9):
         figure.set_size_inches(13, 1.2 + 0.24 * LISTED)
-        for axes, (unit, names, values, colour) in zip(figure.subplots(1, 2), lists, strict=True):
-            axes.bar_label(axes.barh(range(len(values)), values, color=colour), fmt="{:.0f}", padding=2)
+        for axes, (unit, names, values, color) in zip(figure.subplots(1, 2), lists, strict=True):
+            axes.bar_label(axes.barh(range(len(values)), values, color=color), fmt="{:.0f}", padding=2)
             axes.set_yticks(range(len(names)), names)
             axes.set(xlabel=unit, xlim=(0, 1.1 * max(values, default=1)))
             axes.grid(False, axis="y")
             axes.margins(y=0.01)
             axes.invert_yaxis()
-        figure.suptitle(f"{title}; the most frequent confusions, and the classes that are recognised least", fontsize=10)
+        figure.suptitle(f"{title}; the most frequent confusions, and the classes that are recognized least", fontsize=10)
 
 
 def _draw_matrix(figure: "Figure", axes: "Axes", counts: "np.ndarray", classes: Sequence[str]) -> None:
@@ -129,9 +129,9 @@ def _draw_matrix(figure: "Figure", axes: "Axes", counts: "np.ndarray", classes: 
     axes.set_xticks(range(n), names, rotation=90)
     axes.set_yticks(range(n), names)
     for row, column in zip(*(place.tolist() for place in np.nonzero(counts)), strict=True):
-        colour = "white" if of_row[row, column] > 55 else "black"
+        color = "white" if of_row[row, column] > 55 else "black"
         said = f"{counts[row, column]}" + (f"\n{of_row[row, column]:.0f} %" if n <= MOST_IN_PERCENT else "")
-        axes.text(column, row, said, ha="center", va="center", color=colour)
+        axes.text(column, row, said, ha="center", va="center", color=color)
 
 
 def _draw_accuracies(axes: "Axes", counts: "np.ndarray") -> None:

@@ -11,8 +11,8 @@ from tools.pictures.output import add_output, deliver, new_figure
 from tools.pictures.subject import told_apart
 
 EXAMPLES = """
-One run: training and validation in two colours, and the losses of auxiliary heads where there are any, as in GoogLeNet.
-Several runs: a colour for each; by epoch or by time, runs of different batches can be compared. Time is that of the training,
+One run: training and validation in two colors, and the losses of auxiliary heads where there are any, as in GoogLeNet.
+Several runs: a color for each; by epoch or by time, runs of different batches can be compared. Time is that of the training,
 without the pauses of a run that was resumed.
 
 examples:

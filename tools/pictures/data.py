@@ -102,7 +102,7 @@ def rows_of(run: "Run", config: LoadedConfig, step: int, n: int) -> list[Row]:
     rows = []
     for name, batch in batches.items():
         images, targets = (part[:n] for part in batch)
-        pictures = loader.normalise.undo(images)
+        pictures = loader.normalize.undo(images)
         if is_of_scenes(run.task):
             rows += scenes.rows_of(run.task, name, pictures, (images, targets))
         else:

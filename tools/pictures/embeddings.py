@@ -1,4 +1,4 @@
-"""What the classifier sees of each image: the features of the penultimate layer, in two dimensions, coloured by class.
+"""What the classifier sees of each image: the features of the penultimate layer, in two dimensions, colored by class.
 
 t-SNE: van der Maaten, Hinton (2008): Visualizing Data using t-SNE. https://jmlr.org/papers/v9/vandermaaten08a.html
 UMAP: McInnes, Healy, Melville (2018): Uniform Manifold Approximation and Projection. https://arxiv.org/abs/1802.03426
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from engine.inference.trained import Trained
 
 EXAMPLES = """
-Only PCA keeps distances; t-SNE and UMAP keep who is whose neighbour. UMAP needs umap-learn.
+Only PCA keeps distances; t-SNE and UMAP keep who is whose neighbor. UMAP needs umap-learn.
 
 examples:
   python tools/visualize.py embeddings runs/first
@@ -69,7 +69,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
     expect_classes(trained.task, trained.config, "embeddings")
     features, labels = features_of(trained, args.split, n)
     if len(features) < 3:
-        raise ConfigError(f"--n: {len(features)} images make no picture of neighbours")
+        raise ConfigError(f"--n: {len(features)} images make no picture of neighbors")
     points, said = laid_out(features, args.method, trained.config.seed)
     title = f"{name_of(trained)}, {len(points):,} images of {args.split}: {features.shape[1]} features by {said}"
     draw(figure := new_figure(args), points, labels, trained.data.classes, title)
@@ -108,9 +108,9 @@ def laid_out(features: "np.ndarray", method: str, seed: int) -> "tuple[np.ndarra
     if method == "umap":
         from umap import UMAP
 
-        neighbours = min(15, n - 1)
-        umap = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1)
-        return umap.fit_transform(features), f"UMAP ({neighbours} neighbours)"
+        neighbors = min(15, n - 1)
+        umap = UMAP(n_neighbors=neighbors, random_state=seed, n_jobs=1)
+        return umap.fit_transform(features), f"UMAP ({neighbors} neighbors)"
     from sklearn.manifold import TSNE
 
     perplexity = min(30, (n - 1) / 3)
@@ -119,7 +119,7 @@ def laid_out(features: "np.ndarray", method: str, seed: int) -> "tuple[np.ndarra
 
 
 def draw(figure: "Figure", points: "np.ndarray", labels: "np.ndarray", classes: Sequence[str], title: str) -> None:
-    """Each class has a colour, a marker and its name where its middle is."""
+    """Each class has a color, a marker and its name where its middle is."""
     import numpy as np
     from matplotlib.patheffects import withStroke
 
@@ -132,9 +132,9 @@ def draw(figure: "Figure", points: "np.ndarray", labels: "np.ndarray", classes: 
         axes = figure.subplots()
         for i, label in enumerate(there):
             of_class = points[labels == label]
-            colour, marker = COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
+            color, marker = COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
             name = short(classes[label])
-            axes.scatter(*of_class.T, s=14, color=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
+            axes.scatter(*of_class.T, s=14, color=color, marker=marker, alpha=0.7, linewidths=0, label=name)
             halo = [withStroke(linewidth=2.5, foreground="white")]
             axes.text(*np.median(of_class, axis=0), name, ha="center", va="center", path_effects=halo, fontsize=9)
         axes.set(xticks=[], yticks=[])

@@ -112,7 +112,7 @@ def _in_rows(vector: "Tensor") -> "Tensor":
 
 
 def draw_filters(figure: "Figure", name: str, weights: "Tensor", title: str) -> None:
-    """Those with the largest weights, N C H W. With three channels in colour, grey being zero; else the mean of the channels."""
+    """Those with the largest weights, N C H W. With three channels in color, gray being zero; else the mean of the channels."""
     from engine.plots.images import show_image
     from engine.plots.style import SHADES, style
 

@@ -101,5 +101,5 @@ def overlay(images: "Tensor", heat: "Tensor") -> "Tensor":
 
     from engine.plots.style import HEAT
 
-    colours = torch.from_numpy(matplotlib.colormaps[HEAT](heat.numpy())[..., :3]).permute(0, 3, 1, 2).float()
-    return 0.4 * images.mean(1, keepdim=True) + 0.6 * colours
+    colors = torch.from_numpy(matplotlib.colormaps[HEAT](heat.numpy())[..., :3]).permute(0, 3, 1, 2).float()
+    return 0.4 * images.mean(1, keepdim=True) + 0.6 * colors

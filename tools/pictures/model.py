@@ -152,10 +152,10 @@ def draw(figure: "Figure", layers: "Sequence[Layer]", title: str) -> None:
     }
     with style(font_size=8):
         figure.set_size_inches(11, 1.2 + 0.19 * len(parts))
-        for axes, (name, (values, say, total)), colour in zip(
+        for axes, (name, (values, say, total)), color in zip(
             figure.subplots(1, 3, sharey=True), measures.items(), COLORS, strict=False
         ):
-            bars = axes.barh(range(len(parts)), values, color=colour)
+            bars = axes.barh(range(len(parts)), values, color=color)
             axes.bar_label(bars, [say(value) if value else "" for value in values], padding=2, fontsize=7)
             axes.set_title(f"{name}: {say(total)}", fontsize=9)
             axes.set(xticks=[], xlim=(0, 1.3 * max(values) or 1))

@@ -80,8 +80,8 @@ def draw_classes(figure: "Figure", args: Namespace, trained: "Trained") -> bool:
         subjects = subjects_of(args, trained)
     with torch.no_grad():
         probabilities = trained.task.predict(trained.model, (subjects.inputs, subjects.labels)).cpu()
-    titles, colours = class_titles(probabilities, trained.classes, subjects.labels, subjects.names)
-    draw_images(figure, subjects.images, titles, colours)
+    titles, colors = class_titles(probabilities, trained.classes, subjects.labels, subjects.names)
+    draw_images(figure, subjects.images, titles, colors)
     return True
 
 

@@ -33,7 +33,7 @@ def draw_predictions(figure: "Figure", args: Namespace, trained: "Trained") -> N
     batch = joined(batches_asked_for(args, trained))
     with torch.no_grad():
         predictions = trained.task.predict(trained.model, batch)
-    trained.task.draw(trained.normalise.undo(batch[0]), batch, predictions, figure)
+    trained.task.draw(trained.normalize.undo(batch[0]), batch, predictions, figure)
 
 
 def joined(batches: "Iterable[Sequence[Any]]") -> list[Any]:

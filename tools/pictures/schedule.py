@@ -150,7 +150,7 @@ def draw_schedules(figure: "Figure", courses: Sequence[Course]) -> None:
         if not by_epoch and len(lengths) == 1 and None not in lengths:
             _add_epochs(axes, lengths.pop())
         if any(course.warmup or course.cooldown for course in courses):
-            axes.plot([], [], color="grey", label="broad: warm-up and cool-down", **BROAD)
+            axes.plot([], [], color="gray", label="broad: warm-up and cool-down", **BROAD)
         figure.legend(loc="outside lower center")
 
 

@@ -100,7 +100,7 @@ def files_of(trained: "Trained", words: Sequence[str]) -> Subjects:
 
     paths = find_images(words)
     inputs = torch.cat([inputs for inputs, _ in batches_of(trained, paths, BATCH)])
-    return Subjects(inputs, trained.normalise.undo(inputs), [path.name for path in paths], None)
+    return Subjects(inputs, trained.normalize.undo(inputs), [path.name for path in paths], None)
 
 
 def samples_of(trained: "Trained", split: str, indices: Sequence[int]) -> Subjects:
@@ -109,7 +109,7 @@ def samples_of(trained: "Trained", split: str, indices: Sequence[int]) -> Subjec
     inputs, labels = map(torch.cat, zip(*batches_of(trained, split, indices), strict=True))
     names = [trained.data.classes[label] for label in labels.tolist()]
     are_its_own = len(trained.data.classes) == len(trained.classes)
-    return Subjects(inputs, trained.normalise.undo(inputs), names, labels if are_its_own else None)
+    return Subjects(inputs, trained.normalize.undo(inputs), names, labels if are_its_own else None)
 
 
 def batches_of(trained: "Trained", split: str, indices: Sequence[int]) -> "Iterator[Any]":

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as v2
 
-from datasets.pipeline.augment import AUGMENT, JITTER, ColorJitter, CropAndFlip, Cutout, Normalise
+from datasets.pipeline.augment import AUGMENT, JITTER, ColorJitter, CropAndFlip, Cutout, Normalize
 from datasets.pipeline.counters import below, draws
 
 N = 500
@@ -29,8 +29,8 @@ def test_pixels_equal_torchvisions_crop_and_flip_for_the_same_parameters(images,
 def test_every_offset_and_both_sides_occur_with_the_right_frequency():
     position = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(9000, 1, 1, 1)
     cut = CropAndFlip(position, padding=1, padding_mode="constant", hflip=True, seed=1)(0, torch.arange(9000))
-    centre = cut[:, 0, 3:5, 3:5].flatten(1)  # four pixels that say which crop this is, and which way round
-    kinds, counts = centre.unique(dim=0, return_counts=True)
+    center = cut[:, 0, 3:5, 3:5].flatten(1)  # four pixels that say which crop this is, and which way round
+    kinds, counts = center.unique(dim=0, return_counts=True)
     assert len(kinds) == 3 * 3 * 2
     assert ((counts - 500.0) ** 2 / 500).sum() < 50  # chi squared, 17 degrees of freedom
 
@@ -54,24 +54,24 @@ def test_the_images_are_held_once(images, padding):
     assert cut.unpadded.untyped_storage().data_ptr() == cut.memory.untyped_storage().data_ptr()
 
 
-def test_normalisation_equals_torchvisions(images):
+def test_normalization_equals_torchvisions(images):
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     square = images[:, :, :12, :12].contiguous()
-    ours = Normalise(mean, std, 12, "cpu")(square)
+    ours = Normalize(mean, std, 12, "cpu")(square)
     theirs = v2.normalize(v2.to_dtype(square, torch.float32, scale=True), mean, std)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_another_size_is_reached_with_antialias(images):
-    ours = Normalise((0.0,) * 3, (1.0,) * 3, 7, "cpu")(images)
+    ours = Normalize((0.0,) * 3, (1.0,) * 3, 7, "cpu")(images)
     theirs = v2.resize(images.float(), [7, 7], antialias=True) / 255
     torch.testing.assert_close(ours, theirs)
 
 
 def test_undo_gives_the_image_back(images):
     square = images[:, :, :12, :12]
-    normalise = Normalise((0.5,) * 3, (0.25,) * 3, 12, "cpu")
-    torch.testing.assert_close(normalise.undo(normalise(square)) * 255, square.float(), atol=1e-3, rtol=0)
+    normalize = Normalize((0.5,) * 3, (0.25,) * 3, 12, "cpu")
+    torch.testing.assert_close(normalize.undo(normalize(square)) * 255, square.float(), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("padding", [0, 2])
@@ -94,7 +94,7 @@ def test_cutout_blots_out_one_square_of_each_image_anywhere():
     rows = (blotted[:, 0] == 0).any(2).sum(1)
     columns = (blotted[:, 0] == 0).any(1).sum(1)
     assert torch.equal((blotted[:, 0] == 0).flatten(1).sum(1), rows * columns)  # a rectangle
-    assert rows.min() == 3  # a centre at the edge
+    assert rows.min() == 3  # a center at the edge
     assert rows.max() == columns.max() == 5
     frequency = (blotted[:, 0] == 0).float().mean(0)
     assert frequency[6, 6].item() == pytest.approx(25 / 144, abs=0.03)
@@ -102,7 +102,7 @@ def test_cutout_blots_out_one_square_of_each_image_anywhere():
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-def test_colour_jitter_equals_torchvisions_for_the_same_factors(images, channels):
+def test_color_jitter_equals_torchvisions_for_the_same_factors(images, channels):
     seed, epoch, samples, strength = 3, 5, torch.randperm(N)[:100], 0.4
     pixels = images[samples, :channels]
     ours = ColorJitter(strength, seed)(epoch, samples, pixels)
@@ -115,7 +115,7 @@ def test_colour_jitter_equals_torchvisions_for_the_same_factors(images, channels
         torch.testing.assert_close(jittered / 255, theirs, rtol=0, atol=1e-4)
 
 
-def test_colour_jitter_is_a_function_of_seed_epoch_and_sample(images):
+def test_color_jitter_is_a_function_of_seed_epoch_and_sample(images):
     jitter = ColorJitter(0.4, seed=3)
     together = jitter(2, torch.tensor([7, 8, 9]), images[7:10])
     torch.testing.assert_close(together[1:2], jitter(2, torch.tensor([8]), images[8:9]), rtol=0, atol=1e-3)  # of 255

@@ -64,7 +64,7 @@ class TestShapes:
         assert loaded.classes[0] == "background"
 
     def test_boxes_are_mirrored_with_their_image(self):
-        """Without difficulty, a box holds all that is not of the background's colour."""
+        """Without difficulty, a box holds all that is not of the background's color."""
         n_mirrored = 0
         split = shapes(max_objects=1).train
         for step, (images, targets) in enumerate(batches(split, last=10)):
@@ -78,10 +78,10 @@ class TestShapes:
                 n_mirrored += not torch.equal(target["boxes"], split.labels[i, :1, :4])
         assert 8 < n_mirrored < 32
 
-    def test_colours_change_and_boxes_do_not(self):
+    def test_colors_change_and_boxes_do_not(self):
         split = shapes().train
-        plain, coloured = (batches(split, replace(PREPARE, color_jitter=strength)) for strength in (0.0, 0.5))
-        for (images, targets), (others, same) in zip(plain, coloured, strict=True):
+        plain, colored = (batches(split, replace(PREPARE, color_jitter=strength)) for strength in (0.0, 0.5))
+        for (images, targets), (others, same) in zip(plain, colored, strict=True):
             assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, same, strict=True))
             assert any((a - b).abs().mean() > 0.02 for a, b in zip(images, others, strict=True))
 

@@ -29,8 +29,8 @@ def test_draws_are_uniform_and_independent():
     assert torch.corrcoef(uniform).sub(torch.eye(3)).abs().max() < 0.015
     next_epoch = draws(7, 4, torch.arange(100_000), 1).double()
     assert abs(torch.corrcoef(torch.stack([bits[0].double(), next_epoch[0]]))[0, 1]) < 0.015
-    neighbours = torch.stack([uniform[0, :-1], uniform[0, 1:]])
-    assert abs(torch.corrcoef(neighbours)[0, 1]) < 0.015
+    neighbors = torch.stack([uniform[0, :-1], uniform[0, 1:]])
+    assert abs(torch.corrcoef(neighbors)[0, 1]) < 0.015
 
 
 def test_whole_numbers_below_n_are_equally_frequent():

@@ -33,9 +33,9 @@ def photograph(height=375, width=500, seed=0):
         strength * np.asarray(Image.fromarray(random.normal(size=(n, n)).astype(np.float32)).resize((width, height)))
         for n, strength in ((4, 60), (16, 30), (64, 15))
     ]
-    grey = 128 + sum(layers) + random.normal(0, 4, (height, width))
-    colour = np.stack([grey, np.roll(grey, height // 3, 0), np.roll(grey, width // 4, 1)], axis=-1)
-    return Image.fromarray(colour.clip(0, 255).astype(np.uint8))
+    gray = 128 + sum(layers) + random.normal(0, 4, (height, width))
+    color = np.stack([gray, np.roll(gray, height // 3, 0), np.roll(gray, width // 4, 1)], axis=-1)
+    return Image.fromarray(color.clip(0, 255).astype(np.uint8))
 
 
 WRITE = {
@@ -43,7 +43,7 @@ WRITE = {
     "upright.jpg": lambda path: photograph(611, 407).save(path, quality=75, progressive=True, subsampling=0),
     "large.jpg": lambda path: photograph(1296, 1704).save(path, quality=85),
     "small.jpg": lambda path: photograph(97, 61).save(path, quality=95),
-    "grey.jpg": lambda path: photograph().convert("L").save(path),
+    "gray.jpg": lambda path: photograph().convert("L").save(path),
     "print.jpg": lambda path: photograph().convert("CMYK").save(path),
     "drawing.png": lambda path: photograph().quantize(16).save(path),
     "clear.png": lambda path: photograph().convert("RGBA").save(path),
@@ -242,7 +242,7 @@ def test_half_of_the_images_are_mirrored_and_nothing_else_is_done_to_them(split)
     assert 160 < mirrored.sum() < 240
 
 
-def test_erasing_gives_a_part_of_the_images_a_rectangle_of_the_mean_colour(split):
+def test_erasing_gives_a_part_of_the_images_a_rectangle_of_the_mean_color(split):
     path = [split.paths[0].decode()] * 600
     mean = (0.2, 0.4, 0.6)
     plain, erased = (read(training_images(img_size=32, erasing=p, mean=mean), path) for p in (0.0, 0.25))

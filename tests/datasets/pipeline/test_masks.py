@@ -24,7 +24,7 @@ PREPARE = Preparation(
 
 
 def in_memory(n=40, size=32):
-    """A pixel's colour says its class: 20 times as much, and one more."""
+    """A pixel's color says its class: 20 times as much, and one more."""
     masks = torch.randint(0, 12, (n, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     masks[:, 5:7] = IGNORED
     images = torch.where(masks == IGNORED, 255, masks * 20 + 1).to(torch.uint8).unsqueeze(1).expand(-1, 3, -1, -1)
@@ -32,7 +32,7 @@ def in_memory(n=40, size=32):
 
 
 def classes_of(images: Tensor) -> Tensor:
-    """The masks that the colours say; where there is no colour, the image was padded."""
+    """The masks that the colors say; where there is no color, the image was padded."""
     levels = (images[:, 0] * 255).round().to(torch.int64)
     return torch.where((levels == 0) | (levels == 255), IGNORED, (levels - 1) // 20).to(torch.uint8)
 
@@ -53,10 +53,10 @@ class TestInMemory:
         padded = sum(int((images == 0).all(1).sum()) for images, _ in made)
         assert (padded > 1000) == (padding_mode == "constant")
 
-    def test_colours_change_and_masks_do_not(self):
+    def test_colors_change_and_masks_do_not(self):
         split = in_memory()
-        plain, coloured = (batches(split, replace(PREPARE, color_jitter=strength)) for strength in (0.0, 0.5))
-        for (images, masks), (other, same) in zip(plain, coloured, strict=True):
+        plain, colored = (batches(split, replace(PREPARE, color_jitter=strength)) for strength in (0.0, 0.5))
+        for (images, masks), (other, same) in zip(plain, colored, strict=True):
             assert torch.equal(masks, same)
             assert (images - other).abs().mean() > 0.02
 
@@ -85,12 +85,12 @@ class TestInMemory:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Without loss, so that a colour says the class."""
+    """Without loss, so that a color says the class."""
     return pairs_in(on_disk.write_pairs(tmp_path_factory.mktemp("pairs"), n=12, ending=".png"), IGNORED)
 
 
 def agreement(images, masks):
-    """How many of the valid pixels have the colour of their class."""
+    """How many of the valid pixels have the color of their class."""
     levels = (images[:, 0] * 255 / 83).round().to(torch.uint8)
     valid = masks != IGNORED
     return float((levels == masks)[valid].float().mean())
@@ -100,7 +100,7 @@ class TestInFiles:
     def test_a_mask_is_scaled_cropped_and_mirrored_with_its_image(self, pairs):
         made = batches(pairs, replace(PREPARE, crop_padding=0), batch_size=4)
         assert all(images.shape == (4, 3, 32, 32) and masks.shape == (4, 32, 32) for images, masks in made)
-        assert min(agreement(*batch) for batch in made) > 0.93  # but for the borders, where colours mix
+        assert min(agreement(*batch) for batch in made) > 0.93  # but for the borders, where colors mix
         epochs = [torch.cat([masks for _, masks in made[i : i + 3]]) for i in (0, 3)]
         assert not torch.equal(*epochs)
 
@@ -227,7 +227,7 @@ class TestWhatIsWrong:
         with pytest.raises(OSError, match=says):
             self.load(folder)
 
-    def test_a_mask_in_colours(self, folder):
+    def test_a_mask_in_colors(self, folder):
         Image.open(folder / "masks" / "0001.png").convert("RGB").save(folder / "masks" / "0001.png")
         with pytest.raises(OSError, match=r"masks/0001.png: this mask can't be read \(its mode is RGB"):
             self.load(folder)

@@ -115,7 +115,7 @@ def test_a_run_that_has_no_list_of_classes_asks_its_data(run, tmp_path):
     assert load_trained(copied, {}).classes == tuple("0123456789")
 
 
-def test_a_model_that_was_fine_tuned_from_published_weights_sees_colours_as_they_did(tmp_path, monkeypatch):
+def test_a_model_that_was_fine_tuned_from_published_weights_sees_colors_as_they_did(tmp_path, monkeypatch):
     def published(model, name):
         return torchvision.models.googlenet(init_weights=False).state_dict()
 

@@ -86,7 +86,7 @@ class TestBadInput:
         ("argv", "says"),
         [
             (("nowhere",), ["distill.teacher", "neither a run folder nor a model", "nowhere"]),
-            (("resnet18",), ["has learnt nothing", "distill.pretrained"]),
+            (("resnet18",), ["has learned nothing", "distill.pretrained"]),
             (("resnet18", "--distill.widht", 3), ["distill.widht", "no such argument"]),
             (("TEACHER", "--distill.layers", "[1]"), ["distill.layers", "the teacher is a run"]),
             (("TEACHER", "--distill.weight", 1.5), ["distill.weight", "at most 1"]),

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: its two gradients, against a step written by hand."""
+"""Sharpness-aware minimization: its two gradients, against a step written by hand."""
 
 import copy
 

@@ -17,7 +17,7 @@ from engine import load_config
 from engine.build import build
 from engine.config.command_line import run_tool
 from engine.devices.accelerator import make_accelerator
-from engine.tasks.detection import Detection, learnt_from
+from engine.tasks.detection import Detection, learned_from
 from tests import on_disk
 from tests.faults.children import AtStep, train
 from tests.running import (
@@ -156,10 +156,10 @@ class TestMetric:
         assert set(said["per_class"].values()) == {None}
 
 
-def test_nothing_is_learnt_from_a_crowd():
+def test_nothing_is_learned_from_a_crowd():
     rows = torch.tensor([[0, 0, 5, 5, 1, 0, 25], [1, 1, 9, 9, 2, 1, 64.0]])
-    assert learnt_from(as_target(rows))["boxes"].tolist() == [[0, 0, 5, 5]]
-    assert learnt_from(as_target(rows))["labels"].tolist() == [1]
+    assert learned_from(as_target(rows))["boxes"].tolist() == [[0, 0, 5, 5]]
+    assert learned_from(as_target(rows))["labels"].tolist() == [1]
 
 
 def test_entries_are_those_of_a_file_of_coco_results():

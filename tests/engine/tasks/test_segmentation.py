@@ -320,8 +320,8 @@ def test_a_prediction_is_written_as_a_png_of_class_numbers_with_a_palette(tmp_pa
     picture = Image.open(tmp_path / "mask.png")
     assert picture.mode == "P"
     assert np.array_equal(np.array(picture), MASKS[1].numpy())
-    colours = {tuple(colour) for colour in np.array(picture.convert("RGB")).reshape(-1, 3).tolist()}
-    assert len(colours) == 6
+    colors = {tuple(color) for color in np.array(picture.convert("RGB")).reshape(-1, 3).tolist()}
+    assert len(colors) == 6
 
 
 def test_evaluate_prints_the_overlap_of_each_class(one_batch, capsys):

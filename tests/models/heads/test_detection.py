@@ -8,7 +8,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, FCOS_R
 
 from engine.run.macs import count
 from models.heads.detection import create_detector
-from tests.models.reference import randomise
+from tests.models.reference import randomize
 
 SIZES = {"img_size": 64, "max_size": 100}
 HEADS = ["fcos", "fasterrcnn"]
@@ -123,7 +123,7 @@ def test_a_threshold_reaches_either_detector():
 
 @pytest.mark.parametrize("head", HEADS)
 def test_weights_of_a_classification_network_and_of_a_whole_one_are_taken(head, tmp_path, caplog):
-    reference = randomise(torchvision.models.resnet18(), img_size=64)
+    reference = randomize(torchvision.models.resnet18(), img_size=64)
     torch.save(reference.state_dict(), tmp_path / "resnet18.pth")
     build = partial(create_detector, "resnet18", head=head, width=64, img_size=64)
     network = build(n_classes=5, pretrained=tmp_path / "resnet18.pth")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from models import create_model
 from models.heads.dilation import replace_strides
 from models.heads.segmentation import Segmenter, atrous_rates, create_segmenter
-from tests.models.reference import randomise
+from tests.models.reference import randomize
 
 ours = partial(create_segmenter, "resnet50", n_classes=21)
 
@@ -20,7 +20,7 @@ def theirs(head, **options):
 
 @pytest.mark.parametrize("head", ["fcn", "deeplabv3"])
 def test_with_the_same_weights_the_network_gives_what_torchvisions_gives(head):
-    reference, network = randomise(theirs(head, aux_loss=True), img_size=33), ours(head=head, aux_head=True)
+    reference, network = randomize(theirs(head, aux_loss=True), img_size=33), ours(head=head, aux_head=True)
     network.load_state_dict(reference.state_dict(), strict=True)
     x = torch.randn(2, 3, 33, 49, generator=torch.Generator().manual_seed(1))  # no multiple of anything, and not square
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_a_gradient_reaches_every_parameter(name):
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    reference = randomise(torchvision.models.resnet18(), img_size=64)
+    reference = randomize(torchvision.models.resnet18(), img_size=64)
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
     torch.save(reference.state_dict(), path)
     return reference.state_dict(), path

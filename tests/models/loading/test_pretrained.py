@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from models import create_model, list_models
 from models.loading.pretrained import load_pretrained
-from tests.models.reference import randomise, relative_error
+from tests.models.reference import randomize, relative_error
 
 
 def save(weights, path: Path) -> Path:
@@ -31,7 +31,7 @@ def lenet() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def resnet18() -> nn.Module:
-    return randomise(torchvision.models.resnet18(), img_size=64)
+    return randomize(torchvision.models.resnet18(), img_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def resnet18_file(resnet18, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def vit() -> nn.Module:
-    return randomise(timm.create_model("vit_tiny_patch16_224", img_size=64, patch_size=8), img_size=64)
+    return randomize(timm.create_model("vit_tiny_patch16_224", img_size=64, patch_size=8), img_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -155,20 +155,20 @@ def reference(request) -> tuple[nn.Module, dict]:
 
 
 @pytest.mark.parametrize("channels", [1, 6])
-def test_one_channel_or_the_colours_twice_answer_as_the_grey_image_would(reference, channels, caplog):
+def test_one_channel_or_the_colors_twice_answer_as_the_gray_image_would(reference, channels, caplog):
     theirs, options = reference
     with caplog.at_level(logging.INFO, logger="models.loading.pretrained"):
         model = create_model(in_channels=channels, **options).eval()
-    grey = torch.randn(2, 1, 64, 64)
-    assert relative_error(model(grey.expand(-1, channels, -1, -1)), theirs(grey.expand(-1, 3, -1, -1))) < 1e-4
+    gray = torch.randn(2, 1, 64, 64)
+    assert relative_error(model(gray.expand(-1, channels, -1, -1)), theirs(gray.expand(-1, 3, -1, -1))) < 1e-4
     assert caplog.messages[-1] == f"weights from {options['pretrained']}; adapted: {model.FIRST_CONV}.weight"
 
 
 @pytest.mark.parametrize(("channels", "colours"), [(2, [0, 1]), (4, [0, 1, 2, 0])])
-def test_other_numbers_of_channels_get_the_colours_in_turn_at_the_same_scale(reference, channels, colours):
+def test_other_numbers_of_channels_get_the_colors_in_turn_at_the_same_scale(reference, channels, colors):
     theirs, options = reference
     model = create_model(in_channels=channels, **options)
-    expected = theirs.get_submodule(model.FIRST_CONV).weight[:, colours] * (3 / channels)
+    expected = theirs.get_submodule(model.FIRST_CONV).weight[:, colors] * (3 / channels)
     torch.testing.assert_close(model.get_submodule(model.FIRST_CONV).weight, expected)
 
 
@@ -399,7 +399,7 @@ def test_the_published_weights_are_torchvisions_or_where_it_has_none_timms(publi
     assert published == [source]
 
 
-def test_the_published_weights_of_googlenet_bring_the_range_of_their_colours(monkeypatch):
+def test_the_published_weights_of_googlenet_bring_the_range_of_their_colors(monkeypatch):
     theirs = torchvision.models.googlenet(init_weights=False)
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *args, **kwargs: theirs.state_dict())
     assert create_model("googlenet", pretrained=True).transform_input

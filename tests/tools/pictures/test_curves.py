@@ -55,7 +55,7 @@ def test_the_losses_of_auxiliary_heads_have_a_panel(small_runs):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["head 1", "head 2"]
 
 
-def test_several_runs_share_the_picture_each_in_a_colour_of_its_own(small_runs):
+def test_several_runs_share_the_picture_each_in_a_color_of_its_own(small_runs):
     runs = {name: history_of(small_runs[name]) for name in ("lenet", "resnet18", "vit")}
     panels = drawn(runs)
     lines = panels["acc@1 (%)"].lines

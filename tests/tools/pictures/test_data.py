@@ -42,7 +42,7 @@ def test_the_images_are_those_that_the_update_trains_with(tmp_path, rows):
     original, augmented = rows
     run = built(OPTIONS)
     batch, labels = next(run.train_loader.batches(5, 6))
-    torch.testing.assert_close(augmented.images, run.train_loader.normalise.undo(batch[:6]))
+    torch.testing.assert_close(augmented.images, run.train_loader.normalize.undo(batch[:6]))
     samples = run.train_loader.order.samples(5)[:6]
     torch.testing.assert_close(original.images, run.data.splits["train"].images[samples] / 255, atol=1e-5, rtol=0)
     assert original.titles == [run.data.classes[label] for label in labels[:6]]
@@ -55,7 +55,7 @@ def test_mixed_images_are_named_with_their_shares(tmp_path, rows):
     mixed = rows[2]
     run = built(options)
     images, targets = next(run.train_batches(first=0))
-    torch.testing.assert_close(mixed.images, run.train_loader.normalise.undo(images))
+    torch.testing.assert_close(mixed.images, run.train_loader.normalize.undo(images))
     several = 0
     for title, target in zip(mixed.titles, targets, strict=True):
         shares = {name: int(share) for share, name in re.findall(r"(\d+) % (.+)", title)}

@@ -51,7 +51,7 @@ def test_pca_is_sklearns(small_runs, name):
 
 
 @pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)])  # whose numba compiles first
-def test_neighbours_stay_neighbours_and_the_same_seed_gives_the_same_picture(method):
+def test_neighbors_stay_neighbors_and_the_same_seed_gives_the_same_picture(method):
     random = np.random.default_rng(0)
     features = (random.normal(size=(4, 1, 20)) * 5 + random.normal(size=(4, 30, 20))).reshape(120, 20).astype(np.float32)
     points, _ = laid_out(features, method, seed=2**40)

@@ -92,7 +92,7 @@ def test_the_first_filters_are_those_of_the_layer_that_reads_the_image(name, lay
     assert first_filters(nn.Linear(3, 3)) is None
 
 
-def test_a_filter_of_three_channels_is_in_colour_and_zero_is_grey():
+def test_a_filter_of_three_channels_is_in_color_and_zero_is_gray():
     weights = torch.zeros(70, 3, 3, 3)
     weights[6:, 0] = torch.linspace(1, 2, 64).view(64, 1, 1)
     draw_filters(figure := Figure(), "conv1", weights, "title")

@@ -193,7 +193,7 @@ def test_a_model_trained_on_shapes_looks_at_the_object(tmp_path):
 
     shapes = generate(derive(trained.config.seed, SHAPES, TEST), torch.arange(200), size=size, difficulty=difficulty)
     assert torch.equal(shapes.images, trained.data.splits["valid"].images)
-    inputs = trained.normalise(shapes.images)
+    inputs = trained.normalize(shapes.images)
     maps, logits = gradcam(trained.model, inputs, default_layer(trained.model, inputs))
     right = logits.argmax(1) == shapes.labels[:, 0]
     assert right.float().mean() > 0.9

@@ -11,13 +11,13 @@ from tools.visualize import main
 
 @pytest.fixture
 def drawn(small_runs, monkeypatch):
-    """The titles of what is drawn, with their colours."""
+    """The titles of what is drawn, with their colors."""
     for name in ("lenet", "vit"):
         assert small_runs[name].is_dir()  # a training draws too
     seen = []
     monkeypatch.setattr(
         "engine.plots.images.draw_images",
-        lambda figure, images, titles, colours: seen.extend(zip(images, titles, colours, strict=True)),
+        lambda figure, images, titles, colors: seen.extend(zip(images, titles, colors, strict=True)),
     )
     return seen
 

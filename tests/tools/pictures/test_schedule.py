@@ -53,7 +53,7 @@ def test_the_line_is_the_schedule_of_the_run():
     assert axes.get_xlabel() == "update"
 
 
-def test_every_config_has_a_line_of_its_own_colour():
+def test_every_config_has_a_line_of_its_own_color():
     axes = drawn(CIFAR, SHAPES, train__n_steps=400)
     lines = [line for line in axes.lines if line.get_label().startswith(("resnet18_cifar10: Cosine", "lenet_shapes: Cosine"))]
     assert len({line.get_color() for line in lines}) == 2
