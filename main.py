@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Train an image backbone as a YAML says."""
+"""Train an image backbone as a YAML config describes."""
 
 import sys
 from collections.abc import Sequence
 
-from engine import check, load_config, train
-from engine.config.command_line import Parser, run_tool
-from engine.config.resolve import to_yaml
-from engine.plugins import expect_those_of
+from engine import load_config, train
+from engine.config.command_line import run_tool
+from engine.config.schema import to_yaml
+from engine.plugins import Parser, require_run_plugins
 from engine.run.folder import find_resumption
 
 EXAMPLES = """
@@ -16,9 +16,9 @@ every key of the config is an option too:
 
 examples:
   python main.py                                                  LeNet on handwritten digits, no download
-  accelerate-launch main.py -c configs/resnet18_cifar10.yaml      as many devices as `accelerate config` says
+  accelerate-launch main.py -c configs/resnet18_cifar10.yaml      on the devices that `accelerate config` names
   python main.py -c configs/resnet18_cifar10.yaml --train.n_epochs 30 -e runs/first
-  python main.py -e runs/first -r latest                          go on where it stopped
+  python main.py -e runs/first -r latest                          continue where it stopped
 """
 
 
@@ -43,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = parser().parse_with_overrides(argv)
     resumption = find_resumption(args.resume, args.exp_dir)
     if resumption:
-        expect_those_of(resumption.run_dir)
+        require_run_plugins(resumption.run_dir)
     config = load_config(resumption.run_dir / "config.yaml" if resumption else args.config, overrides)
     if args.print_config:
-        check(config)
         print(to_yaml(config), end="")
         return 0
-    return train(config, exp_dir=args.exp_dir, resume=args.resume, dry_run=args.dry_run).exit_code
+    may_hold_a_run = args.resume == "auto"
+    return train(config, exp_dir=args.exp_dir, resume=resumption, may_hold_a_run=may_hold_a_run, dry_run=args.dry_run).exit_code
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Build a run from its config. Nothing else in the engine reads the config while it trains."""
+"""Build what a config describes: its data, model, task and, from these, a run. Functions below get sections or plain values."""
 
+import inspect
 import logging
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +13,98 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
 from datasets.pipeline.counters import derive
-from datasets.pipeline.loaders import Growth, InMemoryTraining, TrainLoader, eval_loader, train_loader
+from datasets.pipeline.loaders import (
+    EvalLoader,
+    Growth,
+    InMemoryTraining,
+    Preparation,
+    TrainLoader,
+    Workers,
+    eval_loader,
+    train_loader,
+)
 from datasets.pipeline.mixing import Mixing
 from datasets.pipeline.order import Order
-from datasets.pipeline.splits import Images
+from datasets.pipeline.splits import Images, hold_out
 from engine.config.errors import ConfigError, RunError
-from engine.config.resolve import LoadedConfig
-from engine.config.schema import TrainConfig
-from engine.data import Data, load_data, preparation, task_kind, workers
+from engine.config.rules import check_n_classes
+from engine.config.schema import Config
+from engine.devices.agreement import on_main
 from engine.devices.memory import keep_freed_memory
 from engine.devices.recompute import recompute_blocks
-from engine.evaluate import evaluate, readable
-from engine.optim.distillation import Distillation
+from engine.evaluate import readable
+from engine.optim.averaging import averaging_decay, make_average
+from engine.optim.distillation import Distillation, load_teacher
 from engine.optim.layers import freeze
-from engine.optim.optimizer import make_optimizer
-from engine.optim.schedule import Schedule, make_schedule
+from engine.optim.optimizer import arguments_of_any_optimizer, find_optimizer, make_optimizer
+from engine.optim.schedule import make_schedule
 from engine.optim.sharpness import Sharpness
-from engine.optim.teacher import load_teacher
 from engine.state import TrainState
-from engine.tasks import Task
+from engine.tasks import Task, TaskKind, find_task
 from engine.update import Update
+from models import list_models, model_signature
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK = 5000  # training images that a model with `initialize_from` begins with
-LOOK = 8  # separates this use of the seed from the others
+MAX_WORKERS = 16  # that num_workers `auto` starts
+N_FOR_INITIALIZATION = 5000  # training images for a model with `initialize_from`
+INITIALIZATION = 8  # separates this use of the seed from the others
+
+
+class Catalog:
+    """The signatures that a config is resolved with: `resolve(layers, Catalog())`."""
+
+    def task(self, name: str) -> TaskKind:
+        return find_task(name)
+
+    def dataset(self, name: str, targets: str) -> tuple[DatasetSpec, inspect.Signature]:
+        spec = find_dataset(name, targets)
+        signature, bound = inspect.signature(spec.load), getattr(spec.load, "keywords", {})
+        parameters = [p for option, p in signature.parameters.items() if option != "source" and option not in bound]
+        return spec, signature.replace(parameters=parameters)
+
+    def model(self, name: str) -> inspect.Signature | None:
+        return model_signature(name)
+
+    def model_arguments(self) -> Collection[str]:
+        return _arguments_of_any_model()
+
+    def optimizer(self, name: str) -> inspect.Signature:
+        return inspect.signature(find_optimizer(name))
+
+    def optimizer_arguments(self) -> Collection[str]:
+        return arguments_of_any_optimizer()
+
+
+@cache
+def _arguments_of_any_model() -> frozenset[str]:
+    signatures = (model_signature(name) for name in list_models())
+    return frozenset(argument for signature in signatures if signature is not None for argument in signature.parameters)
+
+
+@dataclass
+class Data:
+    """The splits of a dataset, by their role in a run."""
+
+    spec: DatasetSpec
+    classes: tuple[str, ...]
+    img_size: int
+    splits: dict[str, Split]  # train, valid and, where it is a split apart from valid, test
+    loader: Callable[[str], EvalLoader]  # evaluates a split on this rank
 
 
 @dataclass
 class Run:
-    """All that a training needs, built."""
+    """All that a training needs."""
 
     accelerator: Accelerator
     data: Data
     task: Task
-    model: nn.Module  # the bare one
+    model: nn.Module  # without wrappers
     state: TrainState
     update: Update
-    schedule: Schedule
     train_loader: TrainLoader
     mix: Mixing | None
     steps_per_epoch: int
@@ -64,36 +119,12 @@ class Run:
     profile: int = 0
     max_eval_batches: int | None = None
 
-    def train_batches(self, first: int) -> Iterator[Any]:
-        for step, batch in enumerate(readable(self.train_loader.batches(first, self.n_steps)), start=first):
-            is_mixed = self.mix is not None and (self.mix_epochs is None or step < self.mix_epochs * self.steps_per_epoch)
-            yield self.mix(step, batch) if is_mixed else batch
 
-    def is_over(self) -> bool:
-        """Whether the evaluations have stopped getting better."""
-        return self.patience is not None and self.state.evaluations_since_best >= self.patience
-
-    def is_due(self, freq: int, step: int) -> bool:
-        return step % freq == 0 or step == self.n_steps
-
-    def evaluate(self, split: str, stop: Callable[[], int] | None = None, *, averaged: bool = False) -> dict[str, float]:
-        """The metrics of a split, named as they are logged: valid/acc@1, or valid_ema/acc@1 of the averaged weights."""
-        model = self.state.ema.module if averaged else self.model
-        if self.accelerator.num_processes > 1:  # each rank's BatchNorm saw a last batch of its own; the first one's is saved
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-        metrics = evaluate(
-            model, self.data.loader(split), self.task, self.accelerator, max_batches=self.max_eval_batches, stop=stop
-        )
-        return {f"{split}{'_ema' if averaged else ''}/{name}": value for name, value in metrics.items()}
-
-
-def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | None = None, task: Task | None = None) -> Run:
+def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None = None, task: Task | None = None) -> Run:
     train, repeats = config.train, config.augment.repeats
     if train.batch_size % (repeats * accelerator.num_processes):
-        raise ConfigError(
-            f"train.batch_size {train.batch_size} doesn't divide by augment.repeats {repeats} x {accelerator.num_processes} ranks"
-        )
+        problem = f"{train.batch_size} is not a multiple of augment.repeats {repeats} x {accelerator.num_processes} ranks"
+        raise ConfigError("train.batch_size", problem)
     data = load_data(config, accelerator)
     order = Order(
         len(data.splits["train"]),
@@ -104,41 +135,32 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
         device=accelerator.device if isinstance(data.splits["train"], Images) else "cpu",
     )
     if order.steps_per_epoch == 0:
-        raise ConfigError(
-            f"train.batch_size {train.batch_size} is more than the {order.n_samples} training samples of {data.spec.name}: "
-            "an epoch would have no step"
-        )
-    task = task or make_task(config, data)
+        samples = f"the {order.n_samples} training samples of {data.spec.name}"
+        raise ConfigError("train.batch_size", f"{train.batch_size} is more than {samples}: an epoch would have no step")
+
+    task = task or task_kind(config).make(config, data)
     if config.distill.teacher is not None:
-        teacher = load_teacher(config, len(data.classes), data.spec.channels, data.img_size, accelerator)
+        sizes = {"n_classes": len(data.classes), "in_channels": data.spec.channels, "img_size": data.img_size}
+        teacher = load_teacher(config.distill, config.data, sizes, accelerator, channels_last=train.channels_last)
         task = Distillation(task, teacher, temperature=config.distill.temperature, weight=config.distill.weight)
-    model = model if model is not None else build_model(config, data)
-    model.to(accelerator.device, memory_format=torch.channels_last if train.channels_last else torch.preserve_format)
-    _initialize(model, config, data, accelerator)
-    _check_sizes(model, config, data)
-    if train.sync_batchnorm:
-        model = _synchronized(model, config, accelerator)
-    if train.aux_weight != TrainConfig().aux_weight and len(getattr(model, "CLASSIFIERS", ())) == 1:
-        origin = config.origin("train.aux_weight").name
-        log.warning("train.aux_weight (%s) has no effect on %s, which has no auxiliary head", origin, config.model.name)
-    _freeze(model, config)
-    if train.grad_checkpointing:
-        _checkpoint_gradients(model, config)
-    ema = _make_ema(model, config, accelerator)
-    optimizer, configured = make_optimizer(config, model)
+    model = _prepared_model(model if model is not None else build_model(config, data), config, data, accelerator)
+    ema = make_average(model, train, accelerator)
+    optimizer, configured = make_optimizer(train.optim, train.base_lr, model)
     training_model, optimizer = accelerator.prepare(model, optimizer)
     if train.compile:
         training_model = torch.compile(training_model, mode=train.compile_mode)
 
-    n_steps = train.n_steps or train.n_epochs * order.steps_per_epoch
-    growth = _growth(config, data.img_size, n_steps / order.steps_per_epoch)
+    n_steps = train.n_steps or (train.n_epochs or 0) * order.steps_per_epoch
+    growth = None
+    if config.augment.resize_from is not None:
+        n_epochs = config.augment.resize_epochs or n_steps / order.steps_per_epoch
+        growth = Growth(config.augment.resize_from, n_epochs, config.augment.resize_step)
     prepare = preparation(config, data.spec, data.img_size, growth)
-    schedule = make_schedule(train.sched, n_steps, order.steps_per_epoch)
     loader = train_loader(data.splits["train"], order, prepare, workers(config), accelerator.device)
     if isinstance(loader, InMemoryTraining):
-        data.splits["train"] = loader.split
+        data.splits["train"] = loader.split  # shares the loader's memory
     if accelerator.device.type == "cpu":
-        keep_freed_memory()  # from here on, as what reading the data took shall go back
+        keep_freed_memory()  # only now: memory that reading the data took goes back to the system
     return Run(
         accelerator=accelerator,
         data=data,
@@ -149,18 +171,17 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
             training_model,
             task,
             accelerator,
-            schedule,
+            make_schedule(train.sched, n_steps, order.steps_per_epoch),
             train.micro_batch_size,
             config.seed,
             clip_grad_norm=train.clip_grad_norm,
             clip_grad_value=train.clip_grad_value,
             sharpness=Sharpness(train.sam, train.sam_adaptive) if train.sam is not None else None,
-            averaging_decay=_averaging_decay(ema, config, n_steps),
+            averaging_decay=averaging_decay(ema, train.average_last, n_steps),
             most_skipped=train.most_skipped if train.nonfinite == "skip" else 0,
         ),
-        schedule=schedule,
         train_loader=loader,
-        mix=make_mixing(config, len(data.classes)),
+        mix=_mixing(config, len(data.classes)),
         steps_per_epoch=order.steps_per_epoch,
         n_steps=n_steps,
         print_freq=train.print_freq or order.steps_per_epoch,
@@ -174,25 +195,185 @@ def build(config: LoadedConfig, accelerator: Accelerator, *, model: nn.Module | 
     )
 
 
-def _initialize(model: nn.Module, config: LoadedConfig, data: Data, accelerator: Accelerator) -> None:
-    """A model whose first weights depend on the data sees some training images, not augmented, the same ones on every rank.
+# Data
 
-    A resumed run then replaces what was found by its checkpoint.
-    """
+
+def task_kind(config: Config) -> TaskKind:
+    return find_task(config.task)
+
+
+def dataset_spec(config: Config) -> DatasetSpec:
+    return find_dataset(config.data.name, task_kind(config).targets)
+
+
+def data_source(config: Config) -> Source:
+    data = config.data
+    root = Path(data.dataroot or f"~/data/{dataset_spec(config).name}").expanduser()
+    return Source(root, data.verify, data.download, config.seed, data.img_size, data.n_classes)
+
+
+def read_data(config: Config) -> Loaded:
+    spec = dataset_spec(config)
+    try:
+        return spec.load(data_source(config), **config.data.args)
+    except OSError as error:
+        raise RunError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError("data", f"{spec.name} refuses its options: {error}") from error
+
+
+def load_data(config: Config, accelerator: Accelerator) -> Data:
+    spec = dataset_spec(config)
+    read_here: list[Loaded] = []
+    on_main(accelerator, lambda: read_here.append(read_data(config)))  # rank 0 downloads what the others then read
+    loaded = read_here[0] if read_here else read_data(config)
+    check_n_classes(config.data.n_classes, config.data.name, len(loaded.classes))
+    img_size = config.data.img_size or spec.img_size
+    splits = _split(loaded, config.data.valid_ratio, config.seed)
+    prepare, evaluation_workers = preparation(config, spec, config.eval.img_size or img_size), workers(config)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    per_device = config.eval.batch_size or config.train.micro_batch_size or -(-config.train.batch_size // world_size)
+
+    @cache
+    def loader(split: str) -> EvalLoader:
+        return eval_loader(splits[split], per_device, rank, world_size, prepare, evaluation_workers, accelerator.device)
+
+    return Data(spec, loaded.classes, img_size, splits, loader)
+
+
+def described_data(config: Config, classes: Collection[str]) -> Data:
+    """Return what is known of the data without reading it; there are no splits."""
+    spec = dataset_spec(config)
+
+    def no_loader(split: str) -> EvalLoader:
+        raise KeyError(split)
+
+    return Data(spec, tuple(classes), config.data.img_size or spec.img_size, splits={}, loader=no_loader)
+
+
+def _split(loaded: Loaded, valid_ratio: float | None, seed: int) -> dict[str, Split]:
+    if valid_ratio is None:
+        log.info("no separate validation split (data.valid_ratio is null): the best checkpoint is chosen on the test split")
+        return {"train": loaded.train, "valid": loaded.test}
+    try:
+        train, valid = hold_out(loaded.train, valid_ratio, seed)
+    except ValueError as error:
+        raise ConfigError("data.valid_ratio", str(error)) from error
+    log.info(
+        "validation uses %d of the %d training samples; the test split is used once, at the end", len(valid), len(loaded.train)
+    )
+    return {"train": train, "valid": valid, "test": loaded.test}
+
+
+def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: Growth | None = None) -> Preparation:
+    augment = config.augment
+    return Preparation(
+        img_size=img_size,
+        mean=tuple(config.data.mean or spec.mean),
+        std=tuple(config.data.std or spec.std),
+        augment=augment.enabled,
+        crop_padding=spec.crop_padding if augment.crop_padding is None else augment.crop_padding,
+        padding_mode=augment.padding_mode,
+        hflip=spec.hflip if augment.hflip is None else augment.hflip,
+        cutout=augment.cutout,
+        color_jitter=augment.color_jitter,
+        scale=(augment.scale[0], augment.scale[1]),
+        zoom=(augment.zoom[0], augment.zoom[1]),
+        crop_pct=augment.crop_pct,
+        interpolation=augment.interpolation,
+        policy=augment.auto,
+        magnitude=augment.auto_magnitude,
+        erasing=augment.erasing,
+        repeats=augment.repeats,
+        growth=growth,
+    )
+
+
+def workers(config: Config) -> Workers:
+    loading = config.dataloader
+    if isinstance(loading.num_workers, int):
+        n_workers = loading.num_workers
+    else:  # auto: one for each core that this rank may use
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        n_workers = min(MAX_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return Workers(n_workers, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
+
+
+def _mixing(config: Config, n_classes: int) -> Mixing | None:
+    augment = config.augment
+    if augment.mixup == augment.cutmix == 0:
+        return None
+    log.info("batches are mixed: train/acc@1 counts an image as right when the class of its larger share is predicted")
+    return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed)
+
+
+# The model
+
+
+def build_model(config: Config, data: Data) -> nn.Module:
+    """Return the model with its initial weights, the same for the same seed, or with those of model.pretrained."""
+    torch.manual_seed(config.seed)
+    pretrained = config.model.pretrained
+    try:
+        return task_kind(config).create_model(
+            config,
+            n_classes=len(data.classes),
+            in_channels=data.spec.channels,
+            img_size=data.img_size,
+            pretrained=str(Path(pretrained).expanduser()) if isinstance(pretrained, str) else pretrained,
+        )
+    except OSError as error:
+        raise RunError(f"model.pretrained: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model {config.model.name}", str(error)) from error
+
+
+def blank_model(config: Config, classes: Collection[str]) -> nn.Module:
+    """Return the model with its initial weights, whatever model.pretrained says."""
+    return build_model(replace(config, model=replace(config.model, pretrained=False)), described_data(config, classes))
+
+
+def _prepared_model(model: nn.Module, config: Config, data: Data, accelerator: Accelerator) -> nn.Module:
+    """Move the model to its device and apply the keys that change it, before anything wraps or copies it."""
+    train = config.train
+    model.to(accelerator.device)
+    if train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    _initialize_from_data(model, config, data, accelerator)
+    _check_sizes(model, config, data)
+    if train.sync_batchnorm:
+        model = _synchronized(model, config.model.name, accelerator)
+    if train.aux_weight != type(train)().aux_weight and len(getattr(model, "CLASSIFIERS", ())) == 1:
+        log.warning("train.aux_weight has no effect on %s, which has no auxiliary head", config.model.name)
+    try:
+        frozen = freeze(model, train.freeze)
+    except ValueError as error:
+        raise ConfigError("train.freeze", str(error)) from error
+    if frozen:
+        log.info("frozen: %d of %d tensors of weights", len(frozen), sum(1 for _ in model.parameters()))
+    if train.grad_checkpointing and not recompute_blocks(model):
+        problem = f"model.name {config.model.name} does not offer it, because it is not made of blocks; a ResNet or a ViT is"
+        raise ConfigError("train.grad_checkpointing", problem)
+    return model
+
+
+def _initialize_from_data(model: nn.Module, config: Config, data: Data, accelerator: Accelerator) -> None:
+    """Show some training images, not augmented and the same on every rank, to a model whose first weights depend on the data."""
     modules = [module for module in model.modules() if hasattr(module, "initialize_from")]
     if not modules or config.model.pretrained:
         return
-    split, generator = data.splits["train"], torch.Generator().manual_seed(derive(config.seed, LOOK))
-    chosen = torch.randperm(len(split), generator=generator)[:FIRST_LOOK].sort().values
+    split, generator = data.splits["train"], torch.Generator().manual_seed(derive(config.seed, INITIALIZATION))
+    chosen = torch.randperm(len(split), generator=generator)[:N_FOR_INITIALIZATION].sort().values
     prepare = preparation(config, data.spec, data.img_size)
     loader = eval_loader(split.subset(chosen), 250, 0, 1, prepare, workers(config), accelerator.device)
     for module in modules:
-        module.initialize_from(batch[0] for batch in readable(loader.batches()))
+        initialize: Any = module.initialize_from
+        initialize(batch[0] for batch in readable(loader.batches()))
 
 
 @torch.no_grad()
-def _check_sizes(model: nn.Module, config: LoadedConfig, data: Data) -> None:
-    """Sizes other than the one that the model was built for; many have no need to know theirs, a ViT has."""
+def _check_sizes(model: nn.Module, config: Config, data: Data) -> None:
+    """Try image sizes other than the one that the model was built for: most models accept any, a ViT does not."""
     was_training = model.training
     for key, size in (("eval.img_size", config.eval.img_size), ("augment.resize_from", config.augment.resize_from)):
         if size is None or size == data.img_size:
@@ -201,117 +382,22 @@ def _check_sizes(model: nn.Module, config: LoadedConfig, data: Data) -> None:
         try:
             model.eval()(image)
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise ConfigError(
-                f"{key} {size} ({config.origin(key).name}): model.name {config.model.name} was built for "
-                f"data.img_size {data.img_size} and can't take it: {str(error).splitlines()[0]}"
-            ) from error
+            problem = f"{size}: model.name {config.model.name} was built for data.img_size {data.img_size} and can't take it"
+            raise ConfigError(key, f"{problem}: {str(error).splitlines()[0]}") from error
     model.train(was_training)
 
 
-def _synchronized(model: nn.Module, config: LoadedConfig, accelerator: Accelerator) -> nn.Module:
-    """Before anything is frozen, since each BatchNorm is replaced by another module, of the same names."""
+def _synchronized(model: nn.Module, name: str, accelerator: Accelerator) -> nn.Module:
+    """Replace each BatchNorm by one of the same name that sees the batches of all devices."""
     from timm.layers import convert_sync_batchnorm  # torch's own loses the activation of timm's BatchNormAct2d
 
-    origin, where = config.origin("train.sync_batchnorm").name, accelerator.device.type
-    if where != "cuda":
-        raise ConfigError(f"train.sync_batchnorm ({origin}) needs GPUs, and this run is on {where}: leave it out here")
+    if accelerator.device.type != "cuda":
+        raise ConfigError(
+            "train.sync_batchnorm", f"needs GPUs, and this run is on {accelerator.device.type}", "leave it out here"
+        )
     if accelerator.num_processes == 1:
-        log.warning("train.sync_batchnorm (%s) has no effect on a single device", origin)
+        log.warning("train.sync_batchnorm has no effect on a single device")
     try:
         return convert_sync_batchnorm(model)
-    except TypeError as error:  # a norm whose scale isn't a parameter
-        raise ConfigError(f"train.sync_batchnorm ({origin}) can't be had with the norms of {config.model.name}") from error
-
-
-def _freeze(model: nn.Module, config: LoadedConfig) -> None:
-    try:
-        frozen = freeze(model, config.train.freeze)
-    except ValueError as error:
-        raise ConfigError(f"train.freeze: {error} ({config.origin('train.freeze').name})") from error
-    if frozen:
-        log.info("frozen: %d of %d tensors of weights", len(frozen), sum(1 for _ in model.parameters()))
-
-
-def _checkpoint_gradients(model: nn.Module, config: LoadedConfig) -> None:
-    if not recompute_blocks(model):
-        raise ConfigError(
-            f"train.grad_checkpointing ({config.origin('train.grad_checkpointing').name}): model.name {config.model.name} "
-            "doesn't offer it, as it isn't made of blocks; a ResNet or a ViT is"
-        )
-
-
-def _make_ema(model: nn.Module, config: LoadedConfig, accelerator: Accelerator) -> nn.Module | None:
-    """Made before Accelerate puts anything around the model. Its decay is a function of the step, so it needs no state."""
-    train = config.train
-    if train.ema is None and train.average_last is None:
-        return None
-    if accelerator.is_fsdp2:
-        name = "ema" if train.ema is not None else "average_last"
-        raise ConfigError(
-            f"train.{name} ({config.origin(f'train.{name}').name}) averages whole weights, and FSDP (the launcher) divides them: "
-            "leave one of the two out; --multi_gpu trains on several devices without dividing"
-        )
-    from timm.utils import ModelEmaV3
-
-    ema = ModelEmaV3(model, train.ema or 0.0, use_warmup=train.ema_warmup).requires_grad_(False)
-    accelerator.prepare_model(ema.module, evaluation_mode=True)
-    return ema
-
-
-def _averaging_decay(ema: nn.Module | None, config: LoadedConfig, n_steps: int) -> Callable[[int], float] | None:
-    """By the number of updates done. A plain average over the last part weighs each of n weights by 1 / n."""
-    last = config.train.average_last
-    if last is None:
-        return ema.get_decay if ema is not None else None
-    first = n_steps - round(n_steps * last)
-    return lambda n_updates: max(0.0, 1 - 1 / max(1, n_updates - first))
-
-
-def build_model(config: LoadedConfig, data: Data) -> nn.Module:
-    return new_model(config, len(data.classes), data.spec.channels, data.img_size)
-
-
-def new_model(config: LoadedConfig, n_classes: int, in_channels: int, img_size: int) -> nn.Module:
-    """The model with its initial weights, the same ones for the same seed."""
-    torch.manual_seed(config.seed)
-    pretrained = config.model.pretrained
-    try:
-        return task_kind(config).create_model(
-            config,
-            n_classes=n_classes,
-            in_channels=in_channels,
-            img_size=img_size,
-            pretrained=str(Path(pretrained).expanduser()) if isinstance(pretrained, str) else pretrained,
-        )
-    except OSError as error:
-        raise RunError(f"model.pretrained: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model {config.model.name}: {error}") from error
-
-
-def make_task(config: LoadedConfig, data: Data) -> Task:
-    return task_kind(config).make(config, data)
-
-
-def make_mixing(config: LoadedConfig, n_classes: int) -> Mixing | None:
-    augment = config.augment
-    if augment.mixup == augment.cutmix == 0:
-        return None
-    log.info("batches are mixed: train/acc@1 counts an image as right when the class of its larger share is predicted")
-    return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed)
-
-
-def _growth(config: LoadedConfig, img_size: int, n_epochs: float) -> Growth | None:
-    augment = config.augment
-    if augment.resize_from is None:
-        return None
-    if augment.resize_from > img_size:
-        origin = config.origin("augment.resize_from").name
-        raise ConfigError(f"augment.resize_from {augment.resize_from} ({origin}) is more than data.img_size {img_size}")
-    if (img_size - augment.resize_from) % augment.resize_step:
-        fits = math.gcd(img_size - augment.resize_from, augment.resize_step)
-        raise ConfigError(
-            f"augment.resize_step {augment.resize_step} ({config.origin('augment.resize_step').name}) doesn't lead from "
-            f"augment.resize_from {augment.resize_from} to data.img_size {img_size}; {fits} would"
-        )
-    return Growth(augment.resize_from, augment.resize_epochs or n_epochs, augment.resize_step)
+    except TypeError as error:  # a norm whose scale is not a parameter
+        raise ConfigError("train.sync_batchnorm", f"the norms of {name} can't be synchronized") from error

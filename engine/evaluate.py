@@ -1,6 +1,6 @@
 """Evaluate a model on every sample of a split, each counted exactly once on any number of ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -17,8 +17,8 @@ from engine.devices.sharding import is_sharded
 from engine.tasks import Task
 
 
-def readable(batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches. A file that can't be read is no bug of ours: it ends the run with one line, that names it."""
+def readable(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches. An unreadable file ends the run with one line that names it."""
     try:
         yield from batches
     except UnreadableImage as error:
@@ -34,23 +34,30 @@ def evaluate(
     *,
     max_batches: int | None = None,
     stop: Callable[[], int] | None = None,
-) -> dict[str, float]:
-    """`model` is the bare one, not wrapped for several ranks: they may have different numbers of batches.
+) -> dict[str, Any]:
+    """Return the task's metrics. `model` is the one without wrappers: ranks may have different numbers of batches.
 
-    `stop` is asked between two batches, equally often on every rank, for a signal to leave by.
+    `stop` is called between two batches, equally often on every rank; a signal that it returns raises Interrupted.
     """
     was_training = model.training
     model.eval()
     metric = task.metric(accelerator.device)
-    n_batches = 0
+    n_batches, batch = 0, None
     try:
         for n_batches, batch in enumerate(readable(islice(loader.batches(), max_batches)), start=1):
             metric.update(model, batch)
             if stop is not None and n_batches <= loader.n_common_batches and (signum := stop()):
                 raise Interrupted(signum)
-        if 0 < n_batches == loader.n_common_batches and is_sharded(model):
-            model(batch[0])  # where another rank has one batch more, this one must take part in its forward
+        if batch is not None and n_batches == loader.n_common_batches and is_sharded(model):
+            model(batch[0])  # if another rank has one batch more, this one must take part in its forward
     finally:
         model.train(was_training)
     sums = metric.sums()
     return metric.compute(accelerator.reduce(sums, reduction="sum") if isinstance(sums, Tensor) else gather_object(sums))
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every rank the buffers of rank 0, which a checkpoint saves: each rank's BatchNorm saw a different last batch."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)

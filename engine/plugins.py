@@ -1,9 +1,10 @@
-"""Models, data sets and tasks of a person's own, from Python files that the command line names.
+"""A user's models, datasets and tasks, from Python files that the command line names.
 
-Such a file holds what the files of this project hold: a table MODELS, DATASETS or TASKS, or several of them. A config never names
-one: reading a config runs no code.
+A plugin has the same tables as the files of this project: MODELS, DATASETS, TASKS, or several of them. A config can't name one,
+so that reading a config runs no code.
 """
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -11,12 +12,28 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from engine.config.command_line import OverrideParser
 from engine.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from models.loading.registry import Registry
+
+
+class Parser(OverrideParser):
+    """The parser of main.py and of every tool: keys of the config are options, and --plugin loads files."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        help = "models, datasets or tasks of your own; may be given several times"
+        self.add_argument("--plugin", action=_Load, default=[], metavar="FILE.py", help=help)
+
+
+class _Load(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
+        load_plugin(value)
+
 
 TABLES = ("MODELS", "DATASETS", "TASKS")
 
@@ -24,14 +41,14 @@ _loaded: dict[Path, str] = {}  # each file with the sha256 of what was run
 
 
 def load_plugin(path: str | Path) -> None:
-    """Make what the file holds available by name; a second time it is there already."""
+    """Make the models, datasets and tasks of a file available by name. Loading it again does nothing."""
     file = Path(path).expanduser().resolve()
     if file in _loaded:
         return
-    module, digest = _run(file, said=f"--plugin {path}")
+    module, digest = _run(file, option=f"--plugin {path}")
     tables = {name: getattr(module, name) for name in TABLES if hasattr(module, name)}
     if not tables:
-        raise ConfigError(f"--plugin {path}: it has none of the tables {', '.join(TABLES)}, so it offers nothing")
+        raise ConfigError(f"--plugin {path}", f"it has none of the tables {', '.join(TABLES)}, so it offers nothing")
     try:
         _register(tables, str(path))
     except ValueError as error:
@@ -39,36 +56,39 @@ def load_plugin(path: str | Path) -> None:
     _loaded[file] = digest
 
 
-def loaded() -> dict[str, str]:
-    """The files, with the sha256 of each, for the record of a run."""
+def loaded_plugins() -> dict[str, str]:
+    """Return the files with the sha256 of each, for the record of a run."""
     return {str(file): digest for file, digest in _loaded.items()}
 
 
-def expect_those_of(run_dir: Path) -> None:
-    """A run that was trained with plugins needs them again, by name of the file; it may have moved."""
+def require_run_plugins(run_dir: Path) -> None:
+    """Require the plugins that the run was started with. They are recognized by file name, so they may have moved."""
     environment = run_dir / "environment.json"
     if not environment.is_file():
         return
-    there = {file.name for file in _loaded}
+    names = {file.name for file in _loaded}
     for path in json.loads(environment.read_text()).get("plugins", {}):
-        if Path(path).name not in there:
+        if Path(path).name not in names:
             raise ConfigError(f"{run_dir} was trained with a plugin; add --plugin {path}")
 
 
-def _run(file: Path, said: str) -> tuple[ModuleType, str]:
+def _run(file: Path, option: str) -> tuple[ModuleType, str]:
     name = f"plugin_{file.stem}"
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{said}: can't be read ({error.strerror})") from error
-    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, file))
+        raise ConfigError(option, f"can't be read ({error.strerror})") from error
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None:
+        raise ConfigError(option, "is not a Python file (*.py)")
+    module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where pickle and dataclasses look for it
     try:
-        exec(compile(content, file, "exec"), module.__dict__)  # the very bytes whose digest is noted
-    except Exception as error:  # whatever a person's own code raises
+        exec(compile(content, file, "exec"), module.__dict__)  # the same bytes whose digest is recorded
+    except Exception as error:  # whatever a user's code raises
         del sys.modules[name]
         line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise ConfigError(f"{said}: doesn't import ({type(error).__name__}: {error}, line {line})") from error
+        raise ConfigError(option, f"doesn't import ({type(error).__name__}: {error}, line {line})") from error
     return module, hashlib.sha256(content).hexdigest()
 
 

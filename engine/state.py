@@ -1,14 +1,21 @@
 """All that a run must remember. The learning rate, the position in the data and all randomness follow from `step`."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.devices.sharding import divided_state
+from engine.config.errors import RunError
+from engine.devices.sharding import gathered, load_weights, own_part, sharded_state
+from engine.run.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 COUNTERS = (
     "evaluations_since_best",
@@ -27,30 +34,46 @@ COUNTERS = (
 class TrainState:
     model: nn.Module
     optimizer: Optimizer
-    ema: nn.Module | None = None  # timm's ModelEmaV3, whose `module` is the averaged model
+    ema: "ModelEmaV3 | None" = None  # its `module` is the averaged model
     scaler: torch.amp.GradScaler | None = None
-    configured: tuple[str, ...] = ()  # options of the optimizer that the config gives; a checkpoint doesn't bring back older ones
+    configured: tuple[str, ...] = ()  # options of the optimizer that the config sets; a checkpoint does not restore older ones
     step: int = 0  # updates done
     best_step: int | None = None
-    best_metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation whose monitored metric is the highest
+    best_metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation with the highest monitored metric
     last_metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     evaluations_since_best: int = 0
-    skipped: int = 0  # updates left out in a row, since a gradient was no number
-    open_line: dict[str, float] | None = None  # training metrics of this step, while its line isn't written
-    elapsed: float = 0.0  # seconds since the run began, without the time between its sessions
+    skipped: int = 0  # updates in a row whose gradient was not finite
+    open_line: dict[str, float] | None = None  # training metrics of this step until its line is written
+    elapsed: float = 0.0  # seconds of training, over all sessions
     metrics_bytes: int = 0  # length of metrics.jsonl
     window: dict[str, Tensor] = field(default_factory=dict)  # sums since the last log line, on this rank
 
     def add_to_window(self, sums: dict[str, Tensor | float]) -> None:
-        """Sums stay on the device, in double precision where the device has it."""
+        """Add to the window's sums. They stay on the device, in double precision if the device has it."""
         for name, value in sums.items():
             if isinstance(value, Tensor):
                 value = value.detach()
                 value = value.double() if value.device.type != "mps" else value.float()
             self.window[name] = self.window[name] + value if name in self.window else torch.as_tensor(value, dtype=torch.float64)
 
+    def close_window(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the training metrics since the last log line, over all ranks, and start a new window."""
+        grad_norm = self.window.pop("grad_norm", None)
+        metrics: dict[str, float] = {}
+        if names := sorted(self.window):  # empty if every update since the last line was skipped
+            summed = accelerator.reduce(self._stacked(names, accelerator.device), reduction="sum").tolist()
+            sums = dict(zip(names, summed, strict=True))
+            weight = sums.pop("weight")
+            metrics = {f"train/{name}": value / weight for name, value in sums.items()}
+        self.window.clear()
+        group = self.optimizer.param_groups[0]
+        metrics["train/lr"] = group["lr"] / group["lr_scale"]
+        if grad_norm is not None:
+            metrics["train/grad_norm"] = float(grad_norm)
+        return metrics
+
     def note_evaluation(self, metrics: dict[str, float], monitor: str) -> bool:
-        """Remember an evaluation; true if it is the best so far."""
+        """Remember an evaluation; return whether it is the best so far."""
         self.last_metrics = metrics
         is_best = all(map(math.isfinite, metrics.values())) and (
             not self.best_metrics or metrics[monitor] > self.best_metrics[monitor]
@@ -60,17 +83,36 @@ class TrainState:
             self.best_step, self.best_metrics, self.evaluations_since_best = self.step, metrics, 0
         return is_best
 
-    def counters(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in COUNTERS}
+    def is_finite(self, accelerator: Accelerator) -> bool:
+        """Whether all weights are, on every rank alike: buffers such as BatchNorm's may differ between ranks."""
+        tensors = [own_part(t) for t in self.model.state_dict().values() if t.is_floating_point()]
+        n_bad = torch.stack([t.isfinite().logical_not().any() for t in tensors]).sum().float()
+        return accelerator.reduce(n_bad, reduction="sum").item() == 0
 
-    def state_dict(self, optimizer: dict[str, Any], windows: dict[str, Tensor]) -> dict[str, Any]:
-        """Everything but the weights; the optimizer's state in whole tensors, and in `windows` the sums of every rank."""
+    def content(self, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the weights and everything else of a checkpoint, in whole tensors. Every rank has to call it."""
         scaler = self.scaler.state_dict() if self.scaler is not None else None
-        return {"optimizer": optimizer, "scaler": scaler, "windows": windows, **self.counters()}
+        windows: dict[str, Tensor] = {}  # the sums of every rank
+        if names := sorted(name for name in self.window if name != "grad_norm"):
+            every = accelerator.gather(self._stacked(names, accelerator.device).unsqueeze(0)).cpu()
+            windows = {name: every[:, i].clone() for i, name in enumerate(names)}
+        optimizer = gathered(self.optimizer.state_dict())
+        state = {"optimizer": optimizer, "scaler": scaler, "windows": windows, **{name: getattr(self, name) for name in COUNTERS}}
+        return gathered(self.model.state_dict()), state
 
-    def load_state_dict(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
+    def restore(self, checkpoint: Checkpoint, rank: int, world_size: int) -> None:
+        """Take over a verified checkpoint."""
+        try:
+            load_weights(self.model, checkpoint.weights)
+            if self.ema is not None:  # an average that starts only now starts with the weights as they are
+                self.ema.module.load_state_dict(checkpoint.ema_weights or checkpoint.weights)
+            self._load(checkpoint.train_state, rank, world_size)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RunError(f"{checkpoint.path} doesn't fit the config: {str(error).splitlines()[0]}") from error
+
+    def _load(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
         options = [{name: group[name] for name in self.configured} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(divided_state(self.optimizer, saved["optimizer"]))
+        self.optimizer.load_state_dict(sharded_state(self.optimizer, saved["optimizer"]))
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)
         if self.scaler is not None and saved["scaler"] is not None:
@@ -80,5 +122,10 @@ class TrainState:
         for name, sums in saved["windows"].items():
             if len(sums) == world_size:
                 self.window[name] = sums[rank].clone()
-            else:  # another number of ranks: the first takes all that was summed up
+            else:  # another number of ranks: the first one takes the whole sum
                 self.window[name] = sums.sum() if rank == 0 else torch.zeros((), dtype=sums.dtype)
+
+    def _stacked(self, names: Sequence[str], device: torch.device) -> Tensor:
+        """Return the window's sums as one tensor on the device, for one transfer."""
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return torch.stack([self.window[name].to(device, dtype) for name in names])

@@ -1,81 +1,252 @@
-"""A run from its first line to its last: start or resume, train, and write down what came of it."""
+"""Train: build or restore a run, then for each batch update, log, evaluate and save a checkpoint, and write down the results."""
 
+import copy
 import logging
+import math
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
+from tqdm import tqdm
 
 from engine.build import Run, build
-from engine.checks import check
 from engine.config.errors import ConfigError, RunError
-from engine.config.resolve import LoadedConfig, to_dict
-from engine.devices.accelerator import asked_precision, describe, make_accelerator, precision_of
+from engine.config.resolve import ResolvedConfig
+from engine.config.schema import to_dict, to_yaml
+from engine.devices.accelerator import make_accelerator, requested_precision
 from engine.devices.agreement import EXIT_CODES, Agreement, Interrupted, on_main
 from engine.devices.failures import explained
-from engine.devices.memory import begin_peak_memory
-from engine.devices.sharding import load_weights
-from engine.journal import Journal, restore
-from engine.loop import fit
+from engine.devices.memory import peak_memory, reset_peak_memory
+from engine.devices.sharding import is_sharded, load_weights
+from engine.evaluate import evaluate, readable, share_buffers
+from engine.plugins import loaded_plugins
 from engine.run.checkpoint import Checkpoints, read_checkpoint
-from engine.run.folder import Resumption, RunFolder, find_resumption, remove_tree
-from engine.run.log import add_log_file, remove_log_file, set_up_terminal
-from engine.run.report import Result, closing, draw, opening, predict_some, say_what_changed, write_beginning, write_results
+from engine.run.environment import describe_environment
+from engine.run.folder import CONFIG, Resumption, RunFolder, find_resumption, remove_tree
+from engine.run.log import add_log_file, millions, remove_log_file, set_up_terminal
+from engine.run.metrics import Clock, MetricsLog, read_metrics
+from engine.run.report import Result, final_table, log_changes, write_results, write_start
 from engine.run.trackers import Trackers
 from engine.tasks import Task
 
 log = logging.getLogger(__name__)
 
-NOT_GUARANTEED = (
-    "deterministic false: two runs get the same batches and random numbers, but kernels of a GPU may add up in another order, "
+NOT_DETERMINISTIC = (
+    "deterministic false: two runs get the same batches and random numbers, but GPU kernels may sum in another order, "
     "so that weights differ in the last bits; deterministic true allows no such kernels"
 )
+N_DRAWN = 32  # predictions in figures/predictions.png
+
+
+@dataclass
+class Outputs:
+    """Where a run writes. Rank 0 has the metrics log and the trackers; a dry run has no checkpoints."""
+
+    folder: RunFolder
+    clock: Clock
+    checkpoints: Checkpoints | None = None
+    metrics: MetricsLog | None = None
+    trackers: Trackers | None = None
+
+    def close(self, status: str) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        if self.trackers is not None:
+            self.trackers.close(status)
+
+
+# The loop
+
+
+def fit(run: Run, outputs: Outputs, agreement: Agreement) -> None:
+    """Train from the state's step to the last one. A signal on any rank ends it after a checkpoint, by Interrupted."""
+    state = run.state
+    run.model.train()
+    if state.step == 0 and run.eval_first and not state.last_metrics:
+        state.open_line = {}
+    is_shown = run.accelerator.is_main_process and sys.stderr.isatty()
+    with tqdm(
+        total=run.n_steps, initial=state.step, unit="step", dynamic_ncols=True, leave=False, disable=not is_shown
+    ) as progress:
+        if state.open_line is not None and evaluate_and_log(
+            run, outputs, agreement
+        ):  # a signal came before this step's evaluation
+            save(run, outputs)
+        for batch in profiled(run, outputs.folder, train_batches(run, first=state.step)):
+            if out_of_patience(run):
+                break
+            if state.step == 0:
+                show_batch(run, outputs, batch)
+            log_due = is_due(run, run.print_freq, state.step + 1)
+            run.update(state, batch, measure=log_due)
+            progress.update()
+            is_best = False
+            if log_due or is_due(run, run.eval_freq, state.step):
+                state.open_line = training_metrics(run, outputs) if log_due else {}
+                is_best = evaluate_and_log(run, outputs, agreement)
+            elif signum := agreement.stop():
+                save(run, outputs, must=True)
+                raise Interrupted(signum)
+            if is_best or is_due(run, run.save_freq, state.step):
+                save(run, outputs)
+    if out_of_patience(run):
+        log.info("step %d: %d evaluations without a better one (train.patience); the run ends", state.step, run.patience)
+        save(run, outputs, must=True)
+
+
+def train_batches(run: Run, first: int) -> Iterator[Any]:
+    """Yield the batches of the updates from `first` on, mixed as the config says."""
+    for step, batch in enumerate(readable(run.train_loader.batches(first, run.n_steps)), start=first):
+        is_mixed = run.mix is not None and (run.mix_epochs is None or step < run.mix_epochs * run.steps_per_epoch)
+        yield run.mix(step, batch) if run.mix is not None and is_mixed else batch
+
+
+def is_due(run: Run, freq: int, step: int) -> bool:
+    return step % freq == 0 or step == run.n_steps
+
+
+def out_of_patience(run: Run) -> bool:
+    return run.patience is not None and run.state.evaluations_since_best >= run.patience
+
+
+def training_metrics(run: Run, outputs: Outputs) -> dict[str, float]:
+    speed = outputs.clock.images_per_sec(run.state.step, run.batch_size)
+    return {**run.state.close_window(run.accelerator), "train/images_per_sec": speed}
+
+
+def evaluate_and_log(run: Run, outputs: Outputs, agreement: Agreement) -> bool:
+    """Evaluate if that is due, and write the line of this step; return whether it is the best so far.
+
+    A signal cuts this short. Then the checkpoint remembers the open line, and a resumed run evaluates and logs it first.
+    """
+    state = run.state
+    try:
+        if signum := agreement.stop():
+            raise Interrupted(signum)
+        metrics: dict[str, float] = {}
+        averaged: dict[str, float] = {}
+        if is_due(run, run.eval_freq, state.step):
+            metrics = evaluate_split(run, "valid", agreement)
+            averaged = evaluate_split(run, "valid", agreement, averaged=True) if state.ema is not None else {}
+    except Interrupted:
+        save(run, outputs, must=True)
+        raise
+    is_best = bool(metrics) and state.note_evaluation(metrics, f"valid/{run.task.monitor}")
+    line, state.open_line = (state.open_line or {}) | metrics | averaged, None
+    write_line(run, outputs, line)
+    return is_best
+
+
+def evaluate_split(run: Run, split: str, agreement: Agreement | None = None, *, averaged: bool = False) -> dict[str, float]:
+    """Return the metrics of a split by their logged names: valid/acc@1, or valid_ema/acc@1 of the averaged weights."""
+    model: nn.Module = run.state.ema.module if averaged and run.state.ema is not None else run.model
+    share_buffers(model, run.accelerator)
+    stop = agreement.stop if agreement is not None else None
+    metrics = evaluate(model, run.data.loader(split), run.task, run.accelerator, max_batches=run.max_eval_batches, stop=stop)
+    return {f"{split}{'_ema' if averaged else ''}/{name}": value for name, value in metrics.items()}
+
+
+def write_line(run: Run, outputs: Outputs, metrics: dict[str, float]) -> None:
+    """Write one line to the log, metrics.jsonl, TensorBoard and the trackers. A loss that is not finite ends the run."""
+    state = run.state
+    state.elapsed += outputs.clock.tick()
+    if outputs.metrics is not None:
+        line = {"epoch": round(state.step / run.steps_per_epoch, 4), "elapsed": round(state.elapsed, 3)} | metrics
+        outputs.metrics.record(state.step, line)
+        if outputs.trackers is not None:
+            outputs.trackers.record(state.step, line)
+        log.info("%s", log_line(run, metrics))
+    for name, value in metrics.items():
+        if name.endswith("/loss") and not math.isfinite(value):
+            raise diverged(run, outputs, f"{name} is {value}")
+    outputs.clock.start_window(state.step)
+
+
+def save(run: Run, outputs: Outputs, *, must: bool = False) -> None:
+    """Commit a checkpoint of this step. A weight that is not finite ends the run instead; a dry run saves nothing."""
+    state, checkpoints = run.state, outputs.checkpoints
+    if checkpoints is None:
+        return
+    if not state.is_finite(run.accelerator):
+        raise diverged(run, outputs, "a weight is not finite")
+    state.elapsed += outputs.clock.tick()
+    weights, remembered = state.content(run.accelerator)
+    ema_weights = state.ema.module.state_dict() if state.ema is not None else None
+
+    def commit() -> None:
+        if outputs.metrics is not None:
+            remembered["metrics_bytes"] = state.metrics_bytes = outputs.metrics.flush()
+        remembered["elapsed"] = state.elapsed
+        checkpoints.save(state.step, weights, remembered, state.best_step, ema_weights)
+
+    must |= state.step == run.n_steps
+    on_main(run.accelerator, lambda: checkpoints.save_or_warn(state.step, commit, must=must))
+    outputs.clock.skip_since_tick()
+
+
+def diverged(run: Run, outputs: Outputs, why: str) -> RunError:
+    last_good = outputs.checkpoints.last_good() if outputs.checkpoints is not None else "there is no checkpoint yet"
+    error = RunError(
+        f"the training diverged at step {run.state.step}: {why}; {last_good}. A lower train.optim.lr or a warm-up may help"
+    )
+    error.on_every_rank = True
+    return error
+
+
+# A run from its start to its end
 
 
 def train(
-    config: LoadedConfig,
+    config: ResolvedConfig,
     *,
     exp_dir: str | Path | None = None,
-    resume: str | None = None,
+    resume: str | Resumption | None = None,
+    may_hold_a_run: bool = False,
     dry_run: bool = False,
     model: nn.Module | None = None,
     task: Task | None = None,
 ) -> Result:
     """Train as `config` says.
 
-    `exp_dir` is the run's folder, `resume` is latest, best, auto or a path; a `model` or a `task` of your own takes the place of
-    the config's. A failure raises ConfigError or RunError; a run that was told to stop gives a Result that says so.
+    `exp_dir` is the run's folder, `resume` is latest, best, auto, a path, or what `find_resumption` found for these; without one,
+    `exp_dir` must not hold a run unless `may_hold_a_run`. A `model` or `task` replaces the config's. A failure raises ConfigError
+    or RunError; a run that was told to stop returns a Result that says so.
     """
     set_up_terminal(is_main=os.environ.get("RANK", "0") == "0")
-    check(config)
-    accelerator = make_accelerator(config)
-    _, asked_by = asked_precision(config)
-    config.train.precision = precision_of(accelerator)
-    config.notes.append(f"precision {config.train.precision}: {asked_by}")
-    config.notes += [NOT_GUARANTEED] if not config.deterministic else []
-    agreement = Agreement(config.train.timeout, config.train.time_limit)
     try:
-        if dry_run:
-            return _dry_run(config, accelerator, agreement, model, task)
-        resumption = find_resumption(resume, exp_dir)
-        with _open_folder(accelerator, exp_dir, resume, resumption) as folder, explained(config, accelerator):
-            return _train_in(folder, config, accelerator, agreement, resumption, model, task)
-    finally:
-        if accelerator.num_processes > 1:
-            accelerator.end_training()
-            AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = make_accelerator(config.train, deterministic=config.deterministic)
+        config = _with_precision(config)
+        agreement = Agreement(config.train.timeout, config.train.time_limit)
+        try:
+            if dry_run:
+                return _dry_run(config, accelerator, agreement, model, task)
+            resumption = find_resumption(resume, exp_dir) if isinstance(resume, str) else resume
+            opened = _open_folder(
+                accelerator, exp_dir, resumption, may_hold_a_run=may_hold_a_run or resume == "auto", origins=config.origins
+            )
+            with opened as folder, explained(config.train, accelerator):
+                return _train_in(folder, config, accelerator, agreement, resumption, model, task)
+        finally:
+            if accelerator.num_processes > 1:
+                accelerator.end_training()
+                AcceleratorState._reset_state(reset_partial_state=True)
+    except ConfigError as error:
+        raise error.located(config.origins) from error.__cause__
 
 
 def _train_in(
     folder: RunFolder,
-    config: LoadedConfig,
+    config: ResolvedConfig,
     accelerator: Accelerator,
     agreement: Agreement,
     resumption: Resumption | None,
@@ -83,29 +254,28 @@ def _train_in(
     task: Task | None,
 ) -> Result:
     _log_notes(config)
-    begin_peak_memory(accelerator.device)
+    reset_peak_memory(accelerator.device)
     run = build(config, accelerator, model=model, task=task)
     checkpoints = Checkpoints(folder.path, config.train.keep_last)
-    environment = describe(accelerator)
+    environment = describe_environment(accelerator, config.train.precision, loaded_plugins())
     if resumption is not None:
-        restore(run, checkpoints.load(resumption.which))
+        run.state.restore(checkpoints.load(resumption.which), accelerator.process_index, accelerator.num_processes)
+    outputs = Outputs(folder, Clock(run.state.step), checkpoints)
     if accelerator.is_main_process:
         if resumption is not None:
-            say_what_changed(folder.path, config, environment)
+            log_changes(folder.path, to_dict(config), environment)
             checkpoints.rewind(run.state.step, run.state.best_step)
-        write_beginning(folder, config, environment, run.data.classes)
-    journal = Journal(run, folder, checkpoints, partial(Trackers, config, folder))
-    log.info("%s", opening(config, run, folder, resumed=resumption is not None))
+        write_start(folder, to_yaml(config), environment, run.data.classes)
+        outputs.metrics = MetricsLog(folder, run.state.step, run.state.metrics_bytes)
+        outputs.trackers = Trackers(config.tracking, to_dict(config), folder)
+    log.info("%s", _first_line(config, run, folder, resumed=resumption is not None))
     result = Result(folder.path)
     try:
-        with explained(config, accelerator), agreement:
-            fit(run, journal, agreement)
+        with explained(config.train, accelerator), agreement:
+            fit(run, outputs, agreement)
             if "test" in run.data.splits:
-                result.test = _evaluate_best(run, folder, journal, agreement)
-            predictions = predict_some(run)
-            if accelerator.is_main_process:
-                draw(run, config, folder, *predictions)
-                journal.write_hyperparameters(to_dict(config))
+                result.test = _test_best(run, outputs, agreement)
+            _draw(run, config, outputs)
     except Interrupted as interruption:
         result.status, result.exit_code = "interrupted", EXIT_CODES[interruption.signum]
     except BaseException as error:
@@ -113,65 +283,86 @@ def _train_in(
         raise
     finally:
         result.step, result.best, result.last = run.state.step, run.state.best_metrics, run.state.last_metrics
-        journal.close(result.status)
+        outputs.close(result.status)
         if accelerator.is_main_process:
-            write_results(folder, run, journal, result)
+            write_results(folder, _results(run, outputs.clock, result))
     if result.status == "completed":
-        log.info("%s", closing(run, result))
+        log.info("%s", final_table(result, run.task.monitor, run.state.best_step, run.state.elapsed))
     else:
         log.info("interrupted at step %d, which is saved; -r %s continues the run", result.step, folder.path)
     return result
 
 
+def _with_precision(config: ResolvedConfig) -> ResolvedConfig:
+    """Enter the precision that the launcher decides, and note who decided."""
+    precision, by = requested_precision(config.train), "neither train.precision nor the launcher asks for another"
+    if config.train.precision is not None:
+        by = f"train.precision, {config.origin('train.precision').name}"
+    elif precision != "fp32":
+        by = "the launcher's mixed precision, as train.precision is null"
+    notes = (*config.notes, f"precision {precision}: {by}", *(() if config.deterministic else (NOT_DETERMINISTIC,)))
+    settled: Any = precision  # make_accelerator has checked it
+    return replace(config, train=replace(config.train, precision=settled), notes=notes)
+
+
 @contextmanager
 def _open_folder(
-    accelerator: Accelerator, exp_dir: str | Path | None, resume: str | None, resumption: Resumption | None
+    accelerator: Accelerator,
+    exp_dir: str | Path | None,
+    resumption: Resumption | None,
+    *,
+    may_hold_a_run: bool,
+    origins: dict[str, Any],
 ) -> Iterator[RunFolder]:
-    """The run's folder, made or reopened by rank 0; its log also gets what goes wrong. A run that never began leaves none."""
-    own: list[RunFolder] = []
+    """Make or reopen the run's folder on rank 0, whose output.log also gets errors. A run that never starts leaves no folder."""
+    opened: list[RunFolder] = []
 
-    def opened() -> Path:
+    def open_it() -> Path:
         if resumption is not None:
-            own.append(RunFolder.reopen(resumption.run_dir))
+            opened.append(RunFolder.reopen(resumption.run_dir))
         else:
-            own.append(RunFolder.start(exp_dir, may_hold_a_run=resume == "auto"))
-        return own[0].path
+            opened.append(RunFolder.start(exp_dir, may_hold_a_run=may_hold_a_run))
+        return opened[0].path
 
-    path = on_main(accelerator, opened)
-    if not own:  # not rank 0
+    path = on_main(accelerator, open_it)
+    if not opened:  # not rank 0
         yield RunFolder(path, is_new=False)
         return
     log_file = add_log_file(path / "output.log")
     try:
-        yield own[0]
+        yield opened[0]
     except BaseException as error:
-        said = str(error) if isinstance(error, (ConfigError, RunError)) else traceback.format_exc()
-        log_file.handle(logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (said,), None))
+        if isinstance(error, ConfigError):
+            error = error.located(origins)
+        message = str(error) if isinstance(error, (ConfigError, RunError)) else traceback.format_exc()
+        log_file.handle(logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (message,), None))
         raise
     finally:
         remove_log_file(log_file)
-        own[0].close()
-        if not (path / "config.yaml").exists():
+        opened[0].close()
+        if not (path / CONFIG).exists():
             (path / "output.log").unlink()
-            own[0].discard()
+            opened[0].discard()
 
 
 def _dry_run(
-    config: LoadedConfig, accelerator: Accelerator, agreement: Agreement, model: nn.Module | None, task: Task | None
+    config: ResolvedConfig, accelerator: Accelerator, agreement: Agreement, model: nn.Module | None, task: Task | None
 ) -> Result:
-    """Build everything, train two steps, evaluate one batch; leave nothing."""
+    """Build everything, train two steps, evaluate one batch; leave nothing behind."""
     _log_notes(config)
     path = Path(on_main(accelerator, lambda: tempfile.mkdtemp(prefix="dry-run-")))
     result = Result(path)
     try:
         run = build(config, accelerator, model=model, task=task)
         run.n_steps, run.print_freq, run.eval_freq, run.max_eval_batches = 2, 1, 2, 1  # the schedule stays that of the whole run
-        journal = Journal(run, RunFolder(path, is_new=True), checkpoints=None)
+        outputs = Outputs(RunFolder(path, is_new=True), Clock(0))
+        if accelerator.is_main_process:
+            outputs.metrics = MetricsLog(outputs.folder, 0, 0)
         try:
-            with explained(config, accelerator), agreement:
-                fit(run, journal, agreement)
+            with explained(config.train, accelerator), agreement:
+                fit(run, outputs, agreement)
         finally:
-            journal.close()
+            outputs.close("completed")
         log.info("dry run: everything was built, trained for two steps and evaluated on one batch")
     except Interrupted as interruption:
         result.status, result.exit_code = "interrupted", EXIT_CODES[interruption.signum]
@@ -181,17 +372,129 @@ def _dry_run(
     return result
 
 
-def _evaluate_best(run: Run, folder: RunFolder, journal: Journal, agreement: Agreement) -> dict[str, float]:
-    """The test split, with the weights that validation chose."""
+def _test_best(run: Run, outputs: Outputs, agreement: Agreement) -> dict[str, float]:
+    """Evaluate the test split with the weights that validation chose."""
     last = {name: value.clone() for name, value in run.model.state_dict().items()}
-    load_weights(run.model, read_checkpoint((folder.path / "ckpt" / "best").resolve()).weights)
-    metrics = run.evaluate("test", agreement.stop)
+    load_weights(run.model, read_checkpoint((outputs.folder.path / "ckpt" / "best").resolve()).weights)
+    metrics = evaluate_split(run, "test", agreement)
     run.model.load_state_dict(last)
-    journal.write(metrics)
+    write_line(run, outputs, metrics)
     return metrics
 
 
-def _log_notes(config: LoadedConfig) -> None:
+# What is shown and written around the loop
+
+
+def _log_notes(config: ResolvedConfig) -> None:
     for note in config.notes:
         level = logging.WARNING if note.startswith("warning: ") else logging.INFO
         log.log(level, "%s", note.removeprefix("warning: "))
+
+
+def _first_line(config: ResolvedConfig, run: Run, folder: RunFolder, *, resumed: bool) -> str:
+    device, data, n_ranks = run.accelerator.device.type, run.data, run.accelerator.num_processes
+    return (
+        f"{f'resuming at step {run.state.step}' if resumed else 'training'}: "
+        f"{config.model.name} ({millions(_n_params(run))} parameters) on {data.spec.name} "
+        f"({len(data.splits['train']):,} images, {len(data.classes)} classes, {data.img_size}x{data.img_size}), "
+        f"{run.n_steps:,} steps = {run.n_steps / run.steps_per_epoch:.4g} epochs of batch {run.batch_size}, "
+        f"{config.train.precision} on {f'{n_ranks} x {device}' if n_ranks > 1 else device}; run folder {folder.path}"
+    )
+
+
+def log_line(run: Run, metrics: dict[str, float]) -> str:
+    """Return the line for people: epoch, step, and the metrics of each split."""
+    state, shown = run.state, run.task.shown
+    n_epochs = run.n_steps / run.steps_per_epoch
+    words = [f"epoch {state.step / run.steps_per_epoch:.4g}/{n_epochs:.4g}", f"step {state.step}/{run.n_steps}"]
+    for split in dict.fromkeys(name.partition("/")[0] for name in metrics):
+        own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{split}/")}
+        names = [name for name in ("loss", *shown, "lr", "grad_norm") if name in own]
+        words.append(" ".join([split, *(f"{n} {100 * own[n]:.2f} %" if n in shown else f"{n} {own[n]:.4g}" for n in names)]))
+    if "train/images_per_sec" in metrics:
+        words.append(f"{metrics['train/images_per_sec']:.0f} images/s")
+    if state.best_step == state.step and any(name.startswith("valid/") for name in metrics):
+        words.append("best")
+    return " | ".join(words)
+
+
+def profiled(run: Run, folder: RunFolder, batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches; with train.profile, record a trace of some updates."""
+    if not run.profile:
+        return batches
+    from engine.devices.profiler import recorded
+
+    rank, n_left = run.accelerator.process_index, run.n_steps - run.state.step
+    return recorded(batches, folder.path / "profile", rank=rank, n_updates=run.profile, n_left=n_left)
+
+
+def show_batch(run: Run, outputs: Outputs, batch: Any) -> None:
+    """Put the first images, as the model sees them, into TensorBoard."""
+    if outputs.metrics is not None:
+        from torchvision.utils import make_grid
+
+        images = run.train_loader.normalize.undo(batch[0][:64]).cpu()
+        outputs.metrics.images("train/images", make_grid(images, nrow=8, padding=1), step=0)
+    outputs.clock.start_window(run.state.step)
+
+
+@torch.no_grad()
+def _draw(run: Run, config: ResolvedConfig, outputs: Outputs) -> None:
+    """Write figures/curves.png, figures/predictions.png and TensorBoard's hyperparameters.
+
+    Every rank predicts, because sharded weights need all of them; rank 0 draws.
+    """
+    batch = tuple(part[:N_DRAWN] for part in next(iter(run.data.loader("valid").batches())))
+    run.model.eval()
+    predictions = run.task.predict(run.model, batch)
+    if outputs.metrics is None:
+        return
+    from engine.plots.curves import draw_curves
+    from engine.plots.style import new_figure, save_figure
+
+    path, state, monitor = outputs.folder.path, run.state, run.task.monitor
+    title = f"{config.model.name} on {run.data.spec.name}"
+    draw_curves(curves := new_figure(), {title: read_metrics(path)}, title=title)
+    save_figure(curves, path / "figures" / "curves.png")
+    figure = run.task.draw(run.train_loader.normalize.undo(batch[0]), batch, predictions)
+    save_figure(figure, path / "figures" / "predictions.png")
+    if state.best_metrics:
+        best = {f"hparam/{monitor}": state.best_metrics[f"valid/{monitor}"]}
+        outputs.metrics.hyperparameters(to_dict(config), best, state.step)
+
+
+def _results(run: Run, clock: Clock, result: Result) -> dict[str, Any]:
+    state = run.state
+    return {
+        "status": result.status,
+        "why": result.why,
+        "step": state.step,
+        "n_steps": run.n_steps,
+        "monitor": run.task.monitor,
+        "best": {"step": state.best_step, **state.best_metrics},
+        "last": state.last_metrics,
+        "test": result.test,
+        "wall_time": round(state.elapsed, 3),
+        "images_per_sec": round(clock.images / clock.seconds, 1) if clock.seconds else None,
+        "peak_memory_mb": peak_memory(run.accelerator.device),
+        "params": _n_params(run),
+        "macs": _count_macs(run) if result.status == "completed" else None,
+    }
+
+
+def _n_params(run: Run) -> int:
+    return sum(parameter.numel() for parameter in run.model.parameters())
+
+
+def _count_macs(run: Run) -> int | None:
+    """Count on a copy without Accelerate's wrappers. A plugin's model may not be traceable, and a shard can't be counted."""
+    if is_sharded(run.model):
+        return None
+    from engine.run.macs import count
+
+    model = run.accelerator.unwrap_model(copy.deepcopy(run.model), keep_fp32_wrapper=False).float()
+    try:
+        return count(model, run.data.spec.channels, run.data.img_size).macs
+    except Exception as error:  # whatever tracing that model raises
+        log.warning("the multiply-accumulates of %s could not be counted: %s", type(model).__name__, str(error).splitlines()[0])
+        return None

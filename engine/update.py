@@ -1,8 +1,8 @@
-"""One update of the weights: learning rate, gradients over micro-batches, optimizer step."""
+"""One update of the weights."""
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datasets.pipeline.counters import derive
 from engine.config.errors import RunError
 from engine.devices.sharding import gathered
+from engine.optim.averaging import Decay
 from engine.optim.schedule import Schedule
 from engine.optim.sharpness import Sharpness
 from engine.state import TrainState
@@ -26,7 +27,9 @@ STEP = 3  # separates this use of the seed from the order's and the augmentation
 
 @dataclass
 class Update:
-    model: nn.Module  # as it trains: wrapped for several ranks, compiled
+    """Takes one step: learning rate, gradients over micro-batches, clipping, optimizer, average."""
+
+    model: nn.Module  # with its wrappers: for several ranks, compiled
     task: Task
     accelerator: Accelerator
     schedule: Schedule
@@ -35,17 +38,17 @@ class Update:
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
     sharpness: Sharpness | None = None
-    most_skipped: int = 0  # 0: gradients are not looked at
-    averaging_decay: Callable[[int], float] | None = None  # of the average, by the number of updates done
+    most_skipped: int = 0  # 0: gradients are not checked
+    averaging_decay: Decay | None = None
 
     def __call__(self, state: TrainState, batch: Any, *, measure: bool) -> None:
-        """Take one step; with `measure` the gradient's norm is left in the window."""
+        """Take one step; with `measure`, put the gradient's norm into the window."""
         for group in state.optimizer.param_groups:
             group["lr"] = self.schedule(state.step, group["initial_lr"]) * group["lr_scale"]
         buffers = [buffer.clone() for buffer in state.model.buffers()] if self.most_skipped else []
         window = self._gradients(state.step, batch)
         if self.sharpness is not None:
-            with self.sharpness.uphill(state.model):
+            with self.sharpness.perturbed(state.model):
                 self._gradients(state.step, batch)
         if measure or self.clip_grad_norm or self.clip_grad_value or self.most_skipped:
             self.accelerator.unscale_gradients(state.optimizer)
@@ -54,20 +57,20 @@ class Update:
                 state.window["grad_norm"] = grad_norm
         if self.most_skipped and not math.isfinite(grad_norm):
             if state.scaler is not None:
-                state.optimizer.step()  # by a gradient scaler, which leaves the update out itself, and learns from it
+                state.optimizer.step()  # the gradient scaler skips the step itself, and lowers its scale
             self._skip(state, buffers)
         else:
             state.skipped = 0
             state.add_to_window(window)
             state.optimizer.step()
-            if state.ema is not None:
+            if state.ema is not None and self.averaging_decay is not None:
                 with torch.no_grad():
                     state.ema.apply_update_(state.model, self.averaging_decay(state.step + 1))
         state.optimizer.zero_grad()
         state.step += 1
 
     def _gradients(self, step: int, batch: Any) -> dict[str, Any]:
-        """Of the whole batch, micro-batch by micro-batch; gives the sums that the log wants."""
+        """Accumulate gradients over the micro-batches; return the sums for the log."""
         torch.manual_seed(derive(self.seed, STEP, step, self.accelerator.process_index))
         weight = self._weight(batch)
         window: dict[str, Any] = {"weight": weight}
@@ -81,24 +84,24 @@ class Update:
         return window
 
     def _skip(self, state: TrainState, buffers: list[Tensor]) -> None:
-        """Gradients are the same on every rank, so all of them come here."""
+        """Undo what the forward pass changed. Gradients are the same on every rank, so all ranks skip together."""
         state.skipped += 1
         state.window.pop("grad_norm", None)
         if state.skipped > self.most_skipped:
             error = RunError(
-                f"at step {state.step} the gradient was no number for {state.skipped} updates in a row "
+                f"at step {state.step} the gradient was not finite for {state.skipped} updates in a row "
                 f"(train.most_skipped {self.most_skipped}); a lower train.optim.lr or a warm-up may help"
             )
-            error.is_of_all_ranks = True
+            error.on_every_rank = True
             raise error
-        log.warning("step %d: the gradient is no number; the update is left out", state.step)
+        log.warning("step %d: non-finite gradient; skipping this update", state.step)
         for buffer, before in zip(state.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
     def _clip(self) -> Tensor:
-        """Gives the norm that the gradients had before."""
+        """Clip the gradients; return the norm that they had before."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.clip_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
         if self.clip_grad_value:
@@ -106,7 +109,7 @@ class Update:
         return gathered(norm)
 
     def _weight(self, batch: Any) -> float | Tensor:
-        """This rank's share of the weight of the global batch: gradients are averaged over ranks, not added."""
+        """Return this rank's share of the global batch's weight: gradients are averaged over ranks, not added."""
         weight = self.task.weight(batch)
         if isinstance(weight, Tensor):
             weight = self.accelerator.reduce(weight, reduction="sum") / self.accelerator.num_processes

@@ -10,8 +10,9 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config.command_line import Parser, expect_installed, run_tool
+from engine.config.command_line import require_packages, run_tool
 from engine.config.errors import ConfigError, RunError
+from engine.plugins import Parser
 from tools.comparison.differences import say_differences
 from tools.comparison.runs import RunRecord, is_run, read_runs
 from tools.comparison.table import as_csv, as_markdown, as_text, rows_of
@@ -102,7 +103,7 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
     if args.show and not args.png:
         raise ConfigError("--show is for --png")
     if args.html:
-        expect_installed("bokeh", asked_by="--html")
+        require_packages("bokeh", needed_by="--html")
     if args.png:
         from tools.pictures.output import expect_picture
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config.command_line import Parser, run_tool
+from engine import load_config
+from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError
-from engine.config.resolve import LoadedConfig, load_config
+from engine.config.resolve import ResolvedConfig
+from engine.plugins import Parser
 from engine.run.log import millions
 from tools.tables import giga, markdown
 
@@ -109,12 +111,10 @@ def of_configs(paths: Sequence[str], overrides: dict) -> list[Row]:
     return [_of_config(path, config) for path, config in progress]
 
 
-def _of_config(path: str, config: LoadedConfig) -> Row:
-    from engine.checks import check
-    from engine.data import dataset_of
+def _of_config(path: str, config: ResolvedConfig) -> Row:
+    from engine.build import dataset_spec
 
-    check(config)
-    spec = dataset_of(config)
+    spec = dataset_spec(config)
     n_classes = config.data.n_classes or spec.n_classes or UNKNOWN_CLASSES
     published = PUBLISHED.search(Path(path).read_text())
     return _row(
@@ -128,14 +128,12 @@ def _of_config(path: str, config: LoadedConfig) -> Row:
 
 
 def _of_model(name: str, n_classes: int, in_channels: int, img_size: int, overrides: dict) -> Row:
-    from engine.checks import check
 
     config = load_config(None, {**overrides, "model.name": name})
-    check(config)
     return _row("", config, n_classes, in_channels, img_size, "")
 
 
-def _row(config_name: str, config: LoadedConfig, n_classes: int, in_channels: int, img_size: int, published: str) -> Row:
+def _row(config_name: str, config: ResolvedConfig, n_classes: int, in_channels: int, img_size: int, published: str) -> Row:
     from engine.run.macs import count
 
     counted = count(_without_weights(config, n_classes, in_channels, img_size), in_channels, img_size)
@@ -152,11 +150,11 @@ def _row(config_name: str, config: LoadedConfig, n_classes: int, in_channels: in
     )
 
 
-def _without_weights(config: LoadedConfig, n_classes: int, in_channels: int, img_size: int) -> "nn.Module":
+def _without_weights(config: ResolvedConfig, n_classes: int, in_channels: int, img_size: int) -> "nn.Module":
     """The network with zeros for weights: initial ones take longer than counting."""
     import torch
 
-    from engine.data import task_kind
+    from engine.build import task_kind
 
     own = not config.model.name.startswith("timm/")  # timm computes with numbers while it builds
     try:

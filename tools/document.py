@@ -13,9 +13,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config.command_line import Parser, run_tool
+from engine.config.command_line import run_tool
 from engine.config.errors import RunError
 from engine.config.schema import REQUIRED, Config
+from engine.plugins import Parser
 
 EXAMPLES = """
 A table in README.md or docs/ stands between two comments that name the command it is made by. What takes long to measure, the

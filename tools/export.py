@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config.command_line import Parser, expect_installed, run_tool
+from engine.config.command_line import require_packages, run_tool
 from engine.config.errors import ConfigError
+from engine.plugins import Parser
 
 if TYPE_CHECKING:
     from engine.inference.trained import Trained
@@ -64,7 +65,7 @@ def _add(commands: Any, name: str, run: Any, what: str) -> ArgumentParser:
 
 
 def to_onnx(args: Namespace, overrides: dict[str, Any]) -> int:
-    expect_installed("onnx", "onnxscript", "onnxruntime", asked_by="export.py onnx")
+    require_packages("onnx", "onnxscript", "onnxruntime", needed_by="export.py onnx")
     trained = _load(args, overrides)
     from tools.exports.exportable import exportable_from
     from tools.exports.graph import trace, write_onnx

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.train import train_batches
+
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config.command_line import Parser, run_tool
+from engine import load_config
+from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError, RunError
-from engine.config.resolve import load_config
+from engine.plugins import Parser
 from tools.pictures.output import add_output, deliver, expect_picture, new_figure
 
 if TYPE_CHECKING:
     from engine.build import Run
-    from engine.config.resolve import LoadedConfig
+    from engine.config.resolve import ResolvedConfig
 
 EXAMPLES = """
 Everything else is as the config says: optimizer, batch, augmentation, precision. Nothing is saved but the picture.
@@ -71,15 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--n_updates {args.n_updates}: at least {FEWEST} make a curve")
 
     from engine.build import build
-    from engine.checks import check
     from engine.devices.accelerator import make_accelerator
     from engine.run.log import set_up_terminal
 
     expect_picture(args.output)
     config = load_config(args.config, overrides)
     set_up_terminal(is_main=True)
-    check(config)
-    run = build(config, make_accelerator(config))
+    run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
     curve = sweep(run, args.lowest, args.highest, args.n_updates)
     if curve.lowest == curve.rates[0]:
         raise RunError(f"the loss doesn't fall at any rate from {args.lowest:g} on; a lower --lowest may help")
@@ -100,7 +101,7 @@ def sweep(run: "Run", lowest: float, highest: float, n_updates: int) -> Curve:
     run.model.train()
     losses: list[float] = []
     average = 0.0
-    batches = tqdm(run.train_batches(first=0), total=n_updates, unit="step", leave=False, disable=not sys.stderr.isatty())
+    batches = tqdm(train_batches(run, 0), total=n_updates, unit="step", leave=False, disable=not sys.stderr.isatty())
     for step, batch in enumerate(batches):
         run.update(run.state, batch, measure=False)
         if not run.state.window:  # an update that was left out
@@ -115,7 +116,7 @@ def sweep(run: "Run", lowest: float, highest: float, n_updates: int) -> Curve:
     return Curve(rates[: len(finite)], finite)
 
 
-def as_option(suggestion: float, config: "LoadedConfig") -> str:
+def as_option(suggestion: float, config: "ResolvedConfig") -> str:
     """train.optim.lr is what train.scale_lr multiplies."""
     scale = config.train.batch_size / config.train.scale_lr if config.train.scale_lr else 1
     return f"{suggestion / scale:.2g}"

@@ -15,8 +15,9 @@ from typing import IO, TYPE_CHECKING
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config.command_line import Parser, run_tool
+from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError, RunError
+from engine.plugins import Parser
 from tools.pictures.subject import SOURCE, add_source, open_source
 from tools.scenes import Predicted, write_coco, write_masks
 

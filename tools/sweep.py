@@ -11,9 +11,12 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config.command_line import Parser, expect_installed, run_tool
+from engine import load_config
+from engine.config.command_line import require_packages, run_tool
 from engine.config.errors import ConfigError, RunError
-from engine.config.resolve import DEFAULT_CONFIG, flatten, load_config, to_dict
+from engine.config.layers import DEFAULT_CONFIG
+from engine.config.schema import flatten, to_dict
+from engine.plugins import Parser
 from tools.comparison.training import as_option
 from tools.comparison.variants import HARMLESS
 from tools.sweeps.space import Dimension, grid_of, read_space
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = parser.parse_with_overrides(argv)
     space = read_space(args.space)
     _check(args, space, overrides)
-    expect_installed("optuna", asked_by="sweep.py")
+    require_packages("optuna", needed_by="sweep.py")
     try:
         return sweep(args, space, overrides)
     except OSError as error:
@@ -71,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any]) -> None:
     """Mistakes are found before the first trial: each end of a range, and each value, must be one that the config takes."""
-    from engine.checks import check
 
     if not space:
         raise ConfigError("--space KEY=VALUES says what to search; --help has its forms")
@@ -85,7 +87,7 @@ def _check(args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any
                 f"--space {dimension.key} and --{dimension.key}: a key is searched, or given; leave one of them out"
             )
         for value in dimension.ends:
-            check(load_config(args.config, {**overrides, dimension.key: value}))
+            load_config(args.config, {**overrides, dimension.key: value})
 
 
 def sweep(args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any]) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config.command_line import Parser, run_tool
+from engine.config.command_line import run_tool
 from engine.config.errors import RunError
+from engine.plugins import Parser
 
 EXAMPLES = """
 The exit code is 1 if something is wrong.
@@ -31,14 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, overrides = parser.parse_with_overrides(argv)
 
     from datasets import Files
-    from engine.checks import check
-    from engine.config.resolve import load_config
-    from engine.data import read_data, source_of
+    from engine import load_config
+    from engine.build import data_source, read_data
 
     config = load_config(args.config, overrides)
-    check(config)
     config.data.args.pop("in_memory", None)  # the files are what is looked at
-    loaded, root = read_data(config), source_of(config).root
+    loaded, root = read_data(config), data_source(config).root
     splits = (loaded.train, loaded.test)
     n = sum(map(len, splits))
     if not all(isinstance(split, Files) for split in splits):

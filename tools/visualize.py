@@ -8,7 +8,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config.command_line import Parser, run_tool
+from engine.config.command_line import run_tool
+from engine.plugins import Parser
 from tools.pictures import (
     calibration,
     confusion,

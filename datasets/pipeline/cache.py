@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from datasets.pipeline.splits import Images, Loaded
-from datasets.pipeline.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def _store(cache: Path, stamp: str, verify: bool, loaded: Loaded) -> None:
     }
     part = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
-        save_tensors(tensors, part, facts)
+        save_file(tensors, part, facts)
+        part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read it
         part.replace(cache)
     except (OSError, SafetensorError) as error:
         log.info("%s can't be written (%s); the set is read from its files each time", cache, error)

@@ -1,15 +1,46 @@
-"""The two mistakes that are not bugs, and the exit code that each ends with."""
+"""The two kinds of failure that are no bugs of this program, and the exit code of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value comes from: a file or an option. A higher rank overrides a lower one."""
+
+    rank: int
+    name: str
 
 
 class ConfigError(Exception):
-    """The command line or the config asks for something that can't be: exit code 2."""
+    """A mistake in the command line or the config: exit code 2.
+
+    `key` is the config key or option at fault, or several of them; without a `problem` it is the whole message. Where the values
+    of the keys come from is added by `located`, in the two places that know it: `resolve` and `train`.
+    """
 
     exit_code = 2
-    is_of_all_ranks = True  # each finds the same mistake, so one says it
+    on_every_rank = True  # every rank finds the same mistake, so rank 0 alone reports it
+
+    def __init__(self, key: str | Sequence[str], problem: str = "", hint: str = "", origin: str = "") -> None:
+        super().__init__(key, problem, hint, origin)
+        self.keys = (key,) if isinstance(key, str) else tuple(key)
+        self.problem, self.hint, self.origin = problem, hint, origin
+
+    def __str__(self) -> str:
+        message = f"{self.keys[0]}: {self.problem}" if self.problem else self.keys[0]
+        return message + (f" ({self.origin})" if self.origin else "") + (f"; {self.hint}" if self.hint else "")
+
+    def located(self, origins: Mapping[str, Origin]) -> "ConfigError":
+        """The same error with the files or options that its keys come from."""
+        if self.origin:
+            return self
+        names = dict.fromkeys(origins[key].name for key in self.keys if key in origins)
+        return ConfigError(self.keys, self.problem, self.hint, ", ".join(names))
 
 
 class RunError(Exception):
-    """Something outside the program fails at run time, as a file that can't be read: exit code 1."""
+    """Something outside the program that fails at run time, such as an unreadable file: exit code 1."""
 
     exit_code = 1
-    is_of_all_ranks = False
+    on_every_rank = False

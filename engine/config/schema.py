@@ -4,8 +4,11 @@ A section with a field `args` is open: keys that it doesn't name are arguments o
 a data set), and are checked against its signature.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_type_hints
+
+from engine.config import yaml12
 
 REQUIRED = "???"  # stands where there is no default
 
@@ -24,7 +27,7 @@ def further(meaning: str) -> Any:
     return field(default_factory=dict, metadata={"meaning": meaning, "bounds": {}})
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataConfig:
     name: str = key(REQUIRED, "the data set, such as CIFAR-10; case and dashes do not matter")
     dataroot: str | None = key(None, "the folder of its files; null: ~/data/<name>")
@@ -40,7 +43,7 @@ class DataConfig:
     args: dict[str, Any] = further("options of the data set")
 
 
-@dataclass
+@dataclass(frozen=True)
 class AugmentConfig:
     enabled: bool = key(True, "false: training images are prepared like evaluation images")
     crop_padding: int | None = key(
@@ -77,7 +80,7 @@ class AugmentConfig:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataloaderConfig:
     num_workers: int | Literal["auto"] = key(
         "auto", "processes that decode images, for each device; auto: one per core; sets held in memory need none", least=0
@@ -86,14 +89,14 @@ class DataloaderConfig:
     prefetch_factor: int = key(2, "batches that each worker prepares ahead", least=1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelConfig:
     name: str = key(REQUIRED, "a name that `tools/count_macs.py --list` prints, or timm/<any timm model>")
     pretrained: str | bool = key(False, "a file of weights to start from; true: the published ones")
     args: dict[str, Any] = further("arguments of the model's constructor, such as first_block")
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimConfig:
     type: str = key("SGD", "a class of torch.optim, or any optimizer of timm")
     lr: float = key(0.1, "learning rate", above=0)
@@ -110,7 +113,7 @@ class OptimConfig:
     args: dict[str, Any] = further("arguments of the optimizer's constructor, such as betas, fused or foreach")
 
 
-@dataclass
+@dataclass(frozen=True)
 class SchedConfig:
     type: Literal[
         "CosineAnnealingLR",
@@ -152,7 +155,7 @@ class SchedConfig:
     cooldown_lr: float = key(0.0, "where the cool-down ends, one update after the run's last", least=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig:
     n_steps: int | None = key(None, "the run's length in updates", least=1)
     n_epochs: int | None = key(None, "the same in epochs", least=1)
@@ -226,8 +229,13 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sched: SchedConfig = field(default_factory=SchedConfig)
 
+    @property
+    def base_lr(self) -> float:
+        """The learning rate that the schedule is applied to: train.optim.lr, scaled to the batch size by train.scale_lr."""
+        return self.optim.lr * (self.batch_size / self.scale_lr if self.scale_lr else 1)
 
-@dataclass
+
+@dataclass(frozen=True)
 class DistillConfig:
     teacher: str | None = key(None, "what a student learns from: a run of this project, or a model by name; null: labels alone")
     pretrained: str | bool = key(False, "of a teacher by name: a file of its weights; true: the published ones")
@@ -236,13 +244,13 @@ class DistillConfig:
     args: dict[str, Any] = further("arguments of the constructor of a teacher by name, such as first_block")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrackingConfig:
     to: list[Literal["wandb", "mlflow"]] = key([], "where metrics go beside TensorBoard and metrics.jsonl")
     project: str = key("image-backbones", "the project, or experiment, that the run is part of there")
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvalConfig:
     batch_size: int | None = key(None, "images per forward and device; null: as many as a device sees in training", least=1)
     img_size: int | None = key(None, "height and width of what is evaluated; null: data.img_size", least=1)
@@ -253,7 +261,7 @@ class EvalConfig:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class SegmentationConfig:
     head: Literal["fcn", "deeplabv3", "hrnet"] = key("fcn", "on the last feature map; hrnet: on the last four")
     output_stride: int | None = key(
@@ -263,7 +271,7 @@ class SegmentationConfig:
     dice_weight: float = key(0.0, "weight of the Dice loss beside the cross-entropy, which has 1", least=0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class DetectionConfig:
     head: Literal["fcos", "fasterrcnn"] = key("fcos", "the detector, on a feature pyramid")
     n_maps: int | None = key(
@@ -281,7 +289,7 @@ class DetectionConfig:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     seed: int = key(1234, "of the initial weights, the order, the augmentation and dropout", least=0)
     deterministic: bool = key(
@@ -298,3 +306,59 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
+
+
+# Schedules with an end, which t_max sets.
+SCHEDULES_WITH_AN_END = ("CosineAnnealingLR", "LinearLR", "PolynomialLR", "OneCycleLR")
+
+# A resumed run that differs in these keys alone still ends with the same weights.
+WITHOUT_EFFECT_ON_WEIGHTS: tuple[str, ...] = (
+    "train.print_freq",
+    "train.save_freq",
+    "train.eval_freq",
+    "train.keep_last",
+    "train.profile",
+)
+WITHOUT_EFFECT_ON_WEIGHTS += ("dataloader.", "eval.", "tracking.", "data.dataroot", "data.verify", "data.download")
+
+
+def leaves(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key of the schema, dotted, with its type. The open `args` of a section are none."""
+    for name, hint in get_type_hints(section).items():
+        if is_dataclass(hint):
+            yield from leaves(hint, f"{prefix}{name}.")  # type: ignore[arg-type]  # a type hint is a class, not an instance
+        elif name != "args":
+            yield f"{prefix}{name}", hint
+
+
+def keys() -> list[str]:
+    """Return every key of the schema, dotted."""
+    return [key for key, _ in leaves()]
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the config as plain values, in the layout of a config file."""
+    return _plain(config, Config)
+
+
+def _plain(value: Any, section: type) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for spec in fields(section):
+        item = getattr(value, spec.name)
+        if spec.name == "args":
+            plain.update(item)
+        else:
+            plain[spec.name] = _plain(item, type(item)) if is_dataclass(item) else item
+    return plain
+
+
+def to_yaml(config: Config) -> str:
+    return yaml12.dump(to_dict(config))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn {"train": {"optim": {"lr": 0.1}}} into {"train.optim.lr": 0.1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat

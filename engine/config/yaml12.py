@@ -1,7 +1,7 @@
-"""YAML as its version 1.2 has it, and no more of it than a config needs.
+"""YAML 1.2, restricted to what a config needs.
 
 PyYAML reads version 1.1, where `1e-4` is a string, `010` is 8, `on` is true and `12:30` is 750. Here scalars follow the core
-schema of 1.2; a key given twice, a tag that would build a Python object, and anchors that multiply are errors.
+schema of 1.2; duplicate keys, tags that would build Python objects, and anchors that expand without bound are errors.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-MAX_NODES = 100_000  # with every alias written out; a config has hundreds
+MAX_NODES = 100_000  # with aliases expanded; a config has hundreds
 MAX_DEPTH = 50
 
 SCALARS = (  # tag, pattern, first characters
@@ -44,7 +44,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes every string that version 1.1 or 1.2 would read as something else."""
+    """Quotes strings that version 1.1 or 1.2 would read as another type."""
 
     yaml_implicit_resolvers = {first: list(found) for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
@@ -65,7 +65,7 @@ Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML document; ValueError, in one line, for what is not one."""
+    """Return the value of a YAML document. Anything else raises ValueError with one line."""
     loader = Loader(text)
     try:
         node = loader.get_single_node()
@@ -86,13 +86,13 @@ def dump(value: Any) -> str:
 
 
 def _measure(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
-    """The number of nodes that `node` stands for, aliases written out."""
+    """Count the nodes below `node`, with aliases expanded."""
     if depth > MAX_DEPTH:
         raise ValueError("nested too deep")
     if id(node) in known:
-        if known[id(node)] is None:
+        if (size := known[id(node)]) is None:
             raise ValueError("an anchor contains itself")
-        return known[id(node)]
+        return size
     known[id(node)] = None
     if isinstance(node, yaml.MappingNode):
         children = [child for pair in node.value for child in pair]
@@ -100,7 +100,7 @@ def _measure(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
         children = node.value if isinstance(node, yaml.SequenceNode) else []
     size = 1 + sum(_measure(child, known, depth + 1) for child in children)
     if size > MAX_NODES:
-        raise ValueError("its anchors multiply to more than a config can hold")
+        raise ValueError("its anchors expand to more than a config can hold")
     known[id(node)] = size
     return size
 

@@ -1,4 +1,4 @@
-"""What all ranks must know alike: what failed on the first of them, that a signal asks to leave, that one of them hangs."""
+"""Agreement between ranks: about a failure on rank 0, a signal to stop, and a rank that hangs."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from engine.config.errors import ConfigError, RunError
 
 T = TypeVar("T")
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Interrupted(Exception):
@@ -32,7 +32,7 @@ class Interrupted(Exception):
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
-    """Do something on rank 0, and have its result, or its failure, on all."""
+    """Run `action` on rank 0, and return its result, or raise its failure, on every rank."""
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -42,18 +42,18 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:
-        outcome[1].is_of_all_ranks = True
+        outcome[1].on_every_rank = True
         raise outcome[1]
     return outcome[0]
 
 
 class Agreement:
-    """Inside `with`, SIGINT and SIGTERM only leave a note; `stop()` says, on every rank alike, whether there is one.
+    """Inside `with`, SIGINT and SIGTERM are only noted; `stop()` returns a noted signal, on every rank alike.
 
-    The ranks' notes are added up by an all-reduce that is started at one call and read at the next, on the CPU and in a group of
-    its own, so that no step waits for it. A second Ctrl-C ends the process at once. A launcher that dies without passing its
-    signal on, as accelerate-launch does, counts as SIGTERM, and so do `time_limit` minutes. With several ranks, one that makes no
-    call for `timeout` seconds ends itself: the others only know that it doesn't answer.
+    The ranks' notes are combined by an all-reduce that starts at one call and is read at the next, on the CPU and in its own
+    process group, so that no step waits for it. A second Ctrl-C ends the process at once. A launcher that dies without passing
+    its signal on, as accelerate-launch does, counts as SIGTERM, and so do `time_limit` minutes. With several ranks, a rank that
+    does not call `stop` for `timeout` seconds ends itself.
     """
 
     def __init__(self, timeout: float = 0.0, time_limit: float | None = None) -> None:
@@ -61,9 +61,9 @@ class Agreement:
         self.timeout = timeout
         self._deadline = time.monotonic() + 60 * time_limit if time_limit else math.inf
         self._several = dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo") if self._several else None
+        self._group: Any = dist.new_group(backend="gloo") if self._several else None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._launcher = _accelerate_launch()
         self._last_call = time.monotonic()
         self._left = threading.Event()
@@ -84,7 +84,7 @@ class Agreement:
             self._pending[0].wait()
 
     def stop(self) -> int:
-        """The signal that all ranks have agreed to leave by; 0 for none. Called equally often on every rank."""
+        """Return the signal that all ranks have agreed to stop for; 0 for none. Every rank must call it equally often."""
         self._last_call = time.monotonic()
         launcher_is_gone = self._launcher and os.getppid() != self._launcher
         if launcher_is_gone or self._last_call > self._deadline:
@@ -97,7 +97,8 @@ class Agreement:
             work.wait()
             agreed = int(notes)
         notes = torch.tensor(self.noted)
-        self._pending = (dist.all_reduce(notes, op=dist.ReduceOp.MAX, group=self._group, async_op=True), notes)
+        started: Any = dist.all_reduce(notes, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (started, notes)
         return agreed
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -108,13 +109,13 @@ class Agreement:
     def _watch(self) -> None:
         while not self._left.wait(min(1.0, self.timeout / 10)):
             if time.monotonic() - self._last_call > self.timeout:
-                said = f"error on rank {dist.get_rank()}: no progress for {self.timeout:g} seconds (train.timeout)"
-                print(said, file=sys.stderr, flush=True)
+                message = f"error on rank {dist.get_rank()}: no progress for {self.timeout:g} seconds (train.timeout)"
+                print(message, file=sys.stderr, flush=True)
                 os._exit(RunError.exit_code)
 
 
 def _accelerate_launch() -> int:
-    """The process that started this one, if it is accelerate-launch; 0 if it is not."""
+    """Return the parent process id if the parent is accelerate-launch, otherwise 0."""
     try:
         command = " ".join(psutil.Process(os.getppid()).cmdline()[:4])
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""Failures of the machine and of other processes, in one line that says what can be done."""
+"""Failures of the machine and of other processes, as one line that says what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from engine.config.errors import RunError
-from engine.config.resolve import LoadedConfig
+from engine.config.schema import TrainConfig
 
-LOST = (
+LOST_PEER = (  # messages of gloo
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
@@ -21,19 +21,19 @@ LOST = (
 
 
 @contextmanager
-def explained(config: LoadedConfig, accelerator: Accelerator) -> Iterator[None]:
-    """What is no bug of this program becomes a RunError."""
+def explained(train: TrainConfig, accelerator: Accelerator) -> Iterator[None]:
+    """Turn environment failures (out of memory, a dead worker or rank) into RunError."""
     try:
         yield
     except (RuntimeError, MemoryError, ValueError) as error:
-        said = _explain(error, config, accelerator)
-        if said is None:
+        message = _explain(error, train, accelerator)
+        if message is None:
             raise
-        raise RunError(said) from error
+        raise RunError(message) from error
 
 
-def _explain(error: Exception, config: LoadedConfig, accelerator: Accelerator) -> str | None:
-    train, text = config.train, str(error)
+def _explain(error: Exception, train: TrainConfig, accelerator: Accelerator) -> str | None:
+    text = str(error)
     first_line = text.partition("\n")[0]
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         per_device = train.batch_size // accelerator.num_processes
@@ -47,12 +47,12 @@ def _explain(error: Exception, config: LoadedConfig, accelerator: Accelerator) -
         )
     if text.startswith("Expected more than 1 value per channel"):
         key = "micro_batch_size" if train.micro_batch_size else "batch_size"
-        return f"BatchNorm has a single number per channel to normalize by: train.{key} {getattr(train, key)} is too small for it"
+        return f"BatchNorm has a single value per channel to normalize by: train.{key} {getattr(train, key)} is too small for it"
     if text.startswith("DataLoader timed out"):
         return f"no worker has prepared a batch for {train.timeout} seconds (train.timeout); is the disk with the data alive?"
     if text.startswith("DataLoader worker"):
         reason = "; the kernel kills processes when memory runs out: fewer dataloader.num_workers need less" * ("Killed" in text)
         return f"a worker that reads data has died: {first_line.strip().rstrip('.')}{reason}"
-    if isinstance(error, dist.DistError) or ("gloo" in text and any(said in text for said in LOST)):
+    if isinstance(error, dist.DistError) or ("gloo" in text and any(message in text for message in LOST_PEER)):
         return f"another rank has ended or hasn't answered for {train.timeout} seconds (train.timeout); what it says comes first"
     return None

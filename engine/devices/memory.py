@@ -1,4 +1,4 @@
-"""Memory: the most that was in use, and that what was freed stays at hand."""
+"""Peak memory, and malloc settings that keep freed blocks."""
 
 import ctypes
 import os
@@ -13,11 +13,11 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # in glibc's malloc.h, with an M_ befor
 
 
 def keep_freed_memory() -> None:
-    """Tensors of a CPU that are freed leave their memory to the next ones.
+    """Let freed CPU tensors leave their memory to the next ones.
 
-    glibc gives large pieces back to the system, which hands them out again as pages to be zeroed: up to a tenth of the time of a
-    ResNet's training. Those of more than 32 MiB still go back, as keeping them costs more memory than is gained in time by most.
-    Who has set MALLOC_* variables has settled it already.
+    glibc returns large blocks to the system, which hands them out again as pages to be zeroed: up to a tenth of the time of a
+    ResNet's training. Blocks of more than 32 MiB are still returned: keeping them would cost more memory than it saves time.
+    MALLOC_* variables in the environment take precedence.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -28,21 +28,21 @@ def keep_freed_memory() -> None:
     libc.mallopt(TRIM_THRESHOLD, 256 * MIB)
 
 
-def begin_peak_memory(device: torch.device) -> None:
-    """Where several runs share a process, each has a peak of its own; on a CPU it is that of the process so far."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring the peak anew, where several runs share a process; on a CPU it stays that of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most that there was at one time, in MiB: of tensors on an NVIDIA GPU, else of this process, without its workers."""
+    """Return the peak in MiB: of tensors on an NVIDIA GPU, otherwise of this process without its workers."""
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
     return round(peak / MIB, 1)
 
 
 def _peak_of_process() -> int:
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage also counts what a parent held when it started this process
+    if status.is_file():  # getrusage also counts the memory of the parent when it started this process
         return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset

@@ -1,4 +1,4 @@
-"""A trace of some updates, by torch's profiler."""
+"""A trace of some updates, recorded by torch's profiler."""
 
 import logging
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ log = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
-LEFT_OUT = 10  # updates, which are slower than those that follow: kernels are chosen, memory is asked for
+SKIPPED = 10  # updates, slower than later ones: kernels are chosen, memory is allocated
 WARM_UP = 1  # of the profiler itself
 
 
-def profiled(batches: Iterator[Batch], folder: Path, *, rank: int, n_updates: int, n_left: int) -> Iterator[Batch]:
-    """The same batches; what happens between one and the next is an update, marked as ProfilerStep in the trace.
+def recorded(batches: Iterator[Batch], folder: Path, *, rank: int, n_updates: int, n_left: int) -> Iterator[Batch]:
+    """Yield the batches. The work between one and the next is an update, a ProfilerStep in the trace.
 
-    `n_left` is how many updates are still to come: of a short run the last ones are recorded.
+    `n_left` updates are still to come: in a short run the last ones are recorded.
     """
     n_updates = min(n_updates, max(1, n_left - WARM_UP))
-    wait = min(LEFT_OUT, max(0, n_left - WARM_UP - n_updates))
+    wait = min(SKIPPED, max(0, n_left - WARM_UP - n_updates))
 
     def write(profiler: profile) -> None:
         folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a block keeps its input only, and computes what lies between again in the backward pass.
+"""Gradient checkpointing: a block keeps its input only, and recomputes its activations in the backward pass.
 
 Chen, Xu, Zhang, Guestrin (2016): Training Deep Nets with Sublinear Memory Cost. https://arxiv.org/abs/1604.06174
 """
@@ -14,13 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_blocks(model: nn.Module) -> int:
-    """Do so in every block of `model`, and give their number; a model of timm does it itself.
+    """Switch it on in every block of `model`, and return their number; a timm model does it itself.
 
-    To be called on the bare model. Names of parameters stay what they are.
+    Call it before the model is wrapped. Names of parameters do not change.
     """
     for module in model.modules():
         if hasattr(module, "set_grad_checkpointing"):
-            module.set_grad_checkpointing()
+            switch_on: Any = module.set_grad_checkpointing
+            switch_on()
             for norm in _counting(module):
                 norm.forward = partial(_count_once, norm)
             return 1
@@ -31,10 +32,10 @@ def recompute_blocks(model: nn.Module) -> int:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """What stands in a row and is more than a layer of torch: residual blocks, inverted ones, an encoder's, inceptions."""
+    """Yield members of Sequentials and ModuleLists that are more than a layer of torch: residual, encoder, inception blocks."""
     for child in module.children():
-        is_in_a_row = isinstance(module, (nn.Sequential, nn.ModuleList))
-        if is_in_a_row and not type(child).__module__.startswith("torch.nn."):
+        is_member = isinstance(module, (nn.Sequential, nn.ModuleList))
+        if is_member and not type(child).__module__.startswith("torch.nn."):
             yield child
         else:
             yield from _blocks(child)
@@ -44,21 +45,21 @@ def _forward(block: nn.Module, *inputs: Any) -> Any:
     forward = type(block).forward
     if not torch.is_grad_enabled():
         return forward(block, *inputs)
-    if torch.compiler.is_compiling():  # the compiler sees that statistics are written once
+    if torch.compiler.is_compiling():  # the compiler updates statistics once
         return checkpoint(forward, block, *inputs, use_reentrant=False)
     contexts = partial(_contexts, block)
     return checkpoint(forward, block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Of the first and of the second computation."""
-    return nullcontext(), _statistics_stand_still(block)
+    """Return the contexts of the first computation and of the recomputation."""
+    return nullcontext(), _frozen_statistics(block)
 
 
 @contextmanager
-def _statistics_stand_still(block: nn.Module) -> Iterator[None]:
-    """A BatchNorm that sees a batch twice would count it twice."""
-    norms = [norm for norm in _counting(block) if norm.training]
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm from counting a batch twice."""
+    norms: list[Any] = [norm for norm in _counting(block) if norm.training]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
@@ -69,12 +70,12 @@ def _statistics_stand_still(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, n_batches
 
 
-def _counting(module: nn.Module) -> Iterator[nn.Module]:
+def _counting(module: nn.Module) -> Iterator[Any]:
     return (norm for norm in module.modules() if getattr(norm, "track_running_stats", False))
 
 
 def _count_once(norm: nn.Module, x: Tensor) -> Tensor:
-    """In a block of timm, which computes again without saying so: what runs inside of a backward pass does."""
-    is_again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-    with _statistics_stand_still(norm) if is_again else nullcontext():
+    """Detect activation recomputation in timm's blocks: forward called during backward."""
+    is_recomputation = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    with _frozen_statistics(norm) if is_recomputation else nullcontext():
         return type(norm).forward(norm, x)

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.pipeline.images import IMAGE_ENDINGS, EvaluationImages, ImageFile, UnreadableImage
 from datasets.pipeline.masks import IGNORED, ReadForEvaluation
 from datasets.pipeline.workers import Packed
+from engine.build import dataset_spec, workers
 from engine.config.errors import RunError
-from engine.data import dataset_of, workers
 from engine.inference.trained import Trained
 
 FEW = 64  # images, which are read before a worker has started
@@ -96,7 +96,7 @@ Batched = Callable[[Packed, list[tuple[int, int]]], Any]  # what the task takes 
 
 
 def _how(trained: Trained) -> tuple[Read, Batched]:
-    spec = dataset_of(trained.config)
+    spec = dataset_spec(trained.config)
     if spec.channels not in (1, 3):
         raise RunError(f"{spec.name} has {spec.channels} channels; an image in a file has 3, or is made gray")
     return {"classes": _for_classes, "masks": _for_masks, "boxes": _for_boxes}[spec.targets](trained)
@@ -108,7 +108,7 @@ def _for_classes(trained: Trained) -> tuple[Read, Batched]:
     An image for a set that is held in memory is scaled to the size of the set's own, from which the model's size is made as in an
     evaluation. Otherwise it is prepared from its file as those of the set are.
     """
-    config, prepare, spec = trained.config, trained.prepare, dataset_of(trained.config)
+    config, prepare, spec = trained.config, trained.prepare, dataset_spec(trained.config)
     if spec.in_files and not config.data.args.get("in_memory"):
         read = EvaluationImages(prepare.img_size, prepare.crop_pct, prepare.interpolation).prepared
     else:

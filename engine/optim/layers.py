@@ -1,4 +1,4 @@
-"""The parts of a model, from the stem to the classifier, and how to freeze some of them."""
+"""The layers and stages of a model, from the stem to the classifier, and how to freeze some of them."""
 
 import re
 from bisect import bisect_left
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -13,11 +14,11 @@ TRUNK = "trunk"
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Keep the named parts as they are, and give the names of their parameters.
+    """Freeze the named parts, and return the names of their parameters.
 
     A pattern is `trunk` (all but the classifier), a glob over the names of modules and parameters (`layer1`, `conv1*`), or one of
-    `stages(model)`. BatchNorm's running statistics stand still with its parameters. To be called on the bare model, before it
-    is wrapped, copied or compiled, and after SyncBatchNorm has taken the place of BatchNorm.
+    `stages(model)`. BatchNorm's running statistics freeze with its parameters. Call it before the model is wrapped, copied or
+    compiled, and after SyncBatchNorm has replaced BatchNorm.
     """
     frozen = {name for pattern in patterns for name in _matching(model, pattern)}
     parameters = dict(model.named_parameters())
@@ -27,14 +28,14 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         parameters[name].requires_grad_(False)
     for module in list(_frozen_statistics(model)):
         module.eval()
-        # Replacing the module (timm's FrozenBatchNorm2d) would change the names in a checkpoint, and a call to eval() in the loop
-        # would be forgotten by the next model.train(). A partial, unlike a bound method, is copied and pickled with its module.
-        module.train = partial(_stay_in_eval, module)
+        # Replacing the module (timm's FrozenBatchNorm2d) would change names in checkpoints, and eval() in the loop be undone
+        # by the next model.train(). A partial, unlike a bound method, is copied and pickled with its module.
+        module.train = partial(_stay_in_eval, module)  # type: ignore[method-assign]  # see above
     return [name for name in parameters if name in frozen]
 
 
 def classifier(model: nn.Module) -> list[str]:
-    """The parameters of the layers whose outputs are the classes; of a model built around a backbone, all that is outside it."""
+    """Return the parameters of the layers that output the classes; for a model around a backbone, all outside the backbone."""
     prefix, backbone = _backbone(model)
     names = [name for name, _ in model.named_parameters()]
     if backbone is not None and backbone is not model:
@@ -47,13 +48,13 @@ def classifier(model: nn.Module) -> list[str]:
 
 
 def layers(model: nn.Module) -> dict[str, int]:
-    """For each parameter the number of its layer: 0 the stem, then block after block; the last is the head.
+    """Return the number of each parameter's layer: 0 is the stem, then block after block; the last is the head.
 
-    As timm counts them, so that a layer decay means the same for resnet18 and timm/resnet18.
+    Layers are counted as in timm, so that a layer decay means the same for resnet18 and timm/resnet18.
     """
     prefix, backbone = _backbone(model)
     if backbone is None:
-        raise ValueError(f"{type(model).__name__} has no layers that could be told apart: no forward_stages, no group_matcher")
+        raise ValueError(f"{type(model).__name__} has no layers to count: neither forward_stages nor group_matcher")
     of_backbone = _layers_of_family(backbone) if hasattr(backbone, "forward_stages") else _groups_of_timm(backbone, coarse=False)
     head = max(of_backbone.values()) + 1
     numbers = {f"{prefix}{name}": layer for name, layer in of_backbone.items()}
@@ -61,7 +62,7 @@ def layers(model: nn.Module) -> dict[str, int]:
 
 
 def stages(model: nn.Module) -> dict[str, list[str]]:
-    """The parameters of `stem`, `stage1`, ... in order. A model whose own modules have such names has only a stem here."""
+    """Return the parameters of `stem`, `stage1`, ... in order; only the stem if modules of the model have such names."""
     prefix, backbone = _backbone(model)
     if backbone is None:
         return {}
@@ -80,7 +81,7 @@ def stages(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _matching(model: nn.Module, pattern: str) -> set[str]:
-    """The model's own names come before ours of the stages; only `trunk` is taken."""
+    """Return the parameters that a pattern matches. The model's own names take precedence over those of the stages."""
     names = [name for name, _ in model.named_parameters()]
     if pattern == TRUNK:
         return set(names) - set(classifier(model))
@@ -100,21 +101,21 @@ def _within(name: str, modules: Sequence[str] | set[str]) -> bool:
 
 
 def _backbone(model: nn.Module) -> tuple[str, nn.Module | None]:
-    """The network that has stages and the prefix of its names: the model itself, or what a task's model is built around."""
+    """Return the prefix of names and the network with stages: the model itself, or the backbone of a task's model."""
     for name, module in model.named_modules():
         if hasattr(module, "forward_stages") or hasattr(module, "group_matcher"):
             return (f"{name}." if name else ""), module
     return "", None
 
 
-def _groups_of_timm(backbone: nn.Module, coarse: bool) -> dict[str, int]:
+def _groups_of_timm(backbone: Any, coarse: bool) -> dict[str, int]:
     from timm.models import group_parameters
 
     return group_parameters(backbone, backbone.group_matcher(coarse=coarse), reverse=True)
 
 
-def _layers_of_family(backbone: nn.Module) -> dict[str, int]:
-    """Without the head. What a Sequential holds comes one after the other; any other module with weights is a layer."""
+def _layers_of_family(backbone: Any) -> dict[str, int]:
+    """Count layers, without the head: the members of a Sequential one by one; any other module with weights is one layer."""
     layer_of = {name: 0 for name, _ in backbone.named_parameters(recurse=False)}  # a class token, a position embedding
     layer = -1
     for name, module in _in_sequence(backbone):
@@ -135,8 +136,8 @@ def _in_sequence(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
             yield f"{prefix}{name}", child
 
 
-def _stages_of_family(backbone: nn.Module) -> dict[str, int]:
-    """Without the head. The stem is the first layer; a stage ends with the module that gives its feature map."""
+def _stages_of_family(backbone: Any) -> dict[str, int]:
+    """Count stages, without the head. The stem is the first layer; a stage ends with the module that outputs its feature map."""
     modules = [name for name, _ in backbone.named_modules()]
     ends = [max(i for i, name in enumerate(modules) if _within(name, [info["module"]])) for info in backbone.feature_info]
     return {
@@ -146,7 +147,7 @@ def _stages_of_family(backbone: nn.Module) -> dict[str, int]:
 
 
 def _frozen_statistics(model: nn.Module) -> Iterator[nn.Module]:
-    """Norms with running statistics and no parameter that is trained; without any parameter, what they stand in decides."""
+    """Yield norms with running statistics and only frozen parameters; one without parameters follows the module around it."""
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is None:
             continue

@@ -1,39 +1,36 @@
-"""The learning rate as a function of the update, counted from 0. No state: a resumed run needs none.
+"""The learning rate as a function of the update, counted from 0. It has no state, so a resumed run needs none.
 
-A run is a warm-up, then the schedule that `type` names, then a cool-down; the first and the last may be missing.
+A run is a warm-up, then the schedule that `type` names, then a cool-down; warm-up and cool-down are optional.
 """
 
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from engine.config.errors import ConfigError
-from engine.config.schema import SchedConfig, TrainConfig
+from engine.config.rules import check_t_max, phases_too_long
+from engine.config.schema import SchedConfig
 
+PHASES = ("warmup", "cooldown")
 Schedule = Callable[[int, float], float]  # (update, base learning rate) -> learning rate of this update
-
-FOLLOW_THE_LENGTH = ("CosineAnnealingLR", "LinearLR", "PolynomialLR", "OneCycleLR")  # the types that t_max is for
-
-
-def base_lr(train: TrainConfig) -> float:
-    """The learning rate that the schedule is applied to: train.optim.lr, in proportion to the batch where that is asked for."""
-    return train.optim.lr * (train.batch_size / train.scale_lr if train.scale_lr else 1)
 
 
 class Span(NamedTuple):
-    """The updates of a schedule between warm-up and cool-down."""
+    """The updates of a run between warm-up and cool-down."""
 
     first: int
     last: int  # one beyond its last update
 
     def progress(self, step: int) -> float:
-        """From 0 to 1, and beyond where the run is longer than t_max."""
+        """Return the progress from 0 to 1, and beyond 1 where the run is longer than t_max."""
         return (step - self.first) / max(1, self.last - self.first)
 
 
 def make_schedule(sched: SchedConfig, n_steps: int, steps_per_epoch: int) -> Schedule:
-    """A schedule with an end takes what a warm-up leaves of t_max, and restarts are counted from there; milestones and step_size
-    count from the run's first update."""
+    """Return the learning rate as a function of the update and the base rate.
+
+    A schedule with an end runs from the end of the warm-up to t_max, and restarts count from the end of the warm-up; milestones
+    and step_size count from the run's first update.
+    """
     warmup, cooldown = warmup_and_cooldown(sched, n_steps, steps_per_epoch)
     cooldown_begins = n_steps - cooldown
     shape, span = SHAPES[sched.type], Span(warmup, sched.t_max or cooldown_begins)
@@ -49,32 +46,20 @@ def make_schedule(sched: SchedConfig, n_steps: int, steps_per_epoch: int) -> Sch
 
 
 def warmup_and_cooldown(sched: SchedConfig, n_steps: int, steps_per_epoch: int) -> tuple[int, int]:
-    """How many updates each of them takes."""
+    """Return the lengths of both phases in updates."""
     warmup = sched.warmup_steps or round(sched.warmup_epochs * steps_per_epoch)
     cooldown = sched.cooldown_steps or round(sched.cooldown_epochs * steps_per_epoch)
-    expect_to_fit(sched, warmup, cooldown, n_steps, f"the run's {n_steps} updates")
-    expect_t_max_after_warmup(sched, warmup)
+    if cooldown and warmup + cooldown > n_steps:
+        given = {
+            f"train.sched.{phase}_{unit}": getattr(sched, f"{phase}_{unit}") for phase in PHASES for unit in ("steps", "epochs")
+        }
+        raise phases_too_long(given, f"the run's {n_steps} updates")
+    key = "train.sched.warmup_steps" if sched.warmup_steps else "train.sched.warmup_epochs"
+    check_t_max(sched.type, sched.t_max, warmup, key, sched.warmup_steps or sched.warmup_epochs)
     return warmup, cooldown
 
 
-def expect_to_fit(sched: SchedConfig, warmup: float, cooldown: float, length: float, run: str) -> None:
-    """The lengths are all in updates, or all in epochs. A warm-up alone may be longer: a short trial of a long run ends in it."""
-    if cooldown and warmup + cooldown > length:
-        names = [name for name in ("warmup_steps", "warmup_epochs", "cooldown_steps", "cooldown_epochs") if getattr(sched, name)]
-        asked = " and ".join(f"train.sched.{name} {getattr(sched, name):g}" for name in names)
-        raise ConfigError(f"{asked} {'are' if len(names) > 1 else 'is'} more than {run}")
-
-
-def expect_t_max_after_warmup(sched: SchedConfig, warmup: int) -> None:
-    if sched.type in FOLLOW_THE_LENGTH and sched.t_max is not None and warmup >= sched.t_max:
-        name = "warmup_steps" if sched.warmup_steps else "warmup_epochs"
-        raise ConfigError(
-            f"train.sched.t_max {sched.t_max} counts from the run's first update, and train.sched.{name} "
-            f"{getattr(sched, name):g} leaves nothing of it"
-        )
-
-
-# The schedules: what lr is multiplied by, or where it stands between two rates
+# The shapes of schedules
 
 
 def _cosine(sched: SchedConfig, span: Span, step: int, lr: float) -> float:
@@ -82,7 +67,7 @@ def _cosine(sched: SchedConfig, span: Span, step: int, lr: float) -> float:
 
 
 def _warm_restarts(sched: SchedConfig, span: Span, step: int, lr: float) -> float:
-    cycle, since = sched.t_0, step - span.first
+    cycle, since = sched.t_0 or 1, step - span.first  # the rules require t_0
     if sched.t_mult == 1:
         since %= cycle
     while since >= cycle:
@@ -96,7 +81,7 @@ def _multi_step(sched: SchedConfig, span: Span, step: int, lr: float) -> float:
 
 
 def _regular_steps(sched: SchedConfig, span: Span, step: int, lr: float) -> float:
-    return lr * sched.gamma ** (step // sched.step_size)
+    return lr * sched.gamma ** (step // (sched.step_size or 1))  # the rules require step_size
 
 
 def _linear(sched: SchedConfig, span: Span, step: int, lr: float) -> float:
@@ -108,12 +93,12 @@ def _polynomial(sched: SchedConfig, span: Span, step: int, lr: float) -> float:
 
 
 def _one_cycle(sched: SchedConfig, span: Span, step: int, lr: float) -> float:
-    """As in torch, the top is at a fraction of an update, and the end is the last update rather than the one after it."""
-    top, end = sched.pct_start * span.last - 1, span.last - 1
+    """Rise and fall as in torch: the peak may lie between two updates, and the end is the last update, not the one after it."""
+    peak, end = sched.pct_start * span.last - 1, span.last - 1
     start = lr / sched.div_factor
-    if step < top:
-        return _between(lr, start, _half_wave(step / top))
-    return _between(start / sched.final_div_factor, lr, _half_wave(min(1.0, (step - top) / (end - top))))
+    if step < peak:
+        return _between(lr, start, _half_wave(step / peak))
+    return _between(start / sched.final_div_factor, lr, _half_wave(min(1.0, (step - peak) / (end - peak))))
 
 
 def _constant(sched: SchedConfig, span: Span, step: int, lr: float) -> float:
@@ -137,5 +122,5 @@ def _between(start: float, end: float, part: float) -> float:
 
 
 def _half_wave(progress: float) -> float:
-    """Half a cosine, from 1 to 0."""
+    """Return half a cosine wave, from 1 to 0."""
     return (1 + math.cos(math.pi * progress)) / 2

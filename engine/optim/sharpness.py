@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: the gradient is taken where the loss is about highest near the weights.
+"""Sharpness-aware minimization: the gradient is taken at perturbed weights, where the loss nearby is about highest.
 
 SAM: Foret, Kleiner, Mobahi, Neyshabur (2021): Sharpness-Aware Minimization for Efficiently Improving Generalization.
 https://arxiv.org/abs/2010.01412
@@ -8,6 +8,7 @@ Adaptive: Kwon, Kim, Park, Choi (2021): ASAM. https://arxiv.org/abs/2102.11600
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,22 +18,23 @@ TINY = 1e-12  # keeps the direction of a gradient of zero finite
 
 @dataclass(frozen=True)
 class Sharpness:
-    radius: float  # rho of the papers
-    adaptive: bool = False  # large weights may be moved further
+    rho: float  # the length of the perturbation
+    adaptive: bool = False  # in units of each weight
 
     @contextmanager
-    def uphill(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the weights stand `radius` up their gradients, which are gone; outside they are what they were, to the bit.
+    def perturbed(self, model: nn.Module) -> Iterator[None]:
+        """Perturb the weights by `rho` along the gradient, then clear gradients; on leaving, restore weights and buffers exactly.
 
-        A gradient scaler's factor has no influence on the direction. Running statistics are those of the weights themselves.
+        A gradient scaler's factor does not change the direction. Running statistics stay those of the unperturbed weights.
         """
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
         before = [parameter.detach().clone() for parameter in parameters]
         buffers = [buffer.clone() for buffer in model.buffers()]
         with torch.no_grad():
-            scales = [weight.abs() for weight in before] if self.adaptive else [1.0] * len(before)
-            slopes = [parameter.grad * scale for parameter, scale in zip(parameters, scales, strict=True)]
-            step = self.radius / torch.nn.utils.get_total_norm(slopes).clamp(min=TINY)
+            scales: list[Any] = [weight.abs() for weight in before] if self.adaptive else [1.0] * len(before)
+            gradients: list[Any] = [parameter.grad for parameter in parameters]
+            slopes = [gradient * scale for gradient, scale in zip(gradients, scales, strict=True)]
+            step = self.rho / torch.nn.utils.get_total_norm(slopes).clamp(min=TINY)
             for parameter, slope, scale in zip(parameters, slopes, scales, strict=True):
                 parameter.add_(slope * scale * step)
                 parameter.grad = None

@@ -11,14 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from engine.plots.style import (
-    COLORS,
-    DASHES,
-    TRAIN,
-    VALID,
-    line_style,
-    style,
-)
+from engine.plots.style import COLORS, DASHES, TRAIN, VALID, line_style, style
 
 PARTS = {"train": TRAIN, "valid": VALID, "valid_ema": COLORS[2]}
 

@@ -7,10 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from engine.plots.style import (
-    WRONG,
-    style,
-)
+from engine.plots.style import WRONG, style
 
 COLUMNS = 8  # of a grid of images
 

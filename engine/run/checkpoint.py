@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints: saved whole or not at all, and verified before they are read.
 
 A checkpoint is written into a temporary folder, flushed, given a manifest with the sha256 of every file and of the manifest
-itself, and renamed. `latest` and `best` are links to committed folders. Loading checks every digest before anything is read from
-the bytes, and reads tensors and plain values only.
+itself, and renamed. `latest` and `best` are links to committed folders. Loading verifies every digest before anything is parsed,
+and reads tensors and plain values only.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from datasets.pipeline.tensors import save_tensors
 from engine.config.errors import RunError
 from engine.run.folder import MANIFEST, committed_checkpoints, remove_tree
 
@@ -32,11 +32,12 @@ log = logging.getLogger(__name__)
 
 Bytes = bytes | mmap
 
+MAX_FAILED_SAVES = 3  # in a row
 WEIGHTS, EMA_WEIGHTS, TRAIN_STATE = "model.safetensors", "model_ema.safetensors", "train_state.pt"
 
 
 class InvalidCheckpoint(Exception):
-    """A checkpoint that is damaged, or was never one."""
+    """A folder that is not an intact checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,18 @@ class Checkpoint:
     train_state: dict[str, Any]
     ema_weights: dict[str, Tensor] | None = None
 
+    def weights_of(self, *, averaged: bool) -> dict[str, Tensor]:
+        if not averaged:
+            return self.weights
+        if self.ema_weights is None:
+            raise RunError(f"{self.path} has no averaged weights; train.ema makes them")
+        return self.ema_weights
+
 
 class Checkpoints:
     def __init__(self, run_dir: Path, keep_last: int) -> None:
         self.run_dir, self.folder, self.keep_last = run_dir, run_dir / "ckpt", keep_last
+        self.failed_saves = 0  # in a row
 
     def save(
         self,
@@ -79,8 +88,25 @@ class Checkpoints:
         self._link_both(step, best_step)
         self._prune(keep_also=best_step)
 
+    def save_or_warn(self, step: int, save: Callable[[], None], *, must: bool) -> None:
+        """Run `save`. A disk that is full for a while does not end the training, unless this save is the last chance (`must`)."""
+        try:
+            save()
+            self.failed_saves = 0
+        except OSError as error:
+            self.failed_saves += 1
+            problem = f"step {step} could not be saved: {error}"
+            if must or self.failed_saves == MAX_FAILED_SAVES:
+                times = "" if must else f", the {MAX_FAILED_SAVES}rd time in a row"
+                raise RunError(f"{problem}{times}; {self.last_good()}") from error
+            log.warning("%s; training goes on, %s", problem, self.last_good())
+
+    def last_good(self) -> str:
+        latest = self.folder / "latest"
+        return f"the last good checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
+
     def load(self, which: str) -> Checkpoint:
-        """`latest`, `best` or a step's folder; of a damaged latest one, the newest that is whole."""
+        """Read `latest`, `best` or a step's folder; if the latest is damaged, the newest that is intact."""
         if which != "latest":
             try:
                 return read_checkpoint((self.folder / which).resolve())
@@ -90,18 +116,18 @@ class Checkpoints:
             try:
                 return read_checkpoint(path)
             except InvalidCheckpoint as error:
-                log.warning("%s; going back to the one before", error)
+                log.warning("%s; trying the one before", error)
         raise RunError(f"{self.folder} holds no valid checkpoint")
 
     def rewind(self, step: int, best_step: int | None) -> None:
-        """Move the checkpoints behind `step` out of the way: the run goes another way from there, or they are damaged."""
+        """Move later checkpoints to set-aside/: the run takes another course from `step` on, or they are damaged."""
         for path in committed_checkpoints(self.run_dir):
             if int(path.name.removeprefix("step-")) > step:
                 aside = self.folder / "set-aside"
                 aside.mkdir(exist_ok=True)
                 n = sum(1 for entry in aside.iterdir() if entry.name.startswith(path.name))
                 path.rename(aside / f"{path.name}-{n}")
-                log.warning("%s is set aside, as the run goes on from step %d", path, step)
+                log.warning("%s is set aside, because the run continues from step %d", path, step)
         self._link_both(step, best_step)
 
     def _link_both(self, latest: int, best: int | None) -> None:
@@ -119,18 +145,18 @@ class Checkpoints:
         keep = {f"step-{keep_also:06d}"} if keep_also is not None else set()
         for path in committed_checkpoints(self.run_dir)[: -self.keep_last]:
             if path.name not in keep:
-                doomed = path.with_name(f".{path.name}.pruned")
-                path.rename(doomed)
-                remove_tree(doomed)
+                removed = path.with_name(f".{path.name}.pruned")
+                path.rename(removed)
+                remove_tree(removed)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The content of a checkpoint folder, once every byte of it is known to be the one that was written."""
+    """Read a checkpoint folder, after verifying every byte of it against its manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         digest = manifest.pop("digest")
         if digest != _manifest_digest(manifest):
-            raise InvalidCheckpoint(f"{path / MANIFEST} is damaged (its digest doesn't fit)")
+            raise InvalidCheckpoint(f"{path / MANIFEST} is damaged (wrong digest)")
         files = {name: _read_verified(path / name, sha256) for name, sha256 in manifest["files"].items()}
         weights = safetensors.torch.load(files[WEIGHTS])
         ema_weights = safetensors.torch.load(files[EMA_WEIGHTS]) if EMA_WEIGHTS in files else None
@@ -139,11 +165,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise InvalidCheckpoint(f"{error.filename or path} can't be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidCheckpoint(f"{path / MANIFEST} is no manifest ({error})") from error
+        raise InvalidCheckpoint(f"{path / MANIFEST} is not a manifest ({error})") from error
     except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        said = f" ({forbidden[1]}), and loading it could run code" if forbidden else ""
-        raise InvalidCheckpoint(f"{path} is refused: it holds more than tensors and plain values{said}") from error
+        reason = f" ({forbidden[1]}), and loading it could run code" if forbidden else ""
+        raise InvalidCheckpoint(f"{path} is refused: it holds more than tensors and plain values{reason}") from error
 
 
 def _sha256(content: Bytes) -> str:
@@ -153,7 +179,7 @@ def _sha256(content: Bytes) -> str:
 def _read_verified(path: Path, sha256: str) -> bytes:
     content = path.read_bytes()
     if _sha256(content) != sha256:
-        raise InvalidCheckpoint(f"{path} is damaged (its sha256 isn't the one in the manifest)")
+        raise InvalidCheckpoint(f"{path} is damaged (its sha256 differs from the manifest's)")
     return content
 
 
@@ -161,7 +187,7 @@ def _write(folder: Path, step: int, files: Mapping[str, Callable[[Path], None]])
     if folder.exists():
         remove_tree(folder)
     folder.mkdir()
-    with ThreadPoolExecutor(len(files)) as pool:  # one gets its digest while another is written
+    with ThreadPoolExecutor(len(files)) as pool:  # hashes one file while another is written
         digests = {name: pool.submit(_flushed, write, folder / name) for name, write in files.items()}
     manifest = {"step": step, "files": {name: digest.result() for name, digest in digests.items()}}
     manifest["digest"] = _manifest_digest(manifest)
@@ -175,7 +201,7 @@ def _manifest_digest(manifest: dict[str, Any]) -> str:
 
 
 def _flushed(write: Callable[[Path], Any], path: Path) -> str:
-    """Write a file, see it to the disk, and give its sha256."""
+    """Write a file, fsync it, and return its sha256."""
     write(path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -194,7 +220,7 @@ def _flush(folder: Path) -> None:
 
 
 def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """safetensors refuses tensors that share memory, as tied weights do; each gets its own copy."""
+    """Write weights. safetensors refuses tensors that share memory, as tied weights do; each gets its own copy."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in weights.items():
@@ -205,6 +231,17 @@ def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def _write_state(train_state: dict[str, Any], path: Path) -> None:
-    buffer = io.BytesIO()  # written in one piece: torch's own way to a file takes three times as long
+    buffer = io.BytesIO()  # torch.save to a file takes three times as long
     torch.save(train_state, buffer)
     path.write_bytes(buffer.getbuffer())
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions of its folder, not only for the owner; a full disk raises OSError."""
+    try:
+        safetensors.torch.save_file(dict(tensors), path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(path.parent.stat().st_mode & 0o666)

@@ -1,4 +1,4 @@
-"""The folder of one run: its files, its lock, and what of it a resumption needs."""
+"""The folder of one run: its files, its lock, and where its checkpoints are."""
 
 import json
 import math
@@ -9,39 +9,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from engine.config import yaml12
 from engine.config.errors import ConfigError, RunError
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
-MANIFEST, CLASSES = "manifest.json", "classes.json"
+MANIFEST, CLASSES, ENVIRONMENT, CONFIG = "manifest.json", "classes.json", "environment.json", "config.yaml"
 
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
-    """The committed checkpoints of a run, oldest first: those with a manifest. Whether they are whole is for their loader."""
+    """Return the step folders of a run that have a manifest, oldest first. `read_checkpoint` tells whether they are intact."""
     folders = [folder for folder in (run_dir / "ckpt").glob("step-*") if STEP_FOLDER.fullmatch(folder.name)]
     return sorted((f for f in folders if (f / MANIFEST).is_file()), key=lambda f: int(f.name.removeprefix("step-")))
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or a run's best, or its latest where none was evaluated."""
+    """Return the checkpoint at `path`, or that run's best one, or its latest if none was evaluated."""
     path = path.expanduser()
     if (path / MANIFEST).is_file():
         return path.resolve()
     for name in ("best", "latest"):
         if (path / "ckpt" / name / MANIFEST).is_file():
             return (path / "ckpt" / name).resolve()
-    raise RunError(f"{path} is no run folder with a checkpoint, and no checkpoint")
+    raise RunError(f"{path} is neither a run folder with a checkpoint nor a checkpoint")
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """What `-r` asks for: the run's folder, and which of its checkpoints."""
+    """The run that `-r` continues, and from which of its checkpoints."""
 
     run_dir: Path
     which: str  # latest, best, or the name of a step's folder
 
 
 def find_resumption(resume: str | None, exp_dir: str | Path | None) -> Resumption | None:
-    """Where a run goes on; None where one is to be started."""
+    """Return where a run continues; None if a new one starts."""
     if resume is None:
         return None
     if resume in ("latest", "best", "auto"):
@@ -59,12 +60,23 @@ def find_resumption(resume: str | None, exp_dir: str | Path | None) -> Resumptio
         run_dir = path.resolve().parent.parent if is_checkpoint else path
         which = path.resolve().name if is_checkpoint else "latest"
         if exp_dir is not None and Path(exp_dir).resolve() != run_dir.resolve():
-            raise ConfigError(f"-e {exp_dir} and -r {resume} name different runs; a run goes on in its own folder")
-    if not (run_dir / "config.yaml").is_file():
-        raise RunError(f"{run_dir} holds no run to resume (no config.yaml)")
+            raise ConfigError(f"-e {exp_dir} and -r {resume} name different runs; a run continues in its own folder")
+    if not (run_dir / CONFIG).is_file():
+        raise RunError(f"{run_dir} has no run to resume (no config.yaml)")
     if not committed_checkpoints(run_dir):
         raise RunError(f"{run_dir} has no checkpoint to resume from; -r auto would start the run")
     return Resumption(run_dir, which)
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """Return a run's config.yaml as plain values: it is complete, so it needs no resolving."""
+    path = run_dir / CONFIG
+    try:
+        return yaml12.parse(path.read_text())
+    except OSError as error:
+        raise RunError(f"{path} can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from error
 
 
 @dataclass
@@ -84,26 +96,22 @@ class RunFolder:
             else:
                 path = Path(exp_dir).expanduser()
                 _make(path, made)
-                if not may_hold_a_run and ((path / "config.yaml").exists() or (path / "ckpt").exists()):
-                    raise ConfigError(f"{path} holds a run; -r latest goes on with it, another -e starts a new one")
+                if not may_hold_a_run and ((path / CONFIG).exists() or (path / "ckpt").exists()):
+                    raise ConfigError(f"{path} already has a run; -r latest continues it, another -e starts a new one")
         except OSError as error:
             raise RunError(f"{exp_dir or 'runs'}: the run folder can't be made ({error.strerror})") from error
-        folder = cls(path, is_new=True, _made=made)
-        folder._take_lock()
-        folder._remove_leftovers()
-        return folder
+        return cls(path, is_new=True, _made=made)._locked()
 
     @classmethod
     def reopen(cls, path: Path) -> "RunFolder":
-        folder = cls(path, is_new=False)
-        folder._take_lock()
-        folder._remove_leftovers()
-        return folder
+        return cls(path, is_new=False)._locked()
 
-    def _remove_leftovers(self) -> None:
-        """Temporary folders of saves that were cut off; a run that was killed in its first save is started again."""
+    def _locked(self) -> "RunFolder":
+        """Take the lock, and remove the temporary folders of saves that were cut off."""
+        self._take_lock()
         for leftover in (self.path / "ckpt").glob(".*"):
             remove_tree(leftover)
+        return self
 
     def _take_lock(self) -> None:
         try:
@@ -119,16 +127,16 @@ class RunFolder:
             self._lock = None
 
     def discard(self) -> None:
-        """Leave nothing behind of a run that never began."""
+        """Remove what was made for a run that never started."""
         (self.path / ".lock").unlink()
         for folder in reversed(self._made):
             try:
                 folder.rmdir()
-            except OSError:  # something is in it, so it isn't ours to remove
+            except OSError:  # it holds something else by now, so it isn't ours to remove
                 return
 
     def write(self, name: str, text: str) -> None:
-        """Replace a file in one step, so that no reader ever sees half of it."""
+        """Replace a file in one step, so that a reader never sees half of it."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}")
@@ -140,12 +148,14 @@ class RunFolder:
 
 
 def take_lock(path: Path) -> IO | None:
-    """The open file, locked until it is closed or the process ends, however that ends; None where another process has the lock.
-    Not flock: worker processes would inherit it and outlive us."""
+    """Return the file, locked until it is closed or the process ends; None if another process holds the lock.
+
+    Not by flock: worker processes would inherit that lock and outlive this one.
+    """
     file = path.open("a+")
     try:
         import fcntl
-    except ImportError:  # Windows, where nothing guards a run folder
+    except ImportError:  # Windows, where a run folder has no lock
         return file
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,14 +166,14 @@ def take_lock(path: Path) -> IO | None:
 
 
 def finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON doesn't have."""
+    """Replace NaN and infinity, which JSON does not have, by null."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _make(path: Path, made: list[Path], *, exist_ok: bool = True) -> None:
-    """Make `path` and its parents, noting which of them are new."""
+    """Make `path` and its parents, and append those that are new to `made`."""
     if not path.parent.exists():
         _make(path.parent, made)
     if path.exists() and exist_ok and path.is_dir():
@@ -177,14 +187,14 @@ def _make_by_time(parent: Path, made: list[Path]) -> Path:
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
         try:
             _make(parent / f"{name}{suffix}", made, exist_ok=False)
-        except FileExistsError:  # another run of this second
+        except FileExistsError:  # another run started in this second
             continue
         return parent / f"{name}{suffix}"
-    raise FileExistsError(f"a thousand runs began in this second, {name}")
+    raise FileExistsError(f"a thousand runs started in this second, {name}")
 
 
 def remove_tree(path: Path) -> None:
-    """Remove what is there, links not followed."""
+    """Remove a file or folder without following links."""
     if path.is_symlink() or path.is_file():
         path.unlink(missing_ok=True)
         return

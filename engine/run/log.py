@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+PACKAGES = ("engine", "models", "datasets")  # whose log is shown
 log = logging.getLogger("engine")
 
 
 class Terminal(logging.Handler):
-    """Lines on stdout, above the progress bar where there is one. A stdout that was closed is no reason to stop training."""
+    """Writes lines to stdout, above the progress bar if one is shown. A stdout that was closed does not stop the training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,14 +32,14 @@ class Terminal(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    """output.log. Where it can't be written, as on a full disk, that is said once."""
+    """Writes output.log. If it can't be written, as on a full disk, one warning says so."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name for it
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
             return
-        self.handle = lambda record: False
+        self.handle = lambda record: False  # type: ignore[method-assign]  # from now on nothing is written
         log.warning("%s can't be written (%s)", self.baseFilename, error.strerror)
 
 
@@ -53,8 +54,8 @@ def millions(n: float) -> str:
 
 
 def set_up_terminal(is_main: bool) -> None:
-    """Rank 0 speaks for all."""
-    for name in ("engine", "models", "datasets"):
+    """Send the log of rank 0 to the terminal, and that of other ranks nowhere."""
+    for name in PACKAGES:
         logger = logging.getLogger(name)
         logger.handlers = [Terminal()] if is_main else [logging.NullHandler()]
         logger.handlers[0].setFormatter(Line())
@@ -65,13 +66,13 @@ def set_up_terminal(is_main: bool) -> None:
 def add_log_file(path: Path) -> logging.Handler:
     handler = LogFile(path)
     handler.setFormatter(Line())
-    for name in ("engine", "models", "datasets"):
+    for name in PACKAGES:
         logging.getLogger(name).addHandler(handler)
     return handler
 
 
 def remove_log_file(handler: logging.Handler) -> None:
-    for name in ("engine", "models", "datasets"):
+    for name in PACKAGES:
         logging.getLogger(name).removeHandler(handler)
-    with suppress(OSError):  # what couldn't be written has been said
+    with suppress(OSError):  # the warning has been given
         handler.close()

@@ -1,21 +1,22 @@
-"""What a run says: lines on the terminal and in output.log, metrics.jsonl, TensorBoard."""
+"""The metrics of a run: metrics.jsonl, TensorBoard, and how fast it trains."""
 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-from engine.config.resolve import flatten
+from engine.config.schema import flatten
 from engine.run.folder import RunFolder, finite, remove_tree
 from engine.run.log import log
 
 
-class Tracker:
-    """The history of a run, which continues where the checkpoint was written: what came later is cut off.
+class MetricsLog:
+    """Writes metrics.jsonl and TensorBoard. A resumed run first cuts off what came after its checkpoint.
 
-    Lines that the disk doesn't take are kept, and written before the next ones.
+    Lines that the disk does not take are kept, and written before the next ones.
     """
 
     def __init__(self, folder: RunFolder, step: int, metrics_bytes: int) -> None:
@@ -25,11 +26,11 @@ class Tracker:
             log.warning("%s is shorter than at the checkpoint; earlier lines are lost", self.path)
         self._length = self._file.truncate(min(metrics_bytes, self._file.tell()))
         self._unwritten = b""
-        if step == 0 and (folder.path / "tensorboard").exists():  # of a start that never came to its first checkpoint
+        if step == 0 and (folder.path / "tensorboard").exists():  # left by a start that did not reach its first checkpoint
             remove_tree(folder.path / "tensorboard")
         self.tensorboard = _open_tensorboard(folder.path / "tensorboard", step)
 
-    def record(self, step: int, metrics: dict[str, float]) -> None:
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add one line."""
         self._unwritten += json.dumps(finite({"step": step, **metrics})).encode() + b"\n"
         try:
@@ -38,12 +39,13 @@ class Tracker:
             log.warning("%s can't be written (%s); its lines are kept until it can", self.path, error.strerror)
         for name, value in metrics.items():
             if "/" in name:
-                self._show(lambda tensorboard, name=name, value=value: tensorboard.add_scalar(name, value, step))
+                self._to_tensorboard("add_scalar", name, value, step)
 
     def images(self, tag: str, grid: Any, step: int) -> None:
-        self._show(lambda tensorboard: tensorboard.add_image(tag, grid, step))
+        self._to_tensorboard("add_image", tag, grid, step)
 
-    def hyperparameters(self, config: dict[str, Any], metrics: dict[str, float], step: int) -> None:
+    def hyperparameters(self, config: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+        """Fill TensorBoard's table of runs: the config with the best metric."""
         if self.tensorboard is None:
             return
         from torch.utils.tensorboard.summary import hparams
@@ -51,13 +53,13 @@ class Tracker:
         flat = {
             key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flatten(config).items()
         }
-        for summary in hparams(flat, metrics):
-            self._show(lambda tensorboard, summary=summary: tensorboard.file_writer.add_summary(summary))
+        for summary in hparams(flat, dict(metrics)):
+            self._try(lambda board, summary=summary: board.file_writer.add_summary(summary))  # type: ignore[misc]  # of a lambda
         for name, value in metrics.items():
-            self._show(lambda tensorboard, name=name, value=value: tensorboard.add_scalar(name, value, step))
+            self._to_tensorboard("add_scalar", name, value, step)
 
     def flush(self) -> int:
-        """Everything on the disk, before a checkpoint says how long the file is: that long."""
+        """Fsync metrics.jsonl and return its length, which a checkpoint remembers."""
         self._write()
         os.fsync(self._file.fileno())
         return self._length
@@ -68,7 +70,7 @@ class Tracker:
             self._file.close()
         except OSError as error:
             log.warning("the last lines of %s are lost (%s)", self.path, error.strerror)
-        self._show(lambda tensorboard: tensorboard.close())
+        self._to_tensorboard("close")
 
     def _write(self) -> None:
         written = 0
@@ -76,12 +78,15 @@ class Tracker:
             while written < len(self._unwritten):
                 written += self._file.write(self._unwritten[written:])
         except OSError:
-            self._file.truncate(self._length)  # no reader shall see part of a line
+            self._file.truncate(self._length)  # a reader must not see part of a line
             raise
         self._length, self._unwritten = self._length + written, b""
 
-    def _show(self, action: Callable[[Any], None]) -> None:
-        """TensorBoard is a convenience: without it the training goes on."""
+    def _to_tensorboard(self, method: str, *args: Any) -> None:
+        self._try(lambda board: getattr(board, method)(*args))
+
+    def _try(self, action: Callable[[Any], None]) -> None:
+        """TensorBoard is a convenience: the training goes on without it."""
         if self.tensorboard is None:
             return
         try:
@@ -95,22 +100,46 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
 
-        _wait_for_another_second(folder)
+        # TensorBoard reads a folder's files in the order of their names, which hold the second in which each was opened
+        newest = max((path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")), default="")
+        while newest == f"{int(time.time()):010d}":
+            time.sleep(0.05)
         return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
     except (ImportError, OSError) as error:
         log.warning("no TensorBoard (%s); metrics.jsonl has everything", error)
         return None
 
 
-def _wait_for_another_second(folder: Path) -> None:
-    """TensorBoard reads a folder's files in the order of their names, which hold the second in which each was opened."""
-    newest = max((path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")), default="")
-    while newest == f"{int(time.time()):010d}":
-        time.sleep(0.05)
-
-
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for one that is being written."""
+    """Return the lines of metrics.jsonl, without one that is being written."""
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Clock:
+    """Measures training time: of the run, and of the window since the last log line, without saves."""
+
+    def __init__(self, step: int) -> None:
+        self.images = self.seconds = 0.0  # trained since this process started, and the time that it took
+        self._last_tick = perf_counter()
+        self.start_window(step)
+
+    def start_window(self, step: int) -> None:
+        self._window_start, self._window_step = perf_counter(), step
+
+    def images_per_sec(self, step: int, batch_size: int) -> float:
+        """Return the speed in this window."""
+        images, seconds = (step - self._window_step) * batch_size, perf_counter() - self._window_start
+        self.images, self.seconds = self.images + images, self.seconds + seconds
+        return round(images / seconds, 1)
+
+    def tick(self) -> float:
+        """Return the seconds since the last tick."""
+        now = perf_counter()
+        elapsed, self._last_tick = now - self._last_tick, now
+        return elapsed
+
+    def skip_since_tick(self) -> None:
+        """Do not count the time since the last tick as training time of this window."""
+        self._window_start += perf_counter() - self._last_tick

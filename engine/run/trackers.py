@@ -1,7 +1,7 @@
-"""Weights & Biases and MLflow, beside TensorBoard and metrics.jsonl, where a config names them and they are installed.
+"""Weights & Biases and MLflow, in addition to TensorBoard and metrics.jsonl, if the config names them.
 
-A resumed run goes on in the tracker's run, whose id is kept in the run folder. Where a server can't be reached, that is one
-warning: metrics.jsonl has everything.
+A resumed run continues the tracker's run, whose id is kept in the run folder. A server that can't be reached costs one warning:
+metrics.jsonl has everything.
 """
 
 import json
@@ -9,78 +9,75 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
-from engine.config.errors import ConfigError
-from engine.config.resolve import LoadedConfig, flatten, to_dict
+from engine.config.schema import TrackingConfig, flatten
 from engine.run.folder import RunFolder, finite
 
 log = logging.getLogger(__name__)
 
 IDS = "trackers.json"
+Settings = Mapping[str, Any]  # the whole config, as plain values
 
 
 class ExternalTracker(Protocol):
     run_id: str
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def record(self, step: int, metrics: Mapping[str, Any]) -> None: ...
 
     def close(self, status: str) -> None: ...
 
 
-def check_trackers(config: LoadedConfig) -> None:
-    for name in config.tracking.to:
-        if find_spec(name) is None:
-            origin = config.origin("tracking.to").name
-            raise ConfigError(f"tracking.to {name} ({origin}): {name} is not installed; pip install {name}")
-
-
 class Trackers:
-    """Those that the config names. One that fails is left alone from then on: no training ends for it."""
+    """The trackers that the config names. One that fails is not called again, and the training goes on."""
 
-    def __init__(self, config: LoadedConfig, folder: RunFolder) -> None:
+    def __init__(self, tracking: TrackingConfig, settings: Settings, folder: RunFolder) -> None:
         path = folder.path / IDS
         ids = json.loads(path.read_text()) if path.is_file() and not folder.is_new else {}
         self.open: dict[str, ExternalTracker] = {}
-        for name in config.tracking.to:
-            self._try(name, lambda name=name: self.open.update({name: TRACKERS[name](config, folder, ids.get(name))}))
+
+        def start(name: str) -> None:
+            self.open[name] = TRACKERS[name](tracking.project, settings, folder, ids.get(name))
+
+        for name in tracking.to:
+            self._try(name, partial(start, name))
         if self.open:
             folder.write_json(IDS, ids | {name: tracker.run_id for name, tracker in self.open.items()})
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, tracker in list(self.open.items()):
-            self._try(name, lambda tracker=tracker: tracker.record(step, finite(dict(metrics))))
+            self._try(name, partial(tracker.record, step, finite(dict(metrics))))
 
     def close(self, status: str) -> None:
         for name, tracker in list(self.open.items()):
-            self._try(name, lambda tracker=tracker: tracker.close(status))
+            self._try(name, partial(tracker.close, status))
 
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a tracker's client or its server comes up with
+        except Exception as error:  # whatever a tracker's client or its server raises
             self.open.pop(name, None)
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            log.warning("tracking.to %s: %s; the training goes on without it, metrics.jsonl has everything", name, said)
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            log.warning("tracking.to %s: %s; the training goes on without it, metrics.jsonl has everything", name, reason)
 
 
 class WeightsAndBiases:
-    def __init__(self, config: LoadedConfig, folder: RunFolder, run_id: str | None) -> None:
+    def __init__(self, project: str, settings: Settings, folder: RunFolder, run_id: str | None) -> None:
         import wandb
 
         self.run = wandb.init(
-            project=config.tracking.project,
+            project=project,
             name=folder.path.name,
             dir=folder.path,
-            config=to_dict(config),
+            config=dict(settings),
             id=run_id,
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
         self.run_id = self.run.id
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+    def record(self, step: int, metrics: Mapping[str, Any]) -> None:
         self.run.log(dict(metrics), step=step)
 
     def close(self, status: str) -> None:
@@ -88,13 +85,13 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """At the place that MLFLOW_TRACKING_URI names; mlflow's own default without it."""
+    """Logs to the server or folder that MLFLOW_TRACKING_URI names, or to mlflow's default."""
 
     STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-    MOST_PARAMS = 100  # in one request
-    PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}  # with a server that is away
+    MAX_PARAMS = 100  # in one request
+    PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}  # with a server that does not answer
 
-    def __init__(self, config: LoadedConfig, folder: RunFolder, run_id: str | None) -> None:
+    def __init__(self, project: str, settings: Settings, folder: RunFolder, run_id: str | None) -> None:
         for name, value in self.PATIENCE.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -105,15 +102,15 @@ class MLflow:
             self.run_id = run_id
             self.client.update_run(run_id, status="RUNNING")
             return
-        experiment = self.client.get_experiment_by_name(config.tracking.project)
-        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(config.tracking.project)
+        experiment = self.client.get_experiment_by_name(project)
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(project)
         self.run_id = self.client.create_run(experiment_id, run_name=folder.path.name).info.run_id
-        params = [Param(key, str(value)) for key, value in flatten(to_dict(config)).items()]
-        for first in range(0, len(params), self.MOST_PARAMS):
-            self.client.log_batch(self.run_id, params=params[first : first + self.MOST_PARAMS])
+        params = [Param(key, str(value)) for key, value in flatten(settings).items()]
+        for first in range(0, len(params), self.MAX_PARAMS):
+            self.client.log_batch(self.run_id, params=params[first : first + self.MAX_PARAMS])
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """mlflow's names take no @: valid/acc@1 is valid/acc_at_1."""
+    def record(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Log a line. mlflow does not allow @ in a name: valid/acc@1 becomes valid/acc_at_1."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -124,7 +121,7 @@ class MLflow:
         self.client.set_terminated(self.run_id, self.STATUS[status])
 
 
-TRACKERS: dict[str, Callable[[LoadedConfig, RunFolder, str | None], ExternalTracker]] = {
+TRACKERS: dict[str, Callable[[str, Settings, RunFolder, str | None], ExternalTracker]] = {
     "wandb": WeightsAndBiases,
     "mlflow": MLflow,
 }

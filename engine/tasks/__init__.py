@@ -1,7 +1,7 @@
-"""What differs between tasks, and nothing else does: how a batch becomes a loss, a metric, a picture.
+"""What differs between tasks: how a batch becomes a loss, a metric, a picture.
 
-A file here holds a table TASKS, name -> TaskKind, and is found by being here. Instead of a TaskKind there may be a bare function
-that makes the task of a config and its data: such a task has the models and the data of classification.
+A module here has a table TASKS, name -> TaskKind, and is found because it lies here. Instead of a TaskKind the table may hold a
+function that makes the task from the config and its data: such a task uses the models and the data of classification.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from engine.config.resolve import LoadedConfig
+from engine.config.schema import Config
 from models import create_model
 from models.loading.registry import Registry, did_you_mean
 
@@ -21,47 +21,52 @@ class Metric(Protocol):
     def update(self, model: nn.Module, batch: Any) -> None: ...
 
     def sums(self) -> Tensor | list[Any]:
-        """What was counted on this rank: a tensor, which is added up over ranks, or a list, which is joined."""
+        """Return the counts of this rank: a tensor, which is summed over ranks, or a list, which is concatenated."""
 
     def compute(self, sums: Any) -> dict[str, Any]:
-        """Numbers by name and, from a task `with_tables`, those tables."""
+        """Return numbers by name and, for a task `with_tables`, those tables."""
 
 
 class Task(Protocol):
-    monitor: str  # the metric by which the best checkpoint is chosen; higher is better
-    shown: tuple[str, ...]  # metrics that are parts of 1, in percent in a line of the log
+    @property
+    def monitor(self) -> str:
+        """The metric that chooses the best checkpoint; higher is better."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The metrics that are shares of 1; a line of the log shows them in percent."""
 
     def weight(self, batch: Any) -> int | Tensor:
-        """What the loss is divided by: a number that is the same on every rank, or a tensor that is added up over them."""
+        """Return what the loss is divided by: a number that is the same on every rank, or a tensor that is summed over ranks."""
 
     def loss_sum(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss summed over the batch, and the sums that the log shows divided by the weight."""
+        """Return the loss summed over the batch, and the sums that the log shows divided by the weight."""
 
     def metric(self, device: Any) -> Metric: ...
 
-    def with_tables(self, *tables: str) -> "Task":
-        """A task whose metric also gives these, such as per_class: what is no single number, and goes into no log."""
+    def with_tables(self, *tables: Any) -> "Task":
+        """Return a task whose metric also computes these tables, such as per_class, which no log shows."""
 
-    def predict(self, model: nn.Module, batch: Any) -> Tensor: ...
+    def predict(self, model: nn.Module, batch: Any) -> Any: ...
 
-    def draw(self, images: Tensor, batch: Any, predictions: Tensor) -> Any:
-        """A figure of images with truth and prediction."""
-
-
-MakeTask = Callable[..., Task]  # make(config: LoadedConfig, data: Data) -> Task
+    def draw(self, images: Any, batch: Any, predictions: Any) -> Any:
+        """Return a figure of images with truth and prediction."""
 
 
-def create_classifier(config: LoadedConfig, **options: Any) -> nn.Module:
+MakeTask = Callable[[Any, Any], Task]  # make(config: Config, data: Data) -> Task
+
+
+def create_classifier(config: Config, **options: Any) -> nn.Module:
     return create_model(config.model.name, **options, **config.model.args)
 
 
 @dataclass(frozen=True)
 class TaskKind:
-    """A task before its data are there: what it is made of."""
+    """A task before its data are read."""
 
     make: MakeTask
     create_model: Callable[..., nn.Module] = create_classifier  # create_model(config, n_classes=..., in_channels=..., ...)
-    targets: str = "classes"  # of a data set: classes, masks, boxes
+    targets: str = "classes"  # of a dataset: classes, masks, boxes
     other_keys: tuple[str, ...] = ()  # keys that are for other tasks only
 
 

@@ -1,4 +1,4 @@
-"""One class per image."""
+"""Classification: one class per image."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.config.errors import ConfigError
-from engine.config.resolve import LoadedConfig
+from engine.config.schema import Config
 from engine.tasks import TaskKind
 
-Batch = tuple[Tensor, Tensor]  # images; class numbers or, where images were mixed, probabilities
+Batch = tuple[Tensor, Tensor]  # images; class numbers or, for mixed images, probabilities
 Loss = Literal["cross_entropy", "bce"]
 Augmentation = Literal["flip", "flip_and_shift"]  # of an evaluation
 
@@ -62,7 +62,7 @@ class Classification:
         return cross_entropy(logits, targets, self.label_smoothing)
 
     def with_tables(self, *tables: Literal["per_class", "bins", "confusion"]) -> "Classification":
-        """A task whose evaluation also gives what is no single number; no log takes that."""
+        """Return a task whose evaluation also computes these tables, which no log shows."""
         task = copy.copy(self)
         task._tables = tables
         return task
@@ -75,7 +75,7 @@ class Classification:
         return self.probabilities(self.logits(model, batch[0]))
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """As they count in an evaluation: the mean over the views of each image that `tta` asks for."""
+        """Return the logits that an evaluation counts: the mean over the views of each image that `tta` names."""
         if self.tta is None:
             return model(images)
         logits = (model(images) + model(images.flip(-1))) / 2
@@ -86,7 +86,7 @@ class Classification:
         return logits / 2 + sum(model(view) + model(view.flip(-1)) for view in shifted) / 8
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Where each class was learned as a question of its own, they don't add up to 1."""
+        """Return probabilities; with the loss bce each class is a separate question, and they don't sum to 1."""
         return logits.sigmoid() if self.loss == "bce" else logits.softmax(1)
 
     def draw(self, images: Tensor, batch: Batch, predictions: Tensor):
@@ -98,12 +98,12 @@ class Classification:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The loss of each sample."""
+    """Return the loss of each sample."""
     return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, threshold: float | None = None) -> Tensor:
-    """The loss of each sample, where each class is a question of its own: the mean over the classes, as in timm.
+    """Return the loss of each sample, with a yes/no question per class: the mean over the classes, as in timm.
 
     Wightman, Touvron, Jegou (2021): ResNet strikes back. https://arxiv.org/abs/2110.00476
     """
@@ -119,8 +119,8 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0
 class Accuracy:
     """Loss, accuracy and calibration of every sample, counted once.
 
-    The sums hold whole numbers and multiples of GRAIN, which float64 adds without rounding: they are the same however
-    the samples were divided into batches and over ranks.
+    The sums hold integers and multiples of GRAIN, which float64 adds without rounding: they do not depend on how the samples are
+    divided into batches and over ranks.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Accuracy:
     ) -> None:
         self.classes, self.logits, self.losses, self.probabilities, self.tables = classes, logits, losses, probabilities, tables
         n = len(classes)
-        # loss and top 5; of each class the right ones and all; of each bin its confidence, right ones and all; true x predicted
+        # loss, top 5; per class: right, all; per bin: confidence, right, all; true x predicted
         self._sizes = [2, n, n, N_BINS, N_BINS, N_BINS, n * n if "confusion" in tables else 0]
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.zeros(sum(self._sizes), dtype=dtype, device=device)
@@ -143,7 +143,7 @@ class Accuracy:
     def update(self, model: nn.Module, batch: Batch) -> None:
         images, targets = batch
         logits = self.logits(model, images)
-        logits = logits.to(self._sums.dtype)  # float32 rounds a row differently at the end of a batch, by more than a grain
+        logits = logits.to(self._sums.dtype)  # float32 rounds the last rows of a batch differently, by more than a grain
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = (best == targets.unsqueeze(1)).to(logits.dtype)
         right, predicted = hits[:, 0], best[:, 0]
@@ -189,14 +189,13 @@ class Accuracy:
         return metrics
 
 
-def from_config(config: LoadedConfig, data: Any) -> Classification:
+def from_config(config: Config, data: Any) -> Classification:
     train, n_classes = config.train, len(data.classes)
     no, yes = train.label_smoothing / n_classes, 1 - train.label_smoothing + train.label_smoothing / n_classes
     if train.loss == "bce" and train.bce_threshold is not None and not no <= train.bce_threshold < yes:
-        raise ConfigError(
-            f"train.bce_threshold {train.bce_threshold:g} ({config.origin('train.bce_threshold').name}) would give every class "
-            f"the same answer: train.label_smoothing {train.label_smoothing:g} makes {no:.4g} of a no and {yes:.4g} of a yes"
-        )
+        problem = f"{train.bce_threshold:g} would give every class the same label"
+        smoothing = f"train.label_smoothing {train.label_smoothing:g} turns a no into {no:.4g} and a yes into {yes:.4g}"
+        raise ConfigError("train.bce_threshold", f"{problem}: {smoothing}")
     return Classification(
         data.classes,
         aux_weight=train.aux_weight,

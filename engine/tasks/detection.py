@@ -1,4 +1,4 @@
-"""Where objects are, and of which class."""
+"""Detection: where objects are, and of which class."""
 
 import copy
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from datasets import find_dataset
 from datasets.pipeline.boxes import Batch, Target
-from engine.config.resolve import LoadedConfig
+from engine.config.schema import Config
 from engine.tasks import TaskKind
 from models.heads.detection import create_detector
 
@@ -20,9 +20,10 @@ Prediction = dict[str, Tensor]  # boxes N 4, labels N, scores N; the best come f
 
 
 class Detection:
-    """The detectors divide their loss by the objects that they have matched, inside and for each forward. So the weight of a
-    batch is its number of images, and several micro-batches, or ranks, don't give the very gradient of one batch: one with few
-    objects counts as much as one with many.
+    """Trains torchvision's detectors, which divide their loss by the matched objects of each forward.
+
+    So the weight of a batch is its number of images, and several micro-batches or ranks do not give exactly the gradient of one
+    batch: a part with few objects counts as much as one with many.
     """
 
     monitor = "mAP"
@@ -52,16 +53,7 @@ class Detection:
         return AveragePrecision(self.classes, self._tables)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """Images of one size together. Filled up to the size of others, an image would have other objects at its border, and what
-        is found would depend on its neighbors in the batch."""
-        found: list[Prediction] = [{}] * len(batch[0])
-        of_size: dict[torch.Size, list[int]] = {}
-        for i, image in enumerate(batch[0]):
-            of_size.setdefault(image.shape, []).append(i)
-        for places in of_size.values():
-            for i, prediction in zip(places, model([batch[0][i] for i in places]), strict=True):
-                found[i] = prediction
-        return found
+        return predict(model, batch)
 
     def draw(
         self, images: Tensor, batch: Batch, predictions: Sequence[Prediction] | None = None, figure: "Figure | None" = None
@@ -75,11 +67,11 @@ class Detection:
 
     @staticmethod
     def visible(images: Tensor, batch: Batch) -> list[Tensor]:
-        """The part of each picture that is image; the rest was filled up."""
+        """Return the part of each picture that is image, without the padding."""
         return [image[:, : own.shape[-2], : own.shape[-1]] for image, own in zip(images, batch[0], strict=True)]
 
     def entries(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
-        """As a file of COCO results has them: boxes by corner, width and height."""
+        """Return entries of a COCO results file: boxes by corner, width and height."""
         return [
             {
                 "image_id": image_id,
@@ -93,16 +85,32 @@ class Detection:
         ]
 
 
+def predict(model: nn.Module, batch: Batch) -> list[Prediction]:
+    """Predict images of one size together: padding to the size of others would make predictions depend on the batch."""
+    found: list[Prediction] = [{}] * len(batch[0])
+    of_size: dict[torch.Size, list[int]] = {}
+    for i, image in enumerate(batch[0]):
+        of_size.setdefault(image.shape, []).append(i)
+    for places in of_size.values():
+        for i, prediction in zip(places, model([batch[0][i] for i in places]), strict=True):
+            found[i] = prediction
+    return found
+
+
+def _on_cpu(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in values.items()}
+
+
 def learned_from(target: Target) -> dict[str, Tensor]:
-    """Nothing is learned from a crowd."""
+    """Return the target without crowds, from which nothing is learned."""
     single = ~target["iscrowd"]
     return {"boxes": target["boxes"][single], "labels": target["labels"][single]}
 
 
 class AveragePrecision:
-    """COCO's mean average precision, by pycocotools: over classes and overlaps from 0.5 to 0.95, of at most 100 boxes an image.
+    """COCO's mean average precision, by pycocotools: over classes and overlaps from 0.5 to 0.95, at most 100 boxes an image.
 
-    It isn't a sum over images: what was found in each of them is kept, and joined over ranks.
+    It is not a sum over images: the predictions for each image are kept, and gathered over ranks.
     """
 
     def __init__(self, classes: Sequence[str], tables: Sequence[str]) -> None:
@@ -110,8 +118,8 @@ class AveragePrecision:
         self._found: list[tuple[Prediction, Target]] = []
 
     def update(self, model: nn.Module, batch: Batch) -> None:
-        for prediction, target in zip(Detection.predict(self, model, batch), batch[1], strict=True):
-            self._found.append(tuple({name: value.cpu() for name, value in part.items()} for part in (prediction, target)))
+        for prediction, target in zip(predict(model, batch), batch[1], strict=True):
+            self._found.append((_on_cpu(prediction), _on_cpu(target)))
 
     def sums(self) -> list[tuple[Prediction, Target]]:
         return self._found
@@ -120,7 +128,7 @@ class AveragePrecision:
         from torchmetrics.detection import MeanAveragePrecision
 
         metric = MeanAveragePrecision(backend="pycocotools", class_metrics="per_class" in self.tables)
-        metric.warn_on_many_detections = False  # beyond 100 the best ones count, as for COCO
+        metric.warn_on_many_detections = False  # the best 100 count, as in COCO
         predictions, targets = zip(*sums, strict=True)
         metric.update(list(predictions), list(targets))
         result = metric.compute()
@@ -141,7 +149,7 @@ class AveragePrecision:
         return metrics
 
 
-def create_network(config: LoadedConfig, *, img_size: int, **options: Any) -> nn.Module:
+def create_network(config: Config, *, img_size: int, **options: Any) -> nn.Module:
     own, spec = config.detection, find_dataset(config.data.name, "boxes")
     return create_detector(
         config.model.name,
@@ -158,12 +166,13 @@ def create_network(config: LoadedConfig, *, img_size: int, **options: Any) -> nn
     )
 
 
-def from_config(config: LoadedConfig, data: Any) -> Detection:
+def from_config(config: Config, data: Any) -> Detection:
     return Detection(data.classes)
 
 
-OTHER_KEYS = ("augment.mixup", "augment.cutmix", "augment.cutout", "augment.auto", "augment.erasing", "augment.repeats")
-OTHER_KEYS += ("augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation", "augment.zoom")
+OTHER_KEYS: tuple[str, ...] = ("augment.mixup", "augment.cutmix", "augment.cutout", "augment.auto", "augment.erasing")
+OTHER_KEYS += ("augment.repeats", "augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation")
+OTHER_KEYS += ("augment.zoom",)
 OTHER_KEYS += ("augment.crop_padding", "augment.padding_mode", "train.loss", "train.label_smoothing", "train.aux_weight")
 OTHER_KEYS += ("distill.teacher", "eval.img_size", "eval.tta")
 

@@ -1,4 +1,4 @@
-"""A class for every pixel."""
+"""Segmentation: a class for every pixel."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.pipeline.masks import IGNORED, Batch, fitted
-from engine.config.resolve import LoadedConfig
+from engine.config.schema import Config
 from engine.tasks import TaskKind
 from models.heads.segmentation import create_segmenter
 
@@ -36,11 +36,14 @@ class Segmentation:
         self._tables: tuple[str, ...] = ()
 
     def weight(self, batch: Batch) -> Tensor:
-        """Valid pixels. Where there are none, the loss is no number divided by almost nothing, but zero."""
-        return (batch[1] != IGNORED).sum().float().clamp(min=1e-6)
+        """Return the number of valid pixels. With no valid pixel the loss is 0, not NaN."""
+        masks = batch[1]
+        assert isinstance(masks, Tensor), "training images have one size"
+        return (masks != IGNORED).sum().float().clamp(min=1e-6)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images, masks = batch
+        assert isinstance(masks, Tensor), "training images have one size"
         outputs, targets = model(images), masks.long()
         logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         loss = self._loss(logits, targets)
@@ -67,7 +70,7 @@ class Segmentation:
         return (logits + model(images.flip(-1)).flip(-1)) / 2 if self.tta == "flip" else logits
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        """The class of every pixel, in the size of each mask."""
+        """Return the class of every pixel, at the size of each mask."""
         images, masks = batch
         return [
             in_own_size(logits, mask.shape).argmax(0).to(torch.uint8)
@@ -81,25 +84,25 @@ class Segmentation:
         from engine.plots.style import new_figure
 
         figure = figure or new_figure()
-        draw_masks(figure, self.visible(images, batch), batch[1], predictions, self.classes)
+        draw_masks(figure, self.visible(images, batch), list(batch[1]), predictions, self.classes)
         return figure
 
     @staticmethod
     def visible(images: Tensor, batch: Batch) -> list[Tensor]:
-        """The part of each input that is image; the rest was filled up."""
-        sizes = (fitted(*mask.shape, images.shape[-1]) for mask in batch[1])
+        """Return the part of each input that shows the image, without the padding."""
+        sizes = (fitted(mask.shape[-2], mask.shape[-1], images.shape[-1]) for mask in batch[1])
         return [image[:, :height, :width] for image, (height, width) in zip(images, sizes, strict=True)]
 
     def write(self, prediction: Tensor, path: Path) -> None:
-        """As a PNG whose pixels are class numbers, with a palette to look at."""
+        """Write a PNG whose pixels are class numbers, with a palette for viewers."""
         from engine.plots.overlays import write_mask
 
         write_mask(prediction, path)
 
 
 def in_own_size(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits C S S of an input that shows an image of this size, scaled to it: C H W."""
-    height, width = fitted(*size, logits.shape[-1])
+    """Scale the logits (C S S) of a padded image to the size of that image: C H W."""
+    height, width = fitted(size[0], size[1], logits.shape[-1])
     if (height, width) == tuple(size):
         return logits[:, :height, :width]
     part = logits[None, :, :height, :width]
@@ -107,10 +110,10 @@ def in_own_size(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 less the overlap of probabilities and mask, the mean over the classes; each image weighs as much as its valid pixels.
+    """Return 1 minus the overlap of probabilities and mask, averaged over classes; an image weighs as much as its valid pixels.
 
-    Milletari, Navab, Ahmadi (2016): V-Net. https://arxiv.org/abs/1606.04797. A pixel is added to both sides of the fraction, so
-    that a class that is neither there nor predicted has no loss.
+    Milletari, Navab, Ahmadi (2016): V-Net. https://arxiv.org/abs/1606.04797. One pixel is added to numerator and denominator,
+    so that a class that is neither present nor predicted has no loss.
     """
     valid = targets != IGNORED
     probabilities = logits.float().softmax(1) * valid.unsqueeze(1)
@@ -123,14 +126,14 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class Overlap:
-    """The loss, and how often each class is taken for each other, counted over all valid pixels of the original masks.
+    """Loss and confusion matrix over all valid pixels of the original masks.
 
-    Whole numbers, which float64 adds without rounding: they are the same however the images were divided over ranks.
+    The counts are integers, which float64 adds without rounding: they do not depend on how images are divided over ranks.
     """
 
     def __init__(self, device: torch.device, classes: Sequence[str], logits: Any, tables: Sequence[str]) -> None:
         self.classes, self.logits, self.tables = classes, logits, tables
-        where = "cpu" if device.type == "mps" else device  # which has no double precision
+        where = "cpu" if device.type == "mps" else device  # mps has no double precision
         self._sums = torch.zeros(1 + len(classes) ** 2, dtype=torch.float64, device=where)
 
     def update(self, model: nn.Module, batch: Batch) -> None:
@@ -151,7 +154,7 @@ class Overlap:
         right, there, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
         union, count = there + predicted - right, int(confusion.sum())
         if not count:
-            raise ValueError("no pixel of these masks has a class: there is nothing to evaluate")
+            raise ValueError("these masks have no valid pixel: there is nothing to evaluate")
         iou = [float(r / u) if u else None for r, u in zip(right, union, strict=True)]
         metrics: dict[str, Any] = {
             "loss": loss / count,
@@ -168,7 +171,7 @@ class Overlap:
 
 
 def _in_own_sizes(logits: Tensor, masks: Tensor | list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and masks of one size, B C H W and B H W; all at once where they are that already."""
+    """Yield logits and masks of one size, B C H W and B H W; in one piece if they have it already."""
     if isinstance(masks, Tensor) and masks.shape[-2:] == logits.shape[-2:]:
         yield logits, masks
         return
@@ -176,7 +179,7 @@ def _in_own_sizes(logits: Tensor, masks: Tensor | list[Tensor]) -> Iterator[tupl
         yield in_own_size(of_image, mask.shape).unsqueeze(0), mask.unsqueeze(0)
 
 
-def create_network(config: LoadedConfig, **options: Any) -> nn.Module:
+def create_network(config: Config, **options: Any) -> nn.Module:
     own = config.segmentation
     return create_segmenter(
         config.model.name,
@@ -188,15 +191,17 @@ def create_network(config: LoadedConfig, **options: Any) -> nn.Module:
     )
 
 
-def from_config(config: LoadedConfig, data: Any) -> Segmentation:
-    train = config.train
+def from_config(config: Config, data: Any) -> Segmentation:
     return Segmentation(
-        data.classes, aux_weight=train.aux_weight, dice_weight=config.segmentation.dice_weight, tta=config.eval.tta
+        data.classes,
+        aux_weight=config.train.aux_weight,
+        dice_weight=config.segmentation.dice_weight,
+        tta="flip" if config.eval.tta == "flip" else None,  # a rule refuses flip_and_shift here
     )
 
 
-OTHER_KEYS = ("augment.mixup", "augment.cutmix", "augment.cutout", "augment.auto", "augment.erasing", "augment.repeats")
-OTHER_KEYS += ("augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation")
+OTHER_KEYS: tuple[str, ...] = ("augment.mixup", "augment.cutmix", "augment.cutout", "augment.auto", "augment.erasing")
+OTHER_KEYS += ("augment.repeats", "augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation")
 OTHER_KEYS += ("train.loss", "train.label_smoothing", "distill.teacher")
 
 TASKS = {"segmentation": TaskKind(from_config, create_network, targets="masks", other_keys=OTHER_KEYS)}

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from datasets import Source, find_dataset, shapes
 from datasets.shapes import CLASSES, Canvas, generate, signed_distance
 from engine import load_config
-from engine.data import load_data
+from engine.build import load_data
 from tests.running import ROOT, run_main
 
 FIELDS = ("images", "labels", "boxes", "masks")

@@ -12,7 +12,7 @@ import torch
 from datasets.pipeline.loaders import FileTraining
 from engine import build as builder
 from engine import load_config
-from engine.data import MOST_WORKERS, workers
+from engine.build import MAX_WORKERS, workers
 from engine.devices.accelerator import make_accelerator
 from tests import on_disk
 from tests.running import ROOT, assert_same_weights, metrics, results, run_main, run_on_two_ranks, untimed, weights
@@ -110,7 +110,7 @@ def test_what_has_no_effect_is_said(root, tmp_path, capsys):
 def built(root, *overrides):
     options = [f"--data.dataroot={root}", "--train.n_steps=2", *map(str, SMALL), *map(str, overrides)]
     config = load_config(None, options)
-    return builder.build(config, make_accelerator(config))
+    return builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
 
 
 def test_the_config_reaches_the_images(root):
@@ -135,7 +135,7 @@ def test_auto_takes_one_worker_for_each_core_of_the_rank(root, monkeypatch):
     assert workers(config).num_workers == 1
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(200)), raising=False)
-    assert workers(config).num_workers == MOST_WORKERS
+    assert workers(config).num_workers == MAX_WORKERS
 
 
 def test_ctrl_c_which_reaches_the_workers_too_saves_and_stops(root, tmp_path):

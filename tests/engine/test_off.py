@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from engine import build as builder
 from engine import load_config
 from engine.devices.accelerator import make_accelerator
+from engine.train import train_batches
 
 BATCH_SIZE, N_CLASSES = 64, 10
 
@@ -37,8 +38,8 @@ class Operations(TorchDispatchMode):
 
 def of_an_update(**options: Any) -> Operations:
     config = load_config(None, {"train.n_steps": 4, "train.batch_size": BATCH_SIZE, **options})
-    run = builder.build(config, make_accelerator(config))
-    first, second = list(run.train_batches(0))[:2]
+    run = builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
+    first, second = list(train_batches(run, 0))[:2]
     run.update(run.state, first, measure=False)  # makes the optimizer's state
     with Operations() as counted:
         run.update(run.state, second, measure=False)
@@ -47,8 +48,8 @@ def of_an_update(**options: Any) -> Operations:
 
 def of_a_plain_loop() -> Operations:
     config = load_config(None, {"train.n_steps": 4, "train.batch_size": BATCH_SIZE})
-    run = builder.build(config, make_accelerator(config))
-    model, batches = copy.deepcopy(run.model).train(), list(run.train_batches(0))[:2]
+    run = builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
+    model, batches = copy.deepcopy(run.model).train(), list(train_batches(run, 0))[:2]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for images, labels in batches:
         with Operations() as counted:

@@ -46,7 +46,7 @@ def test_the_configs_wish_wins_and_a_resumed_run_keeps_it(tmp_path, monkeypatch)
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights():
     config = load_config(None, {"train.n_steps": 1, "train.precision": "bf16"})
-    model = make_accelerator(config).prepare(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    model = make_accelerator(config.train, deterministic=config.deterministic).prepare(torch.nn.Sequential(torch.nn.Linear(4, 4)))
     seen = []
     model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     model(torch.randn(4, 4))

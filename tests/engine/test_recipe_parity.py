@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine import load_config
 from engine.build import Run, build
 from engine.devices.accelerator import make_accelerator
+from engine.train import train_batches
 from tests.running import ROOT
 
 N_STEPS, BATCH_SIZE, LR = 100, 16, 0.05
@@ -117,11 +118,11 @@ def differences(recipe: Recipe, *, mixed: bool = True, **changed: Any) -> Iterat
         "train.optim.weight_decay": SGD["weight_decay"],
     }
     config = load_config(ROOT / "configs" / "lenet_digits.yaml", options | recipe.ours)
-    run = build(config, make_accelerator(config))
+    run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
     for model in (run.model, run.state.ema):
         if model is not None:
             model.double()
-    batches = list(run.train_batches(0))
+    batches = list(train_batches(run, 0))
     assert len(batches) == N_STEPS
     smoothing = changed.pop("smoothing", recipe.smoothing)
     if smoothing is None:

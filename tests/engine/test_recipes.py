@@ -16,6 +16,7 @@ from engine import load_config
 from engine.config.errors import RunError
 from engine.devices.accelerator import make_accelerator
 from engine.inference.trained import load_trained
+from engine.train import train_batches
 from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, untimed, weights
 
 SMALL = ("--train.batch_size", 64, "--train.num_threads", 1, "--train.print_freq", 4, "--train.eval_freq", 8)
@@ -23,7 +24,7 @@ SMALL = ("--train.batch_size", 64, "--train.num_threads", 1, "--train.print_freq
 
 def built(*overrides):
     config = load_config(None, [f"--{name}={value}" for name, value in overrides])
-    return builder.build(config, make_accelerator(config))
+    return builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
 
 
 def test_a_run_holds_the_images_of_its_training_once():
@@ -36,7 +37,7 @@ def test_a_run_holds_the_images_of_its_training_once():
 def test_the_averaged_weights_follow_the_closed_formula():
     run = built(("train.n_steps", 6), ("train.batch_size", 64), ("train.ema", 0.9), ("train.ema_warmup", "false"))
     seen = []
-    for batch in run.train_batches(0):
+    for batch in train_batches(run, 0):
         run.update(run.state, batch, measure=False)
         seen.append(copy.deepcopy(run.model.state_dict()))
     averaged = run.state.ema.module.state_dict()
@@ -49,7 +50,7 @@ def test_the_averaged_weights_follow_the_closed_formula():
 def test_the_plain_average_is_that_of_the_weights_of_the_last_part():
     run = built(("train.n_steps", 8), ("train.batch_size", 64), ("train.average_last", 0.5))
     seen = []
-    for batch in run.train_batches(0):
+    for batch in train_batches(run, 0):
         run.update(run.state, batch, measure=False)
         seen.append(copy.deepcopy(run.model.state_dict()))
     for name, averaged in run.state.ema.module.state_dict().items():
@@ -78,7 +79,7 @@ def test_gradients_are_clipped_to_the_norm_over_all_micro_batches(micro_batch_si
     plain += (("train.sched.warmup_epochs", 0), ("train.optim.lr", 1.0))
     run = built(*options, *plain, ("train.clip_grad_norm", 0.01))
     before = [p.detach().clone() for p in run.model.parameters()]
-    run.update(run.state, next(run.train_batches(0)), measure=True)
+    run.update(run.state, next(train_batches(run, 0)), measure=True)
     step = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, run.model.parameters(), strict=True)])
     assert step.norm().item() == pytest.approx(0.01, rel=1e-3)
     assert run.state.window["grad_norm"] > 0.02  # what is logged is the norm before
@@ -88,7 +89,7 @@ def test_gradients_are_clipped_by_value():
     options = ("train.n_steps", 2), ("train.optim.momentum", 0), ("train.optim.weight_decay", 0), ("train.optim.lr", 1.0)
     run = built(*options, ("train.sched.type", "constant"), ("train.sched.warmup_epochs", 0), ("train.clip_grad_value", 1e-4))
     before = [p.detach().clone() for p in run.model.parameters()]
-    run.update(run.state, next(run.train_batches(0)), measure=False)
+    run.update(run.state, next(train_batches(run, 0)), measure=False)
     steps = [(b - p.detach()).abs().max().item() for b, p in zip(before, run.model.parameters(), strict=True)]
     assert max(steps) == pytest.approx(1e-4, rel=1e-2)
 
@@ -111,14 +112,14 @@ def test_the_mode_reaches_the_compiler(monkeypatch):
 
 def test_mixing_stops_after_its_epochs():
     run = built(("train.n_epochs", 3), ("train.batch_size", 512), ("augment.mixup", 0.8), ("augment.mix_epochs", 2))
-    assert [batch[1].ndim for batch in run.train_batches(0)] == [2, 2, 2, 2, 1, 1]
+    assert [batch[1].ndim for batch in train_batches(run, 0)] == [2, 2, 2, 2, 1, 1]
 
 
 def test_channels_last_changes_the_layout_and_not_the_result():
     names = ("data.name", "shapes"), ("data.n_train", 64), ("data.n_test", 64), ("model.name", "resnet18"), ("train.n_steps", 1)
     plain, last = (built(*names, ("train.batch_size", 16), ("train.channels_last", value)) for value in ("false", "true"))
     assert last.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    batch = next(plain.train_batches(0))
+    batch = next(train_batches(plain, 0))
     with torch.no_grad():
         torch.testing.assert_close(last.model.eval()(batch[0]), plain.model.eval()(batch[0]), rtol=1e-3, atol=1e-3)
 
@@ -230,7 +231,7 @@ class TestGradientsThatAreNoNumber:
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         run.state.scaler = run.accelerator.scaler = scaler
         run.state.optimizer = AcceleratedOptimizer(run.state.optimizer.optimizer, scaler=scaler)
-        images, labels = next(run.train_batches(first=0))
+        images, labels = next(train_batches(run, 0))
         run.update(run.state, (images, labels), measure=True)
         before = {name: value.clone() for name, value in run.state.ema.module.state_dict().items()}
         for _ in range(2):
@@ -285,7 +286,7 @@ def test_deterministic_asks_torch_for_it_and_gives_the_same_bits_twice(tmp_path)
 def test_evaluation_has_a_size_of_its_own():
     names = [("data.name", "shapes"), ("data.n_train", 64), ("data.n_test", 64), ("model.name", "resnet18"), ("train.n_steps", 1)]
     run = built(*names, ("eval.img_size", 48), ("train.batch_size", 16), ("data.img_size", 32))
-    assert next(run.train_batches(0))[0].shape[-2:] == (32, 32)
+    assert next(train_batches(run, 0))[0].shape[-2:] == (32, 32)
     assert next(iter(run.data.loader("valid").batches()))[0].shape[-2:] == (48, 48)
 
 
@@ -308,10 +309,10 @@ SHAPES = [
 def test_images_grow_with_the_epochs_to_their_full_size():
     growing = [("augment.resize_from", 16), ("augment.resize_epochs", 4), ("augment.resize_step", 4)]
     run = built(*SHAPES, ("train.n_epochs", 6), ("data.img_size", 32), *growing)
-    sizes = [batch[0].shape[-1] for batch in run.train_batches(0)][::3]
+    sizes = [batch[0].shape[-1] for batch in train_batches(run, 0)][::3]
     assert sizes == [16, 20, 24, 28, 32, 32]
     assert next(iter(run.data.loader("valid").batches()))[0].shape[-1] == 32
-    assert next(run.train_batches(3))[0].shape[-1] == 20  # after a jump too
+    assert next(train_batches(run, 3))[0].shape[-1] == 20  # after a jump too
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
@@ -324,7 +325,7 @@ def test_images_in_files_grow_too(data_root, n_workers):
         ("augment.erasing", 1),
     ]
     run = built(*options, ("train.n_epochs", 3), ("augment.resize_from", 16), ("augment.resize_step", 8))
-    assert [batch[0].shape[-1] for batch in run.train_batches(0)] == [16] * 3 + [24] * 3 + [24] * 3
+    assert [batch[0].shape[-1] for batch in train_batches(run, 0)] == [16] * 3 + [24] * 3 + [24] * 3
 
 
 def test_a_step_that_does_not_lead_to_the_full_size_is_one_line(tmp_path, capsys):

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from datasets.pipeline.splits import Files
-from engine import ConfigError, check, load_config
+from engine import ConfigError, load_config
 from engine import build as builder
 from engine.config.schema import SchedConfig
 from engine.devices.accelerator import make_accelerator
 from engine.optim.schedule import make_schedule
+from engine.train import train_batches
 from models import create_model
 from tests.running import ROOT, assert_same_weights, metrics, results, run_main, untimed, weights
 
@@ -21,7 +22,7 @@ SMALL |= {"train.batch_size": 16, "train.num_threads": 1, "train.n_steps": 12, "
 
 def built(**options):
     config = load_config(CONFIG, SMALL | options)
-    return builder.build(config, make_accelerator(config))
+    return builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
 
 
 def argv(**options):
@@ -47,12 +48,12 @@ def test_what_a_model_sees_first_is_a_function_of_the_seed_and_not_augmented():
 
 
 def test_a_model_sees_a_limited_number_of_images_in_files_too(data_root, monkeypatch):
-    monkeypatch.setattr(builder, "FIRST_LOOK", 10)
+    monkeypatch.setattr(builder, "N_FOR_INITIALIZATION", 10)
     seen = []
     monkeypatch.setattr("models.airbench.Airbench.initialize_from", lambda self, batches: seen.extend(map(len, batches)))
     options = {"data.name": "imagefolder", "data.dataroot": str(data_root / "imagefolder"), "data.img_size": 16}
     config = load_config(None, options | {"model.name": "airbench94", "train.batch_size": 8, "dataloader.num_workers": 0})
-    run = builder.build(config, make_accelerator(config))
+    run = builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
     assert isinstance(run.data.splits["train"], Files)
     assert sum(seen) == 10
 
@@ -66,7 +67,7 @@ def test_weights_that_are_given_are_not_replaced(tmp_path):
 
 def test_the_config_gives_each_kind_of_weight_its_rate_and_its_optimizer():
     run = built()
-    next_batch = next(run.train_batches(0))
+    next_batch = next(train_batches(run, 0))
     run.update(run.state, next_batch, measure=False)
     optimizer, names = run.state.optimizer, {weight: name for name, weight in run.model.named_parameters()}
     found = {names[p]: (group["initial_lr"] * group["lr_scale"], optimizer.state[p]["use_muon"])
@@ -79,7 +80,7 @@ def test_the_config_gives_each_kind_of_weight_its_rate_and_its_optimizer():
 
 def test_the_rate_falls_in_a_straight_line_to_zero_as_in_the_record():
     run = built()
-    assert [run.schedule(step, 0.24) for step in range(run.n_steps)] == pytest.approx(
+    assert [run.update.schedule(step, 0.24) for step in range(run.n_steps)] == pytest.approx(
         [0.24 * (1 - step / run.n_steps) for step in range(run.n_steps)]
     )
 
@@ -104,7 +105,7 @@ def test_a_run_ends_with_its_one_evaluation_and_a_resumed_one_bit_for_bit_alike(
 def test_views_that_only_a_classification_has_are_refused_elsewhere():
     options = {"data.name": "shapes", "model.name": "resnet18", "task": "segmentation", "eval.tta": "flip_and_shift"}
     with pytest.raises(ConfigError, match=r"eval.tta flip_and_shift .* not for task segmentation"):
-        check(load_config(None, options))
+        load_config(None, options)
 
 
 def test_norms_without_a_scale_can_not_be_synchronized_and_one_line_says_so():

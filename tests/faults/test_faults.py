@@ -16,7 +16,7 @@ import torch
 
 from engine.run.checkpoint import read_checkpoint
 from engine.run.folder import RunFolder, committed_checkpoints
-from engine.run.metrics import Tracker
+from engine.run.metrics import MetricsLog
 from tests.faults.campaign import IN_FILES, KILLED, SMALL, different, digest
 from tests.faults.children import AtStep, FullDisk, InEvaluation, train
 from tests.on_disk import write_image_folder
@@ -64,7 +64,7 @@ class TestFullDisk:
         assert ended.said.count("the 3rd time in a row") == 1
 
     def test_lines_that_the_disk_did_not_take_are_written_when_it_does(self, tmp_path, caplog):
-        tracker = Tracker(RunFolder(tmp_path, is_new=True), step=0, metrics_bytes=0)
+        tracker = MetricsLog(RunFolder(tmp_path, is_new=True), step=0, metrics_bytes=0)
         tracker.record(1, {"a": 1.0})
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))  # in the middle of the second line
@@ -327,7 +327,7 @@ def nobody(monkeypatch):
 
 
 def test_a_run_folder_that_is_read_only_is_an_error_before_data_is_read(nobody, capsys, monkeypatch):
-    monkeypatch.setattr("engine.data.read_data", lambda *args: pytest.fail("data was read"))
+    monkeypatch.setattr("engine.build.read_data", lambda *args: pytest.fail("data was read"))
     with tempfile.TemporaryDirectory() as above:  # pytest's own folders are closed to others
         os.chmod(above, 0o755)
         run = Path(above) / "run"

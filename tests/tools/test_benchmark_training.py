@@ -123,7 +123,7 @@ def test_a_trainer_of_another_package_trains(side, job, tmp_path, monkeypatch):
 
 
 def test_the_rivals_read_what_the_engine_reads(job):
-    from engine.data import read_data
+    from engine.build import read_data
 
     config = load_config(training.config_of(job), training.keys_of(job))
     read, theirs = read_data(config).train, rivals.cifar10(job.root)

@@ -20,7 +20,7 @@ from tools.comparison.variants import Variant, find_configs, make_variants
 DIGITS = ROOT / "configs" / "lenet_digits.yaml"
 SHORT = ("--train.n_steps", 20, "--train.eval_freq", 10, "--data.valid_ratio", 0.2)
 PLUGIN = """
-from engine.data import Data
+from engine.build import Data
 from engine.tasks.classification import Classification
 
 class Balanced(Classification):

@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from engine import ConfigError, load_config
-from engine.config.resolve import keys, to_dict
-from engine.config.schema import Config
+from engine.config.schema import Config, keys, to_dict
 from tests.running import ROOT
 from tools.document import BLOCK, MEASURED, configuration, json_schema
 

@@ -34,7 +34,7 @@ def test_the_rates_rise_by_the_same_factor_and_it_stops_where_the_loss_diverges(
     from engine.devices.accelerator import make_accelerator
 
     config = load_config(None, {"train.num_threads": 1})
-    curve = find_lr.sweep(build(config, make_accelerator(config)), 1e-3, 1e3, 61)
+    curve = find_lr.sweep(build(config, make_accelerator(config.train, deterministic=config.deterministic)), 1e-3, 1e3, 61)
     assert [b / a for a, b in zip(curve.rates, curve.rates[1:], strict=False)] == pytest.approx(
         [10 ** (6 / 60)] * (len(curve.rates) - 1)
     )

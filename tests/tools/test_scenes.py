@@ -181,7 +181,9 @@ def _trained_with(config, step):
 
     options = [str(word) for word in (*SMALL, *SCENES, "--task", config.task, *OWN[config.task], "--augment.hflip", "true")]
     config = load_config(None, options)
-    return next(build(config, make_accelerator(config)).train_loader.batches(step, step + 1))
+    return next(
+        build(config, make_accelerator(config.train, deterministic=config.deterministic)).train_loader.batches(step, step + 1)
+    )
 
 
 @pytest.mark.parametrize("what", ["confusion", "calibration", "gradcam", "embeddings", "features"])

@@ -7,12 +7,13 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.train import evaluate_split, train_batches
 from tools.benchmarks.sides import Turns
 
 if TYPE_CHECKING:
     from datasets.pipeline.splits import Loaded, Source
     from engine.build import Run
-    from engine.config.resolve import LoadedConfig
+    from engine.config.resolve import ResolvedConfig
 
 EXAMPLES_OF_A_TENSOR = 1000  # numbers that are compared of each tensor of weights
 UNKNOWN_CLASSES = 1000  # where only the files of a data set would say how many there are
@@ -51,12 +52,12 @@ def evaluate(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:
     from engine.devices.accelerator import make_accelerator
 
     loaded = load_config(config, overrides)
-    run = build(loaded, make_accelerator(loaded))
+    run = build(loaded, make_accelerator(loaded.train, deterministic=loaded.deterministic))
     loader = run.data.loader("valid")
     batches = loader.batches
     loader.batches = lambda: turns.counted(batches(), loaded.eval.batch_size)
     while True:
-        run.evaluate("valid")
+        evaluate_split(run, "valid")
 
 
 def update(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:
@@ -65,7 +66,7 @@ def update(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:
     run.n_steps = sys.maxsize
     run.model.train()
     before = _some_of(run)
-    for batch in turns.counted(run.train_batches(first=0), run.batch_size):
+    for batch in turns.counted(train_batches(run, 0), run.batch_size):
         run.update(run.state, batch, measure=False)
         if run.state.step == 1:
             turns.note = {
@@ -79,7 +80,7 @@ def infer(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:
     import torch
 
     run = built_on_random_images(config, overrides)
-    images, _ = next(iter(run.train_batches(first=0)))
+    images, _ = next(iter(train_batches(run, 0)))
     model = run.update.model.eval()
     with torch.inference_mode():
         for batch in turns.counted(repeat(images), len(images)):
@@ -90,15 +91,13 @@ def built_on_random_images(config: str, overrides: Mapping[str, Any]) -> "Run":
     """As the config says but for its data, which are held in memory and have the same shape."""
     from datasets.pipeline.catalog import DATASETS
     from datasets.pipeline.splits import DatasetSpec
-    from engine import check, load_config
-    from engine.build import build
-    from engine.data import dataset_of
+    from engine import load_config
+    from engine.build import build, dataset_spec
     from engine.devices.accelerator import make_accelerator
 
     loaded = load_config(config, overrides)
-    check(loaded)
-    accelerator = make_accelerator(loaded)
-    spec: DatasetSpec = dataset_of(loaded)
+    accelerator = make_accelerator(loaded.train, deterministic=loaded.deterministic)
+    spec: DatasetSpec = dataset_spec(loaded)
     n_images = 4 * loaded.train.batch_size
 
     def load(source: "Source") -> "Loaded":
@@ -109,7 +108,7 @@ def built_on_random_images(config: str, overrides: Mapping[str, Any]) -> "Run":
     return build(loaded, accelerator)
 
 
-def _random_images(n: int, spec: Any, source: "Source", config: "LoadedConfig") -> "Loaded":
+def _random_images(n: int, spec: Any, source: "Source", config: "ResolvedConfig") -> "Loaded":
     import torch
 
     from datasets.pipeline.splits import Images, Loaded

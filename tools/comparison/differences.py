@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.config.resolve import flatten
+from engine.config.schema import flatten
 from tools.comparison.runs import RunRecord
 from tools.tables import plain
 

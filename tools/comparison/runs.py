@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.errors import RunError
-from engine.config.resolve import flatten, to_dict, yaml12
-from engine.config.schema import Config
+from engine.config.resolve import yaml12
+from engine.config.schema import Config, flatten, to_dict
 from engine.run.folder import MANIFEST
 from engine.run.metrics import read_metrics
 

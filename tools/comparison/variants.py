@@ -6,8 +6,9 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+from engine import load_config
 from engine.config.errors import ConfigError
-from engine.config.resolve import flatten, load_config, to_dict
+from engine.config.schema import flatten, to_dict
 from tools.comparison.differences import differences
 from tools.comparison.runs import is_run, read_run, short_names
 
@@ -68,10 +69,8 @@ def _default_output(names: Sequence[str]) -> str:
 
 def is_done(variant: Variant) -> bool:
     """Whether its run is complete. A mistake in the config, or a run of another config, is found before anything is trained."""
-    from engine.checks import check
 
     config = load_config(variant.config, variant.overrides)
-    check(config)
     if not is_run(variant.folder):
         return False
     run, asked = read_run(variant.folder, variant.name), flatten(to_dict(config))

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from engine.config.resolve import to_dict
+from engine.config.schema import to_dict
 from engine.config.yaml12 import dump
 from engine.inference.trained import Trained
 from engine.run.macs import count

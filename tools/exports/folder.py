@@ -13,8 +13,8 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from datasets.pipeline.tensors import save_tensors
 from engine.config.errors import RunError
+from engine.run.checkpoint import save_tensors
 from models import create_model
 from models.loading.factory import TIMM
 from tools.exports.exportable import Exportable, complete, expect_equal

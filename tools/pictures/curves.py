@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine import load_config
 from engine.config.errors import ConfigError, RunError
-from engine.config.resolve import load_config
 from tools.pictures.output import add_output, deliver, new_figure
 from tools.pictures.subject import told_apart
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import load_config
 from engine.config.errors import ConfigError, RunError
-from engine.config.resolve import LoadedConfig, load_config
+from engine.config.resolve import ResolvedConfig
+from engine.train import train_batches
 from tools.pictures import scenes
 from tools.pictures.columns import Row, draw_columns
 from tools.pictures.output import add_output, deliver, new_figure
@@ -51,12 +53,10 @@ NOT_ASKED = {"model.pretrained": False, "train.precision": None, "train.compile"
 
 def run(args: Namespace, overrides: dict[str, Any]) -> int:
     from engine.build import build
-    from engine.checks import check
     from engine.devices.accelerator import make_accelerator
 
     config, run_dir = _config_of(args, overrides)
-    check(config)
-    built = build(config, make_accelerator(config))
+    built = build(config, make_accelerator(config.train, deterministic=config.deterministic))
     if not 0 <= args.step < built.n_steps:
         raise ConfigError(f"--step {args.step}: this run has the updates 0 to {built.n_steps - 1}")
     rows = rows_of(built, config, args.step, expect_positive("--n", args.n))
@@ -65,9 +65,9 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
-def _config_of(args: Namespace, overrides: dict[str, Any]) -> tuple[LoadedConfig, Path | None]:
+def _config_of(args: Namespace, overrides: dict[str, Any]) -> tuple[ResolvedConfig, Path | None]:
     from engine.inference.trained import FOR_TRAINING_ONLY
-    from engine.plugins import expect_those_of
+    from engine.plugins import require_run_plugins
 
     if (args.run_dir is None) == (args.config is None):
         raise ConfigError("data: give either a run or -c CONFIG")
@@ -77,16 +77,16 @@ def _config_of(args: Namespace, overrides: dict[str, Any]) -> tuple[LoadedConfig
     run_dir = Path(args.run_dir).expanduser()
     if not (run_dir / "config.yaml").is_file():
         raise RunError(f"{run_dir} is no run folder (it has no config.yaml)")
-    expect_those_of(run_dir)
+    require_run_plugins(run_dir)
     return load_config(run_dir / "config.yaml", overrides), run_dir
 
 
-def rows_of(run: "Run", config: LoadedConfig, step: int, n: int) -> list[Row]:
+def rows_of(run: "Run", config: ResolvedConfig, step: int, n: int) -> list[Row]:
     """The same images as the data set has them, augmented and, where the batch is mixed, mixed."""
     if not is_of_scenes(run.task):
         expect_classes(run.task, config, "data")
     from datasets.pipeline.loaders import Workers, eval_loader
-    from engine.data import preparation
+    from engine.build import preparation
     from engine.evaluate import readable
 
     data, loader = run.data, run.train_loader
@@ -97,7 +97,7 @@ def rows_of(run: "Run", config: LoadedConfig, step: int, n: int) -> list[Row]:
         "original": next(readable(originals.batches())),
         "augmented": next(readable(loader.batches(step, step + 1))),
     }
-    if run.mix is not None and (mixed := next(run.train_batches(first=step)))[1].ndim > 1:
+    if run.mix is not None and (mixed := next(train_batches(run, step)))[1].ndim > 1:
         batches["mixed"] = mixed
     rows = []
     for name, batch in batches.items():

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.config.command_line import expect_installed
+from engine.config.command_line import require_packages
 from engine.config.errors import ConfigError, RunError
 from tools.pictures.output import add_output, deliver, new_figure
 from tools.pictures.subject import (
@@ -63,7 +63,7 @@ def add_command(commands: Any) -> None:
 
 def run(args: Namespace, overrides: dict[str, Any]) -> int:
     if args.method == "umap":
-        expect_installed("umap", asked_by="--method umap")
+        require_packages("umap", needed_by="--method umap")
     n = expect_positive("--n", args.n)
     trained = open_source(args, overrides)
     expect_classes(trained.task, trained.config, "embeddings")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import load_config
 from engine.config.errors import ConfigError, RunError
-from engine.config.resolve import load_config
 from engine.run.log import millions
 from tools.pictures.output import add_output, deliver, expect_picture, new_figure
 from tools.pictures.subject import expect_positive, open_source
@@ -89,15 +89,13 @@ class Subject:
 
 
 def _of_config(args: Namespace, overrides: dict[str, Any]) -> Subject:
-    from engine.build import new_model
-    from engine.checks import check
-    from engine.data import dataset_of
+    from engine.build import build_model, dataset_spec, described_data
 
     config = load_config(args.config, {**overrides, "model.pretrained": False})
-    check(config)
-    spec = dataset_of(config)
+    spec = dataset_spec(config)
     img_size = config.data.img_size or spec.img_size
-    model = new_model(config, config.data.n_classes or spec.n_classes or UNKNOWN_CLASSES, spec.channels, img_size)
+    n_classes = config.data.n_classes or spec.n_classes or UNKNOWN_CLASSES
+    model = build_model(config, described_data(config, [str(label) for label in range(n_classes)]))
     return Subject(model, config.model.name, spec.channels, img_size)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine import load_config
 from engine.config.errors import ConfigError
-from engine.config.resolve import SCHEDULE_KEYS, LoadedConfig, load_config
+from engine.config.resolve import ResolvedConfig
+from engine.config.rules import SCHEDULE_KEYS
 from tools.pictures.output import add_output, deliver, new_figure
 from tools.pictures.subject import told_apart
 
@@ -68,11 +70,9 @@ def run(args: Namespace, overrides: dict[str, Any]) -> int:
 
 
 def course_of(name: str, path: str, overrides: dict[str, Any], n_images: int | None) -> Course:
-    from engine.checks import check
-    from engine.optim.schedule import base_lr, make_schedule, warmup_and_cooldown
+    from engine.optim.schedule import make_schedule, warmup_and_cooldown
 
     config = load_config(path, overrides)
-    check(config)
     for note in config.notes:
         print(f"{path}: {note}", file=sys.stderr)
     train, sched = config.train, config.train.sched
@@ -82,19 +82,19 @@ def course_of(name: str, path: str, overrides: dict[str, Any], n_images: int | N
     assumed = of_epoch or NOMINAL_STEPS
     n_steps = train.n_steps or train.n_epochs * assumed
     at = make_schedule(sched, n_steps, assumed)
-    rates = [at(step, base_lr(train)) for step in range(n_steps)]
+    rates = [at(step, train.base_lr) for step in range(n_steps)]
     warmup, cooldown = warmup_and_cooldown(sched, n_steps, assumed)
     return Course(name, sched.type, rates, min(warmup, n_steps), cooldown, of_epoch, in_epochs=train.n_steps is None)
 
 
-def steps_per_epoch(config: LoadedConfig, n_images: int | None) -> int | None:
+def steps_per_epoch(config: ResolvedConfig, n_images: int | None) -> int | None:
     """None where only the data would say it."""
     import inspect
 
     from datasets.pipeline.order import Order
-    from engine.data import dataset_of
+    from engine.build import dataset_spec
 
-    generated = inspect.signature(dataset_of(config).load).parameters.get("n_train")
+    generated = inspect.signature(dataset_spec(config).load).parameters.get("n_train")
     n = n_images or config.data.args.get("n_train", generated.default if generated else None)
     if n is None:
         return None
@@ -107,7 +107,7 @@ def steps_per_epoch(config: LoadedConfig, n_images: int | None) -> int | None:
     return found
 
 
-def _expect_one_unit(config: LoadedConfig, path: str) -> None:
+def _expect_one_unit(config: ResolvedConfig, path: str) -> None:
     """Updates and epochs can't be drawn together while the length of an epoch is unknown."""
     sched = config.train.sched
     length, others = "n_steps", ("warmup_epochs", "cooldown_epochs")

@@ -117,7 +117,7 @@ def batches_of(trained: "Trained", split: str, indices: Sequence[int]) -> "Itera
     import torch
 
     from datasets.pipeline.loaders import Workers, eval_loader
-    from engine.data import workers
+    from engine.build import workers
     from engine.evaluate import readable
     from engine.inference.trained import Shown
 

@@ -2,18 +2,21 @@ import sys
 
 import pytest
 
-from engine.config.command_line import Parser, expect_installed
+from engine.config.command_line import require_packages
 from engine.config.errors import RunError
+from engine.plugins import Parser
 
 
 def test_packages_that_are_missing_are_named_with_the_command_that_installs_them(monkeypatch):
     for module in ("optuna", "onnx"):
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
-    expect_installed("torch", asked_by="a tool")
-    with pytest.raises(RunError, match=r"a tool needs what is not installed: onnx; pip install -r requirements-extra\.txt"):
-        expect_installed("torch", "onnx", asked_by="a tool")
+    require_packages("torch", needed_by="a tool")
+    with pytest.raises(
+        RunError, match=r"a tool needs packages that are not installed: onnx; pip install -r requirements-extra\.txt"
+    ):
+        require_packages("torch", "onnx", needed_by="a tool")
     with pytest.raises(RunError, match="not installed: optuna, onnx; pip"):
-        expect_installed("optuna", "onnx", asked_by="a tool")
+        require_packages("optuna", "onnx", needed_by="a tool")
 
 
 def test_options_may_stand_between_the_words_of_a_list():

@@ -11,6 +11,7 @@ from engine import load_config
 from engine.build import build
 from engine.devices.accelerator import make_accelerator
 from engine.optim.distillation import distillation_loss
+from engine.train import train_batches
 from models import create_model
 from tests.faults.campaign import SMALL
 from tests.running import metrics, results, run_main, weights
@@ -42,10 +43,10 @@ def test_the_loss_of_each_sample_is_the_divergence_computed_by_hand():
 def test_the_teacher_has_its_part_of_the_loss_and_the_labels_the_rest(teacher, weight):
     options = {"train.n_steps": 2, "train.num_threads": 1}
     plain_config = load_config(None, options)
-    plain = build(plain_config, make_accelerator(plain_config))
+    plain = build(plain_config, make_accelerator(plain_config.train, deterministic=plain_config.deterministic))
     config = load_config(None, {**options, "distill.teacher": str(teacher), "distill.temperature": 2.0, "distill.weight": weight})
-    run = build(config, make_accelerator(config))
-    batch = next(run.train_batches(0))
+    run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
+    batch = next(train_batches(run, 0))
     of_labels = plain.task.loss_sum(plain.model, batch)[0].item()
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), plain.model.parameters(), strict=True))
     loss, sums = run.task.loss_sum(run.model, batch)
@@ -88,7 +89,7 @@ class TestBadInput:
             (("nowhere",), ["distill.teacher", "neither a run folder nor a model", "nowhere"]),
             (("resnet18",), ["has learned nothing", "distill.pretrained"]),
             (("resnet18", "--distill.widht", 3), ["distill.widht", "no such argument"]),
-            (("TEACHER", "--distill.layers", "[1]"), ["distill.layers", "the teacher is a run"]),
+            (("TEACHER", "--distill.layers", "[1]"), ["distill.layers", "is a run of this project"]),
             (("TEACHER", "--distill.weight", 1.5), ["distill.weight", "at most 1"]),
             (("TEACHER", "--data.name", "shapes", "--data.n_train", 64), ["distill.teacher", "don't fit", "conv1.weight"]),
         ],
@@ -115,7 +116,7 @@ class TestBadInput:
         capsys.readouterr()
         assert run_main("-e", tmp_path / "run", *SMALL, "--distill.teacher", *given) == 2
         line = capsys.readouterr().err.strip()
-        assert "tells 3 classes apart, digits has 10" in line
+        assert "has 3 classes, and digits has 10" in line
 
     def test_settings_without_a_teacher_are_warned_of(self):
         notes = load_config(None, {"distill.temperature": 2.0}).notes

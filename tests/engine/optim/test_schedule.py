@@ -176,9 +176,9 @@ def test_a_trial_run_may_end_within_its_warm_up():
 @pytest.mark.parametrize(
     ("sched", "names"),
     [
-        (SchedConfig(warmup_epochs=5, cooldown_steps=51), ["warmup_epochs 5", "cooldown_steps 51", "100"]),
-        (SchedConfig(cooldown_epochs=11), ["cooldown_epochs 11", "100"]),
-        (SchedConfig(t_max=50, warmup_epochs=5), ["t_max 50", "warmup_epochs 5"]),
+        (SchedConfig(warmup_epochs=5, cooldown_steps=51), ["warmup_epochs: 5", "cooldown_steps 51", "100"]),
+        (SchedConfig(cooldown_epochs=11), ["cooldown_epochs: 11", "100"]),
+        (SchedConfig(t_max=50, warmup_epochs=5), ["t_max: 50", "warmup_epochs 5"]),
     ],
 )
 def test_what_does_not_fit_when_an_epoch_is_known_is_one_line_that_names_both(sched, names):

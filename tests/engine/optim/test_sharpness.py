@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from engine import load_config
 from engine.build import Run, build
 from engine.devices.accelerator import make_accelerator
+from engine.train import train_batches
 from tests.faults.campaign import SMALL
 from tests.faults.children import train
 from tests.running import metrics
@@ -29,7 +30,7 @@ RADIUS = 0.1
 
 def build_run(**options) -> Run:
     config = load_config(None, OPTIONS | {name.replace("__", "."): value for name, value in options.items()})
-    run = build(config, make_accelerator(config))
+    run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
     run.model.double()
     return run
 
@@ -63,7 +64,7 @@ def step_by_hand(model, images, labels, *, lr, radius, adaptive):
 def test_five_steps_are_those_of_the_algorithm_written_by_hand(adaptive):
     run = build_run(**RESNET, train__sam=RADIUS, train__sam_adaptive=adaptive)
     plain = copy.deepcopy(run.model)
-    for images, labels in run.train_batches(0):
+    for images, labels in train_batches(run, 0):
         batch = (images.double(), labels)
         run.update(run.state, batch, measure=False)
         first, second = step_by_hand(plain.train(), *batch, lr=0.05, radius=RADIUS, adaptive=adaptive)
@@ -74,7 +75,7 @@ def test_five_steps_are_those_of_the_algorithm_written_by_hand(adaptive):
 
 def test_the_logged_loss_is_that_of_the_weights_themselves():
     run, plain = build_run(**RESNET, train__sam=RADIUS), build_run(**RESNET)
-    images, labels = next(run.train_batches(0))
+    images, labels = next(train_batches(run, 0))
     for each in (run, plain):
         each.update(each.state, (images.double(), labels), measure=True)
     assert run.state.window["loss"] == plain.state.window["loss"]
@@ -84,7 +85,7 @@ def test_the_logged_loss_is_that_of_the_weights_themselves():
 def test_micro_batches_give_the_same_step_as_a_whole_batch():
     """Of a model without BatchNorm, whose statistics are those of a micro-batch."""
     whole, parts = (build_run(**LENET, train__sam=RADIUS, train__micro_batch_size=size) for size in (0, 6))
-    for images, labels in whole.train_batches(0):
+    for images, labels in train_batches(whole, 0):
         for run in (whole, parts):
             run.update(run.state, (images.double(), labels), measure=False)
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):

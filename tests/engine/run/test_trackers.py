@@ -80,7 +80,7 @@ def test_one_that_is_not_installed_is_one_line_before_training(tmp_path, capsys,
     monkeypatch.setitem(sys.modules, name, None)
     assert run_main("-e", tmp_path / "run", *ARGV, "--tracking.to", f"[{name}]") == 2
     line = capsys.readouterr().err.strip()
-    assert line.endswith(f"tracking.to {name} (--tracking.to): {name} is not installed; pip install {name}")
+    assert line.endswith(f"tracking.to: {name} is not installed (--tracking.to); pip install {name}")
     assert not (tmp_path / "run").exists()
 
 

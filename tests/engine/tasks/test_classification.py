@@ -10,9 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine import load_config
-from engine.build import make_task
+from engine.build import Data, task_kind
 from engine.config.errors import ConfigError
-from engine.data import Data
 from engine.tasks.classification import Classification
 
 CLASSES = tuple("abcdefgh")
@@ -133,13 +132,14 @@ def test_a_threshold_without_bce_is_warned_of():
 @pytest.mark.parametrize("threshold", [0.0, 0.95])
 def test_a_threshold_that_makes_all_labels_alike_is_an_error(threshold):
     config = load_config(None, {"train.bce_threshold": threshold, "train.loss": "bce", "train.label_smoothing": 0.1})
-    with pytest.raises(ConfigError, match="the same answer"):
-        make_task(config, Data(None, CLASSES, 8, {}, None))
+    with pytest.raises(ConfigError, match="the same label"):
+        task_kind(config).make(config, Data(None, CLASSES, 8, {}, None))
 
 
 def test_the_config_reaches_the_task():
     said = {"train.loss": "bce", "train.label_smoothing": 0.1, "train.bce_threshold": 0.2, "eval.tta": "flip"}
-    task = make_task(load_config(None, said), Data(None, CLASSES, 8, {}, None))
+    config = load_config(None, said)
+    task = task_kind(config).make(config, Data(None, CLASSES, 8, {}, None))
     assert (task.loss, task.label_smoothing, task.bce_threshold, task.tta) == ("bce", 0.1, 0.2, "flip")
 
 

@@ -286,7 +286,7 @@ def test_an_annotation_that_is_wrong_is_named_before_the_first_step(tmp_path, ca
 def test_the_config_reaches_the_network():
     said = {"detection.head": "fasterrcnn", "detection.max_size": 50, "data.std": [0.2, 0.3, 0.4], "detection.n_maps": 3}
     config = load_config(None, [*map(str, SMALL), *(f"--{key}={value}" for key, value in said.items())])
-    network = build(config, make_accelerator(config)).model
+    network = build(config, make_accelerator(config.train, deterministic=config.deterministic)).model
     assert (network.transform.min_size, network.transform.max_size) == ((32,), 50)
     assert network.transform.image_std == [0.2, 0.3, 0.4]
     assert network.backbone.strides == [8, 16, 32, 64]

@@ -308,7 +308,7 @@ def test_the_config_reaches_network_and_task():
     said = {"segmentation.head": "deeplabv3", "segmentation.output_stride": 16, "segmentation.aux_head": True}
     said |= {"segmentation.dice_weight": 0.5, "train.aux_weight": 0.4, "eval.tta": "flip", "model.name": "resnet18"}
     config = load_config(None, [*map(str, SMALL), *(f"--{key}={value}" for key, value in said.items())])
-    run = build(config, make_accelerator(config))
+    run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
     assert run.model.feature_info.reduction() == [16, 16]
     assert run.model.classifier[0].convs[1][0].dilation == (6, 6)
     assert (run.task.aux_weight, run.task.dice_weight, run.task.tta) == (0.4, 0.5, "flip")

@@ -7,6 +7,7 @@ from engine import load_config
 from engine.build import build
 from engine.config.command_line import run_tool
 from engine.devices.accelerator import make_accelerator
+from engine.train import train_batches
 from tools.visualize import main
 
 OPTIONS = {"data.name": "shapes", "data.n_train": 64, "data.n_test": 16, "data.img_size": 32, "train.batch_size": 16}
@@ -34,7 +35,7 @@ def data(tmp_path, options, *argv):
 
 def built(options):
     config = load_config("configs/lenet_shapes.yaml", options)
-    return build(config, make_accelerator(config))
+    return build(config, make_accelerator(config.train, deterministic=config.deterministic))
 
 
 def test_the_images_are_those_that_the_update_trains_with(tmp_path, rows):
@@ -54,7 +55,7 @@ def test_mixed_images_are_named_with_their_shares(tmp_path, rows):
     assert data(tmp_path, options, "--n", "16") == 0
     mixed = rows[2]
     run = built(options)
-    images, targets = next(run.train_batches(first=0))
+    images, targets = next(train_batches(run, 0))
     torch.testing.assert_close(mixed.images, run.train_loader.normalize.undo(images))
     several = 0
     for title, target in zip(mixed.titles, targets, strict=True):

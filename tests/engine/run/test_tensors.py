@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from datasets.pipeline.tensors import save_tensors
+from engine.run.checkpoint import save_tensors
 
 resource = pytest.importorskip("resource")
 
