@@ -1,6 +1,6 @@
 """Parameters and multiply-accumulates of a model, counted by fvcore on one image in evaluation mode.
 
-What fvcore calls a flop is one multiply-add. It doesn't count fused attention by itself; here it does.
+fvcore calls one multiply-add a flop. It does not count fused attention, so a handler here does.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-with warnings.catch_warnings():  # fvcore uses torch.jit.script, which is on its way out
+with warnings.catch_warnings():  # fvcore uses torch.jit.script, which is deprecated
     warnings.simplefilter("ignore", FutureWarning)
     from fvcore.nn import FlopCountAnalysis
 
@@ -25,7 +25,7 @@ class Count:
     macs: int
     stages: dict[str, tuple[int, int]]  # each child of the model -> its parameters, its MACs
     modules: dict[str, int]  # every module -> its MACs
-    not_counted: dict[str, int]  # operation -> how often; additions, activations, poolings: no multiply-adds by custom
+    not_counted: dict[str, int]  # operation -> how often; additions, activations and poolings, by convention not multiply-adds
 
 
 def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
@@ -59,7 +59,7 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
 
 @contextmanager
 def _every_proposal(model: nn.Module) -> Iterator[None]:
-    """A detector of two stages looks at as many proposals as it may; how many are left otherwise, is a matter of the image."""
+    """Let a two-stage detector keep the maximum number of proposals, which otherwise depends on the image."""
     proposes = getattr(model, "rpn", None)
     if proposes is None:
         yield
@@ -72,7 +72,7 @@ def _every_proposal(model: nn.Module) -> Iterator[None]:
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
-    """Queries times keys, and the result times values."""
+    """Count queries times keys, and the result times values."""
     *batch, n_queries, width = inputs[0].type().sizes()
     n_keys, value_width = inputs[2].type().sizes()[-2:]
     per_head = n_queries * n_keys * (width + value_width)
