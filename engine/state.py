@@ -106,11 +106,11 @@ class TrainState:
             load_weights(self.model, checkpoint.weights)
             if self.ema is not None:  # an average that starts only now starts with the weights as they are
                 self.ema.module.load_state_dict(checkpoint.ema_weights or checkpoint.weights)
-            self._load(checkpoint.train_state, rank, world_size)
+            self.load_state_dict(checkpoint.train_state, rank, world_size)
         except (RuntimeError, ValueError, KeyError) as error:
             raise RunError(f"{checkpoint.path} doesn't fit the config: {str(error).splitlines()[0]}") from error
 
-    def _load(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
+    def load_state_dict(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
         options = [{name: group[name] for name in self.configured} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(sharded_state(self.optimizer, saved["optimizer"]))
         for group, own in zip(self.optimizer.param_groups, options, strict=True):

@@ -1,7 +1,7 @@
 """Every key of a config: its type, its default, its bounds, its meaning.
 
-A section with a field `args` is open: its further keys are arguments of a model, an optimizer or a dataset, and are checked against
-its signature.
+A section with a field `args` is open: its further keys are arguments of a model, an optimizer or a dataset, and are checked
+against its signature.
 """
 
 from collections.abc import Iterator, Mapping

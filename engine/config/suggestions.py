@@ -6,7 +6,9 @@ from difflib import get_close_matches
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return `did you mean ...?` with the nearest of `known`, upper and lower case alike; empty if none is near."""
-    spelled = {word.lower(): word for word in known}
+    spelled: dict[str, str] = {}
+    for word in known:
+        spelled.setdefault(word.lower(), word)
     near = get_close_matches(name.lower(), list(spelled), n=1)
     return f"did you mean {prefix}{spelled[near[0]]}?" if near else ""
 

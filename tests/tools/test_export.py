@@ -368,7 +368,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(sm
     [
         ([], 2, "FORMAT"),
         (["onxx", "RUN"], 2, "onnx"),
-        (["onnx", "/nowhere"], 1, "/nowhere is no run folder"),
+        (["onnx", "/nowhere"], 1, "/nowhere is neither a run folder"),
         (["onnx", "RUN", "-o", "model.pt2"], 2, "ends in .onnx"),
         (["torch", "RUN", "--ema"], 1, "holds no averaged weights"),
         (["torch", "RUN", "-o", "/proc/nowhere/model.pt2"], 1, "/proc/nowhere can't be written"),

@@ -191,7 +191,7 @@ def has_processes(group):
     [
         (["{tmp}/none.jpg"], 1, "none.jpg: no such image"),
         (["{tmp}/empty"], 1, "empty: there is no image in this folder (.jpg"),
-        (["{tmp}/*.png"], 1, "*.png: no image has such a name"),
+        (["{tmp}/*.png"], 1, "*.png: no image matches"),
         ([], 2, "IMAGE"),
         (["{image}", "--top_k", "11"], 2, "--top_k 11: "),
         (["{image}", "--top_k", "0"], 2, "--top_k must be at least 1, got 0"),
@@ -211,7 +211,7 @@ def test_a_mistake_is_one_line(small_runs, digits, tmp_path, capsys, argv, code,
 
 def test_a_path_that_is_no_run_is_one_line(digits, tmp_path, capsys):
     said = predict(capsys, tmp_path, digits, code=1)
-    assert said.err == f"error: {tmp_path} is no run folder with a checkpoint, and no checkpoint\n"
+    assert said.err == f"error: {tmp_path} is neither a run folder with a checkpoint nor a checkpoint\n"
 
 
 def test_help_has_examples_and_needs_no_torch():

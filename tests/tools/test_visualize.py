@@ -93,7 +93,7 @@ def test_without_a_run_a_picture_is_written_here(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (["confusion", "{folder}"], 1, "is no run folder with a checkpoint, and no checkpoint"),
+        (["confusion", "{folder}"], 1, "is neither a run folder with a checkpoint nor a checkpoint"),
         (["curves", "{folder}"], 1, "is no run folder (it has no metrics.jsonl)"),
         (["data", "{folder}"], 1, "is no run folder (it has no config.yaml)"),
         (["data"], 2, "give either a run or -c CONFIG"),
@@ -120,7 +120,7 @@ def test_without_a_run_a_picture_is_written_here(tmp_path, monkeypatch, capsys):
             1,
             "doesn't fit the config: size mismatch for conv1",
         ),
-        (["confusion", "lenet", "-c", "configs/lenet_digits.yaml"], 2, "nobody publishes weights"),
+        (["confusion", "lenet", "-c", "configs/lenet_digits.yaml"], 2, "there are no published weights"),
         (["confusion", "{lenet}", "--ema"], 1, "holds no averaged weights"),
     ],
 )

@@ -67,7 +67,7 @@ def test_weights_of_another_number_of_classes_keep_their_classifier(tmp_path, da
         trained = load_trained("resnet18", overrides, config=config)
         assert trained.classes == tuple("0123456")
         torch.testing.assert_close(trained.model.fc.weight, reference.fc.weight)
-    with pytest.raises(RunError, match=r"weights\.pth: the model tells 7 classes apart, and CIFAR-10 has 10"):
+    with pytest.raises(RunError, match=r"weights\.pth: the model has 7 classes, and CIFAR-10 has 10"):
         trained.evaluate("valid")
 
 
@@ -164,7 +164,7 @@ def test_images_are_found_in_files_folders_and_globs_each_once(tmp_path):
     found = find_images([str(tmp_path / word) for word in words])
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a.jpg", "b/2.JPG", "b/c/3.png", "d.gif"]
     (tmp_path / "empty").mkdir()
-    for word, said in (("empty", "no image in this folder"), ("x.jpg", "no such image"), ("*.webp", "no image has such a name")):
+    for word, said in (("empty", "no image in this folder"), ("x.jpg", "no such image"), ("*.webp", "no image matches")):
         with pytest.raises(RunError, match=said):
             find_images([str(tmp_path / word)])
 
@@ -178,11 +178,11 @@ def test_an_image_that_cannot_be_read_is_named(run, tmp_path):
 @pytest.mark.parametrize(
     ("source", "config", "overrides", "error", "said"),
     [
-        ("resnet19", None, {}, RunError, "resnet19 is no run folder.*did you mean resnet1"),
-        ("runs/none", None, {}, RunError, "runs/none is no run folder with a checkpoint, and no checkpoint"),
-        ("{run}", DIGITS, {}, ConfigError, "-c .*lenet_digits.yaml: .* is a run, which has a config of its own"),
-        ("lenet", None, {}, ConfigError, "lenet: nobody publishes weights"),
-        ("lenet", DIGITS, {}, ConfigError, "lenet: nobody publishes weights"),
+        ("resnet19", None, {}, RunError, "resnet19 is neither a run folder.*did you mean resnet1"),
+        ("runs/none", None, {}, RunError, "runs/none is neither a run folder with a checkpoint nor a checkpoint"),
+        ("{run}", DIGITS, {}, ConfigError, "-c .*lenet_digits.yaml: .* is a run, which has a config"),
+        ("lenet", None, {}, ConfigError, "lenet: there are no published weights"),
+        ("lenet", DIGITS, {}, ConfigError, "lenet: there are no published weights"),
         ("resnet18", None, {"model.pretrained": "none.pth"}, RunError, "model.pretrained: none.pth: no such file"),
         ("resnet18", None, {"model.pretrained": "{run}"}, ConfigError, "model.pretrained: .*has no fc.weight"),
         ("resnet18", None, {"model.pdrops": 1, "model.pretrained": False}, ConfigError, "did you mean model.pdrop?"),
