@@ -164,7 +164,7 @@ def test_one_channel_or_the_colors_twice_answer_as_the_gray_image_would(referenc
     assert caplog.messages[-1] == f"weights from {options['pretrained']}; adapted: {model.FIRST_CONV}.weight"
 
 
-@pytest.mark.parametrize(("channels", "colours"), [(2, [0, 1]), (4, [0, 1, 2, 0])])
+@pytest.mark.parametrize(("channels", "colors"), [(2, [0, 1]), (4, [0, 1, 2, 0])])
 def test_other_numbers_of_channels_get_the_colors_in_turn_at_the_same_scale(reference, channels, colors):
     theirs, options = reference
     model = create_model(in_channels=channels, **options)
