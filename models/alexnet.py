@@ -14,13 +14,13 @@ Where copies of the latter go wrong:
 - The paper's normalization has alpha = 1e-4 on the sum of squares over five channels, and k = 2. PyTorch's `LocalResponseNorm`
   divides alpha by the five, as Caffe's does, and its default k is 1; so it is written out here.
 - The order is convolution, ReLU, normalization, pooling; the third convolution isn't grouped.
-- The paper's first map of 55x55 doesn't follow from its images of 224x224, but from a padding of 2 (as in torchvision) or 227x227.
+- The paper's first map of 55x55 needs a padding of 2 (as in torchvision) or images of 227x227 instead of its 224x224.
 - Initial weights are normal with std 0.01; the biases of the second, fourth and fifth convolution and of the hidden fully
   connected layers are 1, all others 0. (The one tower keeps PyTorch's initialization, as in torchvision.)
 - The paper drops the outputs of the hidden layers, torchvision their inputs. So does the respective network here.
 
-`first_block` is the stem: "imagenet" is the 11x11 convolution of stride 4 with a pooling, for images from 63x63 on; "cifar10" is a
-3x3 of stride 1 without one, so that the maps of a 32x32 image are 32, 15 and 7 where those of a large one are 27, 13 and 6.
+`first_block` is the stem: "imagenet" is the 11x11 convolution of stride 4 with a pooling, for images from 63x63 on; "cifar10" is
+a 3x3 of stride 1 without one, so that the maps of a 32x32 image are 32, 15 and 7 where those of a large one are 27, 13 and 6.
 
 Module names are torchvision's, so its weights load unchanged.
 """

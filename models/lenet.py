@@ -4,8 +4,8 @@ Yann LeCun, Leon Bottou, Yoshua Bengio, Patrick Haffner (1998): Gradient-Based L
 Proceedings of the IEEE 86(11). http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf
 
 Two convolutions, each followed by a sub-sampling, then three fully connected layers (the paper writes the first as a convolution
-over the whole 5x5 map). The paper centers its 28x28 digits in a 32x32 field: `padding` adds that margin to a 28x28 image, and is 0
-for a 32x32 one.
+over the whole 5x5 map). The paper centers its 28x28 digits in a 32x32 field: `padding` adds that margin to a 28x28 image, and is
+0 for a 32x32 one.
 
 What differs from the paper, as in nearly every modern copy: ReLU and max pooling instead of the scaled tanh and the trainable
 average pooling, all 16 maps of C3 connected to all 6 of S2, and a linear classifier instead of radial basis functions.

@@ -4,12 +4,12 @@ Min Lin, Qiang Chen, Shuicheng Yan (2014): Network In Network.
 ICLR. https://arxiv.org/abs/1312.4400
 
 A linear filter is replaced by a small network that slides over the image: a convolution and two 1x1 convolutions, each with a
-ReLU ("mlpconv"). The maps of the last one are the classes, averaged over the image in place of fully connected layers. This is the
-authors' network for CIFAR-10; the paper doesn't list the widths, its code does.
+ReLU ("mlpconv"). The maps of the last one are the classes, averaged over the image in place of fully connected layers. This is
+the authors' network for CIFAR-10; the paper doesn't list the widths, its code does.
 
 Where copies differ, and the choice made here:
 - The two poolings are 3x3 with stride 2 in ceil mode, as in the authors' code (cuda-convnet and Caffe both round up), so that the
-  maps of a 32x32 image are 32, 16 and 8. With padding 1 the sizes are the same, but the windows lie one pixel further up and left.
+  maps of a 32x32 image are 32, 16 and 8. With padding 1 the sizes are the same, but the windows lie a pixel further up and left.
 - The second pooling is an average in the trained model that the first author published for Caffe
   (https://gist.github.com/mavenlin/e56253735ef32c3c296d), and a maximum, like the first, in the older definition of
   https://github.com/mavenlin/cuda-convnet/tree/master/NIN. It is an average here.

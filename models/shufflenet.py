@@ -91,7 +91,7 @@ class ShuffleNet(nn.Module):
             raise ValueError(f"groups is {groups}; it can be {', '.join(map(str, STAGE2_CHANNELS))}")
         if width not in STEM_CHANNELS:
             raise ValueError(f"width is {width}; it can be {', '.join(map(str, STEM_CHANNELS))}")
-        # The first unit of stage 2 computes the channels that the stem doesn't provide, in `groups` groups: round up to a multiple.
+        # The first unit of stage 2 computes the channels missing from the stem, in `groups` groups: round up to a multiple.
         stem = -(-STEM_CHANNELS[width] // groups) * groups
         if first_block == "imagenet":
             self.conv1 = nn.Conv2d(in_channels, stem, 3, stride=2, padding=1, bias=False)
