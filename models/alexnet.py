@@ -80,14 +80,11 @@ class AlexNet(nn.Module):
 
         self.poolings = [i for i, layer in enumerate(self.features) if isinstance(layer, (nn.MaxPool2d, nn.Identity))]
         reductions = (4, 8, 16, 32) if first_block == "imagenet" else (1, 1, 2, 4)
+        widths = (channels[0], channels[1], channels[4], channels[4])
+        sources = (*(pooling - 1 for pooling in self.poolings), self.poolings[-1])
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": f"features.{i}"}
-            for width, reduction, i in zip(
-                (channels[0], channels[1], channels[4], channels[4]),
-                reductions,
-                (*(pooling - 1 for pooling in self.poolings), self.poolings[-1]),
-                strict=True,
-            )
+            for width, reduction, i in zip(widths, reductions, sources, strict=True)
         ]
         if two_towers:
             layers_with_weights = [module for module in self.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]

@@ -135,19 +135,11 @@ class EfficientNet(nn.Module):
         block = 0
         for i, (expansion, kernel, stride, stage_channels, blocks) in enumerate(STAGES, start=1):
             stage = nn.Sequential()
+            mbconv = partial(MBConv, expansion=expansion, kernel=kernel, norm=norm)
             for j in range(math.ceil(blocks * depth)):
                 out_channels = round_channels(stage_channels * width)
-                stage.append(
-                    MBConv(
-                        channels,
-                        out_channels,
-                        expansion=expansion,
-                        kernel=kernel,
-                        stride=stride if j == 0 else 1,
-                        drop_connect=drop_connect * block / all_blocks,
-                        norm=norm,
-                    )
-                )
+                rate = drop_connect * block / all_blocks
+                stage.append(mbconv(channels, out_channels, stride=stride if j == 0 else 1, drop_connect=rate))
                 channels = out_channels
                 block += 1
             self.features.append(stage)
