@@ -13,7 +13,7 @@ epochs:
 - BatchNorm has a bias but no scale, and its statistics move fast (a momentum of 0.4 in PyTorch's terms). The logits are divided
   by nine.
 
-`normalize_filters` rescales the weights of each convolution, before every training step, to a norm of the square root of its
+`normalise_filters` rescales the weights of each convolution, before every training step, to a norm of the square root of its
 number of filters. The output stays the same because a BatchNorm follows. But an optimizer whose steps have a fixed length, such
 as Muon, keeps changing the direction of weights that would otherwise only grow. airbench does this inside its optimizer.
 
@@ -108,7 +108,7 @@ class Airbench(nn.Module):
         in_channels: int = 3,
         img_size: int = 32,
         logit_scale: float = 1 / 9,
-        normalize_filters: bool = False,
+        normalise_filters: bool = False,  # spelled as in existing configs
     ) -> None:
         super().__init__()
         if img_size < 9:
@@ -117,7 +117,7 @@ class Airbench(nn.Module):
         self.whiten = Whitening(in_channels, patch_size=2)
         self.activation = nn.GELU()
         channels = [self.whiten.out_channels, *widths]
-        self.groups = nn.Sequential(*map(partial(Group, normalized=normalize_filters), channels, widths))
+        self.groups = nn.Sequential(*map(partial(Group, normalized=normalise_filters), channels, widths))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.num_features = widths[-1]
         self.head = nn.Linear(self.num_features, n_classes, bias=False)

@@ -92,7 +92,7 @@ def test_the_last_pooling_is_3x3_for_a_32x32_image():
 class TestNormalizedFilters:
     def built(self):
         torch.manual_seed(0)
-        return create_model("airbench94", widths=(8, 16, 16), img_size=16, normalize_filters=True)
+        return create_model("airbench94", widths=(8, 16, 16), img_size=16, normalise_filters=True)
 
     def test_a_training_step_rescales_the_norm_to_the_root_of_the_number_of_filters(self):
         model = self.built().train()

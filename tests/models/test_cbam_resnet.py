@@ -39,7 +39,7 @@ def test_a_resnet_with_the_attention_of_timm_gives_the_same_logits(depth):
     attention = {"attn_layer": partial(CbamModule, mlp_bias=True)}
     theirs = randomize(TimmResNet(BasicBlock if depth < 50 else Bottleneck, DEPTHS[depth], block_args=attention), img_size=48)
     # Halve the output of every residual branch. The two networks sum in different orders, and with full outputs the rounding
-    # errors of float32 grow beyond the tolerance over 152 layers, as the comparison of either network with itself in float64 shows.
+    # errors of float32 exceed the tolerance over 152 layers: each network then differs that much from itself in float64.
     for name, parameter in theirs.named_parameters():
         if name.endswith("bn2.weight" if depth < 50 else "bn3.weight"):
             parameter.data /= 2
