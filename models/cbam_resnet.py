@@ -82,7 +82,7 @@ class CBAMBasicBlock(BasicBlock):
     def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__(in_channels, channels, stride)
         self.cbam = CBAM(channels)
-        self.downsample = downsample  # the last module, as in the authors' code
+        self.downsample = downsample  # assigned last, so that the order of the weights is the authors'
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -97,7 +97,7 @@ class CBAMBottleneck(Bottleneck):
     def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__(in_channels, channels, stride)
         self.cbam = CBAM(channels * self.expansion)
-        self.downsample = downsample  # the last module, as in the authors' code
+        self.downsample = downsample  # assigned last, so that the order of the weights is the authors'
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

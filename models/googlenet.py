@@ -9,7 +9,7 @@ convolutions make the larger ones cheap. Two auxiliary heads, after 4a and 4d, b
 In training mode the network returns (logits, aux1, aux2), the auxiliary heads in the order of the network (torchvision reverses
 them); the paper adds their losses with a weight of 0.3. In evaluation mode it returns the logits and skips those heads.
 
-What differs from the paper, as in torchvision, whose network came from TensorFlow's slim models with its weights:
+Differences from the paper, as in torchvision, whose network and weights came from TensorFlow's slim models:
 - The third branch has a 3x3 convolution where the paper has a 5x5 (https://github.com/pytorch/vision/issues/906).
   `branch3_kernel=5` is the paper's; those weights don't fit it.
 - BatchNorm (eps 0.001) after every convolution, which has no bias, in place of the local response normalization of the stem.

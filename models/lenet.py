@@ -7,7 +7,7 @@ Two convolutions, each followed by a sub-sampling, then three fully connected la
 over the whole 5x5 map). The paper centers its 28x28 digits in a 32x32 field: `padding` adds that margin to a 28x28 image, and is
 0 for a 32x32 one.
 
-What differs from the paper, as in nearly every modern copy: ReLU and max pooling instead of the scaled tanh and the trainable
+Differences from the paper, as in nearly every modern copy: ReLU and max pooling instead of the scaled tanh and the trainable
 average pooling, all 16 maps of C3 connected to all 6 of S2, and a linear classifier instead of radial basis functions.
 `classic=True` selects the paper's tanh and average pooling.
 """

@@ -52,7 +52,7 @@ class SEBasicBlock(BasicBlock):
     def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__(in_channels, channels, stride)
         self.se = SqueezeExcitation(channels)
-        self.downsample = downsample  # the last module, as in timm
+        self.downsample = downsample  # assigned last, so that the order of the weights is timm's
         self.legacy = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class SEBottleneck(Bottleneck):
     def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__(in_channels, channels, stride)
         self.se = SqueezeExcitation(channels * self.expansion)
-        self.downsample = downsample  # the last module, as in timm
+        self.downsample = downsample  # assigned last, so that the order of the weights is timm's
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
