@@ -110,8 +110,8 @@ class Bottleneck(nn.Module):
 class ResidualNetwork(nn.Module):
     """Stem, stages of residual blocks, and head. Each stage but the first halves the map and doubles the channels."""
 
-    HEAD: tuple[str, ...] = ("fc",)
-    CLASSIFIERS: tuple[str, ...] = ("fc",)
+    HEAD = ("fc",)
+    CLASSIFIERS = ("fc",)
     FIRST_CONV = "conv1"
 
     def __init__(
