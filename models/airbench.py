@@ -1,23 +1,24 @@
-"""The network of the CIFAR-10 speed records, airbench94.
+"""airbench94, a network for speed runs on CIFAR-10.
 
 Keller Jordan (2024): 94% on CIFAR-10 in 3.29 Seconds on a Single GPU. https://arxiv.org/abs/2404.00498
-The record of 2.6 s is its variant for the optimizer Muon: https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py)
+Its variant for the optimizer Muon (https://github.com/KellerJordan/cifar10-airbench, airbench94_muon.py) has a published time of
+2.6 s. The record for 94 % is 1.99 to 2.02 s on an A100, since October 2025: https://github.com/hiverge/cifar10-speedrun
 
-Three groups of two 3x3 convolutions, each group halving the resolution after its first one, and three things that make the first
-epochs count:
+Three groups of two 3x3 convolutions, each group halving the resolution after its first one. Three details speed up the first
+epochs:
 - The first layer whitens 2x2 patches and isn't trained: its filters are the principal directions of the training images' patches,
-  each divided by its deviation, and their negatives, so that GELU loses neither side (Page 2018, How to train your ResNet.
-  https://myrtle.ai/learn/how-to-train-your-resnet/). `initialize_from` sets them; until then they are random.
-- Every other convolution begins by passing its input on: as many of its filters as there are input channels are the identity.
-- BatchNorm has a bias but no scale, and forgets its statistics fast (a momentum of 0.4 in PyTorch's terms). The logits are
-  scaled down, to a ninth.
+  each divided by its standard deviation, and their negatives, so that GELU loses neither sign (Page 2018, How to train your
+  ResNet. https://myrtle.ai/learn/how-to-train-your-resnet/). `initialize_from` sets them; until then they are random.
+- Every other convolution starts by passing its input on: as many of its filters as there are input channels are the identity.
+- BatchNorm has a bias but no scale, and its statistics move fast (a momentum of 0.4 in PyTorch's terms). The logits are divided
+  by nine.
 
-`normalize_filters` sets the norm of each convolution's weights back to the root of its number of filters before every training
-step. BatchNorm behind it makes the output the same; but an optimizer whose steps have a fixed length, as Muon's have, goes on
-turning weights that would otherwise only grow. The record does this inside its optimizer.
+`normalise_filters` rescales the weights of each convolution, before every training step, to a norm of the square root of its
+number of filters. The output stays the same because a BatchNorm follows. But an optimizer whose steps have a fixed length, such
+as Muon, keeps changing the direction of weights that would otherwise only grow. airbench does this inside its optimizer.
 
-Where it differs from the published code: any image of 9x9 and more is read, since the last pooling takes what is left (3x3 of a
-32x32 image); what isn't trained is a buffer, not a frozen parameter.
+Where it differs from the published code: it accepts images from 9x9 on, since the last pooling covers the whole map (3x3 for a
+32x32 image); tensors that aren't trained are buffers, not frozen parameters.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,22 +30,24 @@ from torch.nn import functional as F
 
 
 class Whitening(nn.Conv2d):
-    """Patches in, numbers that are uncorrelated and of deviation one out, and their negatives. Only the bias is trained."""
+    """A convolution that whitens patches: uncorrelated outputs of variance one, and their negatives. Only the bias is trained."""
 
     def __init__(self, in_channels: int, patch_size: int) -> None:
         super().__init__(in_channels, 2 * in_channels * patch_size**2, kernel_size=patch_size)
         weight = self.weight.detach()
         del self.weight
         self.register_buffer("weight", weight)
+        assert self.bias is not None
         nn.init.zeros_(self.bias)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor], epsilon: float = 5e-4) -> None:
-        """`epsilon` keeps directions that hardly occur from being blown up."""
-        products, n_patches = 0.0, 0
+        """Set the filters from normalized images. `epsilon` limits the scale of directions with little variance."""
+        size, n_patches = self.weight[0].numel(), 0
+        products = torch.zeros(size, size, dtype=torch.float64)
         for images in batches:
             patches = F.unfold(images.float(), self.kernel_size).transpose(0, 1).flatten(1)  # B P N -> P BN
-            products = products + (patches @ patches.T).double().cpu()
+            products += (patches @ patches.T).double().cpu()
             n_patches += patches.shape[1]
         variances, directions = torch.linalg.eigh(products / n_patches)  # not centered, as in the paper
         filters = (directions / (variances + epsilon).sqrt()).T.flip(0)
@@ -52,7 +55,7 @@ class Whitening(nn.Conv2d):
 
 
 class Convolution(nn.Conv2d):
-    """3x3; its first filters pass on the input."""
+    """A 3x3 convolution whose first filters start as the identity."""
 
     def __init__(self, in_channels: int, out_channels: int, normalized: bool) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
@@ -67,7 +70,7 @@ class Convolution(nn.Conv2d):
 
 
 class Norm(nn.BatchNorm2d):
-    """Without a scale."""
+    """BatchNorm without a trained scale."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-12, momentum=0.4)
@@ -76,7 +79,7 @@ class Norm(nn.BatchNorm2d):
 
 
 class Group(nn.Module):
-    """Two convolutions; behind the first the resolution is halved."""
+    """Two convolutions; the resolution is halved after the first."""
 
     def __init__(self, in_channels: int, out_channels: int, normalized: bool) -> None:
         super().__init__()
@@ -105,7 +108,7 @@ class Airbench(nn.Module):
         in_channels: int = 3,
         img_size: int = 32,
         logit_scale: float = 1 / 9,
-        normalize_filters: bool = False,
+        normalise_filters: bool = False,  # spelled as in existing configs
     ) -> None:
         super().__init__()
         if img_size < 9:
@@ -114,7 +117,7 @@ class Airbench(nn.Module):
         self.whiten = Whitening(in_channels, patch_size=2)
         self.activation = nn.GELU()
         channels = [self.whiten.out_channels, *widths]
-        self.groups = nn.Sequential(*map(partial(Group, normalized=normalize_filters), channels, widths))
+        self.groups = nn.Sequential(*map(partial(Group, normalized=normalise_filters), channels, widths))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.num_features = widths[-1]
         self.head = nn.Linear(self.num_features, n_classes, bias=False)
@@ -123,7 +126,7 @@ class Airbench(nn.Module):
         ]
 
     def initialize_from(self, batches: Iterable[Tensor]) -> None:
-        """Learn the whitening from normalized training images."""
+        """Compute the whitening from normalized training images."""
         self.whiten.fit(batches)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:

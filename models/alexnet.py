@@ -7,24 +7,25 @@ Alex Krizhevsky (2014): One weird trick for parallelizing convolutional neural n
 Five convolutions and three fully connected layers; ReLU instead of tanh, overlapping pooling, dropout.
 
 Two networks go by this name. The default is torchvision's one tower, from the second paper: narrower convolutions, no groups, no
-normalization. `two_towers=True` is the network of 2012: the second, fourth and fifth convolution see only the maps of their own
-half (each lay on a GPU of its own), and the first two are followed by local response normalization.
+normalization. `two_towers=True` is the network of 2012: the second, fourth and fifth convolution read only the maps of their own
+half (the paper places each half on its own GPU), and the first two are followed by local response normalization.
 
-Where copies of that one go wrong:
+Where copies of the latter go wrong:
 - The paper's normalization has alpha = 1e-4 on the sum of squares over five channels, and k = 2. PyTorch's `LocalResponseNorm`
-  divides alpha by the five, as Caffe's does, and its k is 1 unless told otherwise; so it is written out here.
+  divides alpha by the five, as Caffe's does, and its default k is 1; so it is written out here.
 - The order is convolution, ReLU, normalization, pooling; the third convolution isn't grouped.
-- The paper's images of 224x224 don't give its first map of 55x55; a padding of 2 does (as in torchvision), and so would 227x227.
-- Weights start from a normal distribution of std 0.01; the biases of the second, fourth and fifth convolution and of the hidden
-  fully connected layers at 1, all others at 0. (torchvision's one tower starts as PyTorch's layers do, and does so here.)
-- The paper drops the hidden layers' outputs, torchvision the inputs of the hidden layers. Each stays so in its network.
+- The paper's first map of 55x55 needs a padding of 2 (as in torchvision) or images of 227x227 instead of its 224x224.
+- Initial weights are normal with std 0.01; the biases of the second, fourth and fifth convolution and of the hidden fully
+  connected layers are 1, all others 0. (The one tower keeps PyTorch's initialization, as in torchvision.)
+- The paper drops the outputs of the hidden layers, torchvision their inputs. So does the respective network here.
 
-`first_block` is the stem: "imagenet" the 11x11 convolution of stride 4 with a pooling, for images from 63x63 on; "cifar10" a 3x3
-of stride 1 without one, which gives a 32x32 image maps of 32, 15 and 7 where a large one has 27, 13 and 6.
+`first_block` is the stem: "imagenet" is the 11x11 convolution of stride 4 with a pooling, for images from 63x63 on; "cifar10" is
+a 3x3 of stride 1 without one, so that the maps of a 32x32 image are 32, 15 and 7 where those of a large one are 27, 13 and 6.
 
 Module names are torchvision's, so its weights load unchanged.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class AlexNet(nn.Module):
         super().__init__()
         if first_block not in ("imagenet", "cifar10"):
             raise ValueError(f"first_block is {first_block!r}; it can be imagenet or cifar10")
-        smallest = 63 if first_block == "imagenet" else 7  # below, nothing is left to pool after the last convolution
+        smallest = 63 if first_block == "imagenet" else 7  # smaller images leave no map for the last pooling
         if img_size < smallest:
             raise ValueError(
                 f"AlexNet with first_block {first_block} reads images of {smallest}x{smallest} and more; img_size is {img_size}"
@@ -79,24 +80,18 @@ class AlexNet(nn.Module):
 
         self.poolings = [i for i, layer in enumerate(self.features) if isinstance(layer, (nn.MaxPool2d, nn.Identity))]
         reductions = (4, 8, 16, 32) if first_block == "imagenet" else (1, 1, 2, 4)
+        widths = (channels[0], channels[1], channels[4], channels[4])
+        sources = (*(pooling - 1 for pooling in self.poolings), self.poolings[-1])
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": f"features.{i}"}
-            for width, reduction, i in zip(
-                (channels[0], channels[1], channels[4], channels[4]),
-                reductions,
-                (*(pooling - 1 for pooling in self.poolings), self.poolings[-1]),
-                strict=True,
-            )
+            for width, reduction, i in zip(widths, reductions, sources, strict=True)
         ]
         if two_towers:
-            self._initialize_as_in_the_paper()
-
-    def _initialize_as_in_the_paper(self) -> None:
-        layers = [module for module in self.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-        at_one = (2, 4, 5, 6, 7)  # counted from one, as the paper does; 6 and 7 are the hidden fully connected layers
-        for number, layer in enumerate(layers, start=1):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, 1.0 if number in at_one else 0.0)
+            layers_with_weights = [module for module in self.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+            for number, layer in enumerate(layers_with_weights, start=1):
+                assert layer.bias is not None
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.constant_(layer.bias, 1.0 if number in (2, 4, 5, 6, 7) else 0.0)  # 6 and 7: the hidden linear layers
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -120,23 +115,23 @@ class AlexNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _convolutions(in_channels: int, channels: tuple[int, ...], first_block: str, two_towers: bool) -> list[nn.Module]:
+def _convolutions(in_channels: int, channels: Sequence[int], first_block: str, two_towers: bool) -> list[nn.Module]:
     c1, c2, c3, c4, c5 = channels
     groups = 2 if two_towers else 1
     if first_block == "imagenet":
         conv1 = nn.Conv2d(in_channels, c1, kernel_size=11, stride=4, padding=2)
-        pool1 = nn.MaxPool2d(kernel_size=3, stride=2)
+        pool1: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2)
     else:
         conv1 = nn.Conv2d(in_channels, c1, kernel_size=3, padding=1)
         pool1 = nn.Identity()
     return [
         conv1,
         nn.ReLU(inplace=True),
-        *_normalization(two_towers),
+        *([LocalResponseNorm()] if two_towers else []),
         pool1,
         nn.Conv2d(c1, c2, kernel_size=5, padding=2, groups=groups),
         nn.ReLU(inplace=True),
-        *_normalization(two_towers),
+        *([LocalResponseNorm()] if two_towers else []),
         nn.MaxPool2d(kernel_size=3, stride=2),
         nn.Conv2d(c2, c3, kernel_size=3, padding=1),
         nn.ReLU(inplace=True),
@@ -146,10 +141,6 @@ def _convolutions(in_channels: int, channels: tuple[int, ...], first_block: str,
         nn.ReLU(inplace=True),
         nn.MaxPool2d(kernel_size=3, stride=2),
     ]
-
-
-def _normalization(two_towers: bool) -> list[nn.Module]:
-    return [LocalResponseNorm()] if two_towers else []
 
 
 MODELS = {"alexnet": AlexNet}

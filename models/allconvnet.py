@@ -7,17 +7,17 @@ Convolutions only: where others pool, a convolution has stride 2; where others h
 convolutions and an average over the image. This is "All-CNN-C" of the paper's tables, its best network on CIFAR.
 
 Where copies go wrong:
-- The seventh convolution isn't padded: the paper averages over 6x6 positions, which the 8x8 map gives only so.
+- The seventh convolution isn't padded, so that the 8x8 map becomes the 6x6 map over which the paper averages.
 - No BatchNorm. Dropout of 0.2 on the image and of 0.5 after each convolution of stride 2, of single values, not of whole maps.
-- The class maps pass a ReLU before they are averaged (table 1 says so of the last convolution in all its models).
+- The class maps pass through a ReLU before they are averaged (in table 1, the last convolution of every model has one).
 
-The paper doesn't say how the weights start. Here they do as in https://github.com/mateuszbuda/ALL-CNN, a Caffe model that comes
-near the paper's accuracy: Caffe's "xavier", uniform with the variance 1 / fan-in, biases 0. The last ReLU can close for every
-class and image, from where no gradient leads back: the loss is then exactly that of guessing, and another seed, a lower
-learning rate, or `last_relu=False` is called for, without which short trainings fare better. The paper takes 0.25, 0.1, 0.05
-or 0.01, whichever does best.
+The paper doesn't specify the initial weights. Here they are those of https://github.com/mateuszbuda/ALL-CNN, a Caffe model that
+nearly reaches the paper's accuracy: Caffe's "xavier", uniform with the variance 1 / fan-in, biases 0. The last ReLU can become
+zero for every class and image, and then no gradient flows: the loss stays exactly that of guessing. Use another seed, a lower
+learning rate, or `last_relu=False`, with which short runs do better. The paper uses the best learning rate of 0.25, 0.1, 0.05
+and 0.01.
 
-Fully convolutional: images of 9x9 and more, though it was made for 32x32.
+Fully convolutional: accepts images from 9x9 on, though it was designed for 32x32.
 """
 
 from torch import Tensor, nn
@@ -63,6 +63,7 @@ class AllConvNet(nn.Module):
         ]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
+                assert module.bias is not None
                 nn.init.kaiming_uniform_(module.weight, mode="fan_in", nonlinearity="linear")
                 nn.init.zeros_(module.bias)
 
@@ -78,7 +79,7 @@ class AllConvNet(nn.Module):
         return self.forward_stages(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The embedding is the average of the maps that the classes are computed from, since no single vector precedes them."""
+        """The embedding is the average of the maps from which the classes are computed: no single vector precedes the classes."""
         if not pre_logits:
             x = self.conv9(x)
             x = F.relu(x) if self.last_relu else x

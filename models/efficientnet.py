@@ -8,23 +8,23 @@ A small network of inverted residual blocks (MBConv: 1x1 to six times the channe
 its own image size and dropout.
 
 Where copies differ, settled as in the authors' code (tensorflow/tpu, models/official/efficientnet) and in torchvision:
-- Scaled widths are rounded to the nearest multiple of 8, or to the next one where that would take away more than 10 %. Scaled
+- Scaled widths are rounded to the nearest multiple of 8, or to the next one where that would remove more than 10 %. Scaled
   depths are rounded up.
-- The bottleneck of squeeze and excitation has a quarter of the channels that enter the block, not of the expanded ones.
-- Drop-connect (stochastic depth, image by image) grows linearly over all n blocks, from 0 towards 0.2: block i has 0.2 i / n.
-- BatchNorm has eps 1e-5 and momentum 0.1 in b0 to b4, 1e-3 and 0.01 in b5 to b7, as the weights that torchvision publishes need
-  it. (The authors have the latter everywhere, timm's efficientnet_b5 and its like the former: `bn_eps`, `bn_momentum`.)
-- The first weights are torchvision's, whose depthwise convolutions start smaller than the authors' by the square root of the
+- The bottleneck of squeeze and excitation has a quarter of the block's input channels, not of the expanded ones.
+- The rate of drop-connect (stochastic depth per image) grows linearly over all n blocks: block i has 0.2 i / n.
+- BatchNorm has eps 1e-5 and momentum 0.1 in b0 to b4, 1e-3 and 0.01 in b5 to b7, as torchvision's published weights require.
+  (The authors have the latter everywhere, timm's efficientnet_b5 and larger the former: `bn_eps`, `bn_momentum`.)
+- Initial weights are torchvision's, whose depthwise convolutions start smaller than the authors' by the square root of the
   channels; with SGD at 0.1, short runs on digits learn far more from there. Both draw the classifier's weights from within
-  1 / sqrt(classes), made for 1000: with ten classes that is 0.3, the first loss is 5 instead of 2.3, and learning goes astray. So
-  here they are those for 1000 whatever the classes.
+  1 / sqrt(classes), designed for 1000: with ten classes that is 0.3, the first loss is 5 instead of 2.3, and training suffers. So
+  here the bound is the one for 1000 classes, whatever their number.
 - b2 is for 260x260; torchvision evaluates its weights at 288.
 
-The network is fully convolutional and takes an image of any size; its last map is 1/32 of it, so that below 64x64 little is left
+The network is fully convolutional and accepts any image size; its last map is 1/32 of it, so that below 64x64 little is left
 to convolve. For small images (`first_block: cifar10`) the stem has stride 1, and every map is twice as large.
 
-The last feature map is that of the last block (320 channels in b0). The 1x1 convolution to four times as many channels, the end
-of torchvision's `features`, is a part of the head here.
+The last feature map is the output of the last block (320 channels in b0). The 1x1 convolution to four times as many channels, the
+end of torchvision's `features`, is part of the head here.
 
 Module names are torchvision's, so its weights load unchanged; timm's are renamed.
 """
@@ -34,8 +34,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from models.mobilenet import round_channels
 
 # expansion, kernel, stride of the first block, channels, blocks: table 1
 STAGES = (
@@ -52,12 +54,6 @@ BEFORE_STRIDE = (1, 2, 3, 5, 7)  # the stages of `features` after which the map 
 Norm = Callable[[int], nn.BatchNorm2d]
 
 
-def round_channels(channels: float) -> int:
-    """To the nearest multiple of 8 that isn't under 90 % of the number."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels else rounded + 8
-
-
 def conv_norm(
     in_channels: int, out_channels: int, kernel: int, norm: Norm, *, stride: int = 1, groups: int = 1, activation: bool = True
 ) -> nn.Sequential:
@@ -67,7 +63,7 @@ def conv_norm(
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale each channel by what the average of all of them says."""
+    """Scale each channel by a factor computed from the averages of all channels."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -82,23 +78,6 @@ class SqueezeExcitation(nn.Module):
         return x * self.scale_activation(self.fc2(scale))
 
 
-class DropConnect(nn.Module):
-    """In training, leave out a block for some of the images, and scale the others so that the mean stays."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        kept = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.p)
-        return x * (kept / (1 - self.p))
-
-    def extra_repr(self) -> str:
-        return f"p={self.p:.4g}"
-
-
 class MBConv(nn.Module):
     """Expand, convolve each channel, squeeze and excite, project; add the input where the shape allows."""
 
@@ -107,7 +86,7 @@ class MBConv(nn.Module):
     ) -> None:
         super().__init__()
         channels = in_channels * expansion
-        layers = [conv_norm(in_channels, channels, 1, norm)] if expansion != 1 else []
+        layers: list[nn.Module] = [conv_norm(in_channels, channels, 1, norm)] if expansion != 1 else []
         layers += [
             conv_norm(channels, channels, kernel, norm, stride=stride, groups=channels),
             SqueezeExcitation(channels, in_channels // 4),
@@ -115,7 +94,7 @@ class MBConv(nn.Module):
         ]
         self.block = nn.Sequential(*layers)
         self.has_shortcut = stride == 1 and in_channels == out_channels
-        self.stochastic_depth = DropConnect(drop_connect)
+        self.stochastic_depth = StochasticDepth(drop_connect, "row")
 
     def forward(self, x: Tensor) -> Tensor:
         if self.has_shortcut:
@@ -156,19 +135,11 @@ class EfficientNet(nn.Module):
         block = 0
         for i, (expansion, kernel, stride, stage_channels, blocks) in enumerate(STAGES, start=1):
             stage = nn.Sequential()
+            mbconv = partial(MBConv, expansion=expansion, kernel=kernel, norm=norm)
             for j in range(math.ceil(blocks * depth)):
                 out_channels = round_channels(stage_channels * width)
-                stage.append(
-                    MBConv(
-                        channels,
-                        out_channels,
-                        expansion=expansion,
-                        kernel=kernel,
-                        stride=stride if j == 0 else 1,
-                        drop_connect=drop_connect * block / all_blocks,
-                        norm=norm,
-                    )
-                )
+                rate = drop_connect * block / all_blocks
+                stage.append(mbconv(channels, out_channels, stride=stride if j == 0 else 1, drop_connect=rate))
                 channels = out_channels
                 block += 1
             self.features.append(stage)
@@ -179,9 +150,6 @@ class EfficientNet(nn.Module):
         self.features.append(conv_norm(channels, self.num_features, 1, norm))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Dropout(pdrop), nn.Linear(self.num_features, n_classes))
-        self._initialize()
-
-    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -213,10 +181,10 @@ class EfficientNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def convert_pretrained(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights under torchvision's names: these as they are, or timm's renamed."""
+        """Rename timm's weights; return torchvision's unchanged."""
         if "conv_stem.weight" not in weights:
             return weights
-        return {_of_torchvision(key): value for key, value in weights.items()}
+        return {_torchvision_name(key): value for key, value in weights.items()}
 
 
 OUTSIDE_BLOCKS = {
@@ -246,8 +214,8 @@ IN_BLOCKS_WITHOUT_EXPANSION = {
 }
 
 
-def _of_torchvision(key: str) -> str:
-    """torchvision's name of the tensor that timm calls `key`; a name that no EfficientNet of timm has stays as it is."""
+def _torchvision_name(key: str) -> str:
+    """Return torchvision's name of the tensor that timm calls `key`; a name unknown to timm is returned unchanged."""
     layer, _, tensor = key.rpartition(".")
     if layer in OUTSIDE_BLOCKS:
         return f"{OUTSIDE_BLOCKS[layer]}.{tensor}"

@@ -3,29 +3,29 @@
 Christian Szegedy, Wei Liu, Yangqing Jia, Pierre Sermanet, Scott Reed, Dragomir Anguelov, Dumitru Erhan, Vincent Vanhoucke, Andrew
 Rabinovich (2015): Going Deeper with Convolutions. CVPR. https://arxiv.org/abs/1409.4842
 
-An inception block looks at its input at four scales at once - 1x1, 3x3, 5x5 and a pooling - and concatenates what it sees; 1x1
+An inception block processes its input at four scales at once - 1x1, 3x3, 5x5 and a pooling - and concatenates the results; 1x1
 convolutions make the larger ones cheap. Two auxiliary heads, after 4a and 4d, bring gradient to the lower layers in training.
 
-In training mode the network gives (logits, aux1, aux2), the auxiliary heads in the order of the network (torchvision's tuple has
-them in reverse); the paper adds their losses with a weight of 0.3. In evaluation mode it gives the logits, and they are not run.
+In training mode the network returns (logits, aux1, aux2), the auxiliary heads in the order of the network (torchvision reverses
+them); the paper adds their losses with a weight of 0.3. In evaluation mode it returns the logits and skips those heads.
 
-What differs from the paper, as in torchvision, whose network came from TensorFlow's slim models with its weights:
+Differences from the paper, as in torchvision, whose network and weights came from TensorFlow's slim models:
 - The third branch has a 3x3 convolution where the paper has a 5x5 (https://github.com/pytorch/vision/issues/906).
-  `branch3_kernel=5` is the paper's; those weights don't fit then.
+  `branch3_kernel=5` is the paper's; those weights don't fit it.
 - BatchNorm (eps 0.001) after every convolution, which has no bias, in place of the local response normalization of the stem.
-- The last pooling between the groups is 2x2, not 3x3; the pooling in front of the auxiliary heads divides the map into 4x4 fields
-  for any image, where the paper's 5x5 of stride 3 gives 4x4 only from 14x14.
-- Weights, of convolutions and of linear layers, start from a normal distribution of std 0.01 (torchvision truncates it at 200
-  standard deviations, that is, not at all). The paper says nothing.
-Dropout is the paper's: 0.4 in front of the classifier (torchvision has 0.2) and 0.7 in the auxiliary heads.
+- The last pooling between the groups is 2x2, not 3x3. The pooling before the auxiliary heads divides the map into 4x4 fields for
+  any image, where the paper's 5x5 of stride 3 yields 4x4 only from 14x14.
+- Initial weights, of convolutions and of linear layers, are normal with std 0.01 (torchvision truncates the distribution at 200
+  standard deviations, that is, not at all). The paper doesn't specify them.
+Dropout is the paper's: 0.4 before the classifier (torchvision has 0.2) and 0.7 in the auxiliary heads.
 
-torchvision's published weights expect colors from -1 to 1, as slim's did, and not the mean and deviation of ImageNet:
-`transform_input=True` turns the latter into the former; `pretrained=True` sets it, as torchvision does. Their auxiliary heads
+torchvision's published weights expect colors from -1 to 1, as slim's did, not the mean and standard deviation of ImageNet:
+`transform_input=True` converts the latter to the former; `pretrained=True` sets it, as torchvision does. Their auxiliary heads
 were never trained.
 
-`first_block` is the stem: "imagenet" the paper's, which divides the resolution by 8, for images from 15x15 on; "cifar10" makes
-the 7x7 of stride 2 a 3x3 of stride 1 and leaves out both poolings, so that a 32x32 image gives maps of 32, 16 and 8 where a large
-one has 28, 14 and 7.
+`first_block` is the stem: "imagenet" is the paper's, which divides the resolution by 8, for images from 15x15 on; "cifar10" makes
+the 7x7 of stride 2 a 3x3 of stride 1 and omits both poolings, so that the maps of a 32x32 image are 32, 16 and 8 where those of a
+large one are 28, 14 and 7.
 
 Module names are torchvision's, so its weights load unchanged.
 """
@@ -50,7 +50,7 @@ class ConvBNReLU(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches side by side; the arguments are a row of the paper's table 1."""
+    """Four parallel branches; the arguments are a row of the paper's table 1."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class GoogLeNet(nn.Module):
             raise ValueError(f"branch3_kernel is {branch3_kernel}; it can be 3 (torchvision's) or 5 (the paper's)")
         if transform_input and in_channels != 3:
             raise ValueError(f"transform_input is for the three colors of ImageNet; in_channels is {in_channels}")
-        smallest = 15 if first_block == "imagenet" else 2  # below, nothing is left for the pooling behind 3b
+        smallest = 15 if first_block == "imagenet" else 2  # smaller images leave no map for the pooling after 3b
         if img_size < smallest:
             raise ValueError(
                 f"GoogLeNet with first_block {first_block} reads images of {smallest}x{smallest} and more; img_size is {img_size}"
@@ -120,8 +120,8 @@ class GoogLeNet(nn.Module):
         self.transform_input = transform_input
         if first_block == "imagenet":
             self.conv1 = ConvBNReLU(in_channels, 64, 7, stride=2)
-            self.maxpool1 = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
-            self.maxpool2 = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
+            self.maxpool1: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
+            self.maxpool2: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
         else:
             self.conv1 = ConvBNReLU(in_channels, 64, 3)
             self.maxpool1 = nn.Identity()
@@ -175,7 +175,7 @@ class GoogLeNet(nn.Module):
         return (logits, self.aux1(after_4a), self.aux2(after_4d)) if self.training else logits
 
     def _forward_body(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """The feature maps, and the two that the auxiliary heads read."""
+        """Return the feature maps, and the two maps that the auxiliary heads read."""
         if self.transform_input:
             x = _from_imagenet_to_unit_range(x)
         stem = self.conv1(x)
@@ -189,7 +189,7 @@ class GoogLeNet(nn.Module):
 
 
 def _from_imagenet_to_unit_range(x: Tensor) -> Tensor:
-    """Colors normalized by ImageNet's mean and deviation -> colors from -1 to 1."""
+    """Convert colors normalized by ImageNet's mean and standard deviation to colors from -1 to 1."""
     colors = [
         x[:, i : i + 1] * (std / 0.5) + (mean - 0.5) / 0.5
         for i, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))

@@ -4,20 +4,21 @@ Jingdong Wang, Ke Sun, Tianheng Cheng, Borui Jiang, Chaorui Deng, Yang Zhao, Don
 Wenyu Liu, Bin Xiao (2020): Deep High-Resolution Representation Learning for Visual Recognition. IEEE TPAMI.
 https://arxiv.org/abs/1908.07919 (HRNetV2; the first one is Sun, Xiao, Liu, Wang (2019), CVPR, https://arxiv.org/abs/1902.09212)
 
-Other networks go down to a small map and, where a task needs one, up again. This one keeps its highest resolution to the end
-and adds lower ones beside it, one per stage: up to four branches of C, 2C, 4C and 8C channels at strides 4, 8, 16 and 32, which
-hand each other their maps at the end of every module. C names the network: w18, w32, w48.
+Other networks reduce the image to a small map and, where a task needs a large one, enlarge it again. This one keeps its highest
+resolution to the end and adds a lower one per stage, in parallel: up to four branches of C, 2C, 4C and 8C channels at strides 4,
+8, 16 and 32, which exchange their maps at the end of every module. C names the network: w18, w32, w48. The branches consist of
+ResNet's basic blocks; its bottlenecks form the first layer and the head.
 
 Where copies differ, settled by the authors' classification code (https://github.com/HRNet/HRNet-Image-Classification) and timm:
-- A map goes up by 1x1 convolution, BatchNorm and nearest-neighbor repetition (the authors' segmentation code interpolates
-  bilinearly), and down by as many 3x3 convolutions of stride 2 as it takes; the last has no ReLU and alone changes the channels.
-- ReLU comes once, after the sum of all that arrives.
+- A map is enlarged by a 1x1 convolution, BatchNorm and nearest-neighbor repetition (the authors' segmentation code interpolates
+  bilinearly), and reduced by one 3x3 convolution of stride 2 per halving; only the last changes the channels, and has no ReLU.
+- ReLU comes once, after the sum of all maps that a branch receives.
 - A new branch starts from the lowest resolution alone.
 - For classification, four bottlenecks widen the branches to 128, 256, 512 and 1024 channels, and 3x3 convolutions of stride 2
   (with bias) lead from each to the next, whose map is added; a 1x1 (with bias) ends in 2048.
-The feature maps are the four branches themselves, before that head, as the paper's segmentation and detection take them.
+The feature maps are the four branches themselves, before that head, as in the paper's segmentation and detection.
 
-`first_block: cifar10` leaves out the strides of the two convolutions of the stem. Any image size works. Module names are timm's.
+`first_block: cifar10` sets the stride of both convolutions of the stem to 1. Any image size works. Module names are timm's.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,10 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.resnet import BasicBlock, Bottleneck
+
 STEM = 64  # channels
-HEAD_WIDTHS = (32, 64, 128, 256)  # of the bottlenecks of the head, which give four times as many
+HEAD_WIDTHS = (32, 64, 128, 256)  # of the bottlenecks of the head, which output four times as many channels
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -45,55 +48,18 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, stride: 
     )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, added to the input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = convolution(channels, channels, 3)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = convolution(channels, channels, 3)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
-        return self.relu(x + shortcut)
-
-
-class Bottleneck(nn.Module):
-    """1x1 to `width` channels, 3x3 there, 1x1 to four times as many, added to the input."""
-
-    expansion = 4
-
-    def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__()
-        out_channels = width * self.expansion
-        self.conv1 = convolution(in_channels, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = convolution(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = convolution(width, out_channels, 1)
-        self.bn3 = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None if in_channels == out_channels else conv_bn(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
-        return self.relu(x + shortcut)
+def bottleneck(in_channels: int, width: int) -> Bottleneck:
+    out_channels = width * Bottleneck.expansion
+    downsample = None if in_channels == out_channels else conv_bn(in_channels, out_channels, 1)
+    return Bottleneck(in_channels, width, downsample=downsample)
 
 
 class HighResolutionModule(nn.Module):
-    """Each branch by itself first, then every branch gets the sum of what all of them hold."""
+    """Blocks within each branch, then a fusion: every branch becomes the sum of the maps of all branches."""
 
     def __init__(self, widths: Sequence[int], n_blocks: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(width) for _ in range(n_blocks))) for width in widths)
+        self.branches = nn.ModuleList(nn.Sequential(*(BasicBlock(width, width) for _ in range(n_blocks))) for width in widths)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(self._route(widths, source, target) for source in range(len(widths))) for target in range(len(widths))
         )
@@ -101,7 +67,7 @@ class HighResolutionModule(nn.Module):
 
     @staticmethod
     def _route(widths: Sequence[int], source: int, target: int) -> nn.Module:
-        """From one branch to another, up to the change of size if it goes up."""
+        """Make the layers that bring the map of one branch to the channels of another, and down to its size."""
         if source == target:
             return nn.Identity()
         if source > target:
@@ -113,10 +79,11 @@ class HighResolutionModule(nn.Module):
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
         fused = []
         for target, (routes, activation) in enumerate(zip(self.fuse_layers, self.fuse_act, strict=True)):
-            arriving = [route(x) for route, x in zip(routes, maps, strict=True)]
+            assert isinstance(routes, nn.ModuleList)
+            received = [route(x) for route, x in zip(routes, maps, strict=True)]
             size = maps[target].shape[-2:]
-            from_below = [F.interpolate(x, size=size, mode="nearest") for x in arriving[target + 1 :]]
-            fused.append(activation(sum([*arriving[1 : target + 1], *from_below], start=arriving[0])))
+            enlarged = [F.interpolate(x, size=size, mode="nearest") for x in received[target + 1 :]]
+            fused.append(activation(sum([*received[1 : target + 1], *enlarged], start=received[0])))
         return fused
 
 
@@ -152,7 +119,7 @@ class HRNet(nn.Module):
 
         first_channels = first_width * Bottleneck.expansion
         self.layer1 = nn.Sequential(
-            Bottleneck(STEM, first_width), *(Bottleneck(first_channels, first_width) for _ in range(first_blocks - 1))
+            bottleneck(STEM, first_width), *(bottleneck(first_channels, first_width) for _ in range(first_blocks - 1))
         )
         widths = [width * 2**i for i in range(4)]
         self.transition1 = nn.ModuleList(
@@ -166,7 +133,7 @@ class HRNet(nn.Module):
 
         head_channels = [head_width * Bottleneck.expansion for head_width in HEAD_WIDTHS]
         self.incre_modules = nn.ModuleList(
-            nn.Sequential(Bottleneck(channels, head_width)) for channels, head_width in zip(widths, HEAD_WIDTHS, strict=True)
+            nn.Sequential(bottleneck(channels, head_width)) for channels, head_width in zip(widths, HEAD_WIDTHS, strict=True)
         )
         self.downsamp_modules = nn.ModuleList(
             conv_bn_relu(head_channels[i], head_channels[i + 1], 3, stride=2, bias=True) for i in range(3)
@@ -194,7 +161,7 @@ class HRNet(nn.Module):
         return nn.Sequential(*(HighResolutionModule(widths, n_blocks) for _ in range(n_modules)))
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The stem's first map, then the four branches from the highest resolution to the lowest."""
+        """Return the stem's first map, then the four branches from the highest resolution to the lowest."""
         stem = self.act1(self.bn1(self.conv1(x)))
         x = self.layer1(self.act2(self.bn2(self.conv2(stem))))
         maps = self.stage2([branch(x) for branch in self.transition1])
@@ -203,7 +170,7 @@ class HRNet(nn.Module):
         return [stem, *maps]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The four branches, gathered in one map of the lowest resolution."""
+        """Combine the four branches into one map of the lowest resolution."""
         widened = [widen(branch) for widen, branch in zip(self.incre_modules, self.forward_stages(x)[1:], strict=True)]
         x = widened[0]
         for halve, branch in zip(self.downsamp_modules, widened[1:], strict=True):

@@ -3,13 +3,13 @@
 Yann LeCun, Leon Bottou, Yoshua Bengio, Patrick Haffner (1998): Gradient-Based Learning Applied to Document Recognition.
 Proceedings of the IEEE 86(11). http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf
 
-Two convolutions, each followed by a sub-sampling, then three fully connected layers (the first of which the paper writes as a
-convolution over the whole 5x5 map). The paper's 28x28 digits lie in a 32x32 field: `padding` puts that margin around a
-28x28 image, and is 0 for a 32x32 one.
+Two convolutions, each followed by a sub-sampling, then three fully connected layers (the paper writes the first as a convolution
+over the whole 5x5 map). The paper centers its 28x28 digits in a 32x32 field: `padding` adds that margin to a 28x28 image, and is
+0 for a 32x32 one.
 
-What differs from the paper, as in nearly every modern copy: ReLU and max pooling instead of the scaled tanh and the trainable
+Differences from the paper, as in nearly every modern copy: ReLU and max pooling instead of the scaled tanh and the trainable
 average pooling, all 16 maps of C3 connected to all 6 of S2, and a linear classifier instead of radial basis functions.
-`classic=True` takes the paper's tanh and average pooling.
+`classic=True` selects the paper's tanh and average pooling.
 """
 
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class LeNet5(nn.Module):
         if img_size < 28:
             raise ValueError(f"LeNet-5 reads images of 28x28 and more; img_size is {img_size}")
         padding = 2 if img_size < 32 else 0
-        side = ((img_size + 2 * padding - 4) // 2 - 4) // 2  # of the map that the first fully connected layer sees
+        side = ((img_size + 2 * padding - 4) // 2 - 4) // 2  # of the map that the first fully connected layer reads
         self.conv1 = nn.Conv2d(in_channels, 6, kernel_size=5, padding=padding)
         self.conv2 = nn.Conv2d(6, 16, kernel_size=5)
         self.fc1 = nn.Linear(16 * side * side, 120)

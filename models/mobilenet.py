@@ -3,20 +3,20 @@
 Andrew G. Howard, Menglong Zhu, Bo Chen, Dmitry Kalenichenko, Weijun Wang, Tobias Weyand, Marco Andreetto, Hartwig Adam (2017):
 MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications. https://arxiv.org/abs/1704.04861
 
-A 3x3 convolution is split in two: a depthwise one that filters each channel by itself, and a pointwise (1x1) one that mixes the
-channels. That costs 8 to 9 times less. A width multiplier makes every layer thinner alike; the paper's are 1, 0.75, 0.5 and 0.25.
-With others, channels are rounded to multiples of 8, as in timm and in the authors' code for the later MobileNets.
+A 3x3 convolution is split in two: a depthwise one that filters each channel separately, and a pointwise (1x1) one that mixes the
+channels. That costs 8 to 9 times less. A width multiplier makes all layers thinner; the paper's are 1, 0.75, 0.5 and 0.25. With
+others, channels are rounded to multiples of 8, as in timm and in the authors' code for the later MobileNets.
 
 Where copies differ:
-- No pooling follows the stem, whose stride alone halves the image. For small images (`first_block: cifar10`) that stride is 1.
+- No pooling follows the stem: only its stride halves the image. For small images (`first_block: cifar10`) that stride is 1.
 - In table 1 the last depthwise convolution has stride 2, yet its map stays 7x7: the stride is 1, as in the authors' code
   (tensorflow/models, research/slim/nets/mobilenet_v1.py).
 - Both halves of a block have a BatchNorm and an activation. In the paper's text that is a ReLU; in the authors' code and in timm,
-  whose weights are trained with it, a ReLU6. `activation` is "relu6", and can be "relu".
+  whose weights are trained with it, a ReLU6. `activation` selects "relu6" (the default) or "relu".
 - Convolutions are padded on all sides, and BatchNorm's eps is 1e-5, as in timm; the authors' code pads strided ones only at the
-  right and bottom, and has 1e-3.
+  right and bottom, and uses 1e-3.
 
-The network is fully convolutional and takes an image of any size; its last map is 1/32 of it ("cifar10": 1/16).
+The network is fully convolutional and accepts any image size; its last map is 1/32 of it ("cifar10": 1/16).
 
 Module names are those of timm's mobilenetv1_100, so its weights load unchanged (they expect colors from -1 to 1).
 """
@@ -32,13 +32,13 @@ ACTIVATIONS = {"relu6": nn.ReLU6, "relu": nn.ReLU}
 
 
 def round_channels(channels: float) -> int:
-    """To the nearest multiple of 8 that isn't under 90 % of the number."""
+    """Round to the nearest multiple of 8 that is at least 90 % of the number."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 class DepthwiseSeparable(nn.Module):
-    """A 3x3 convolution of each channel by itself, then a 1x1 over the channels."""
+    """A 3x3 convolution of each channel separately, then a 1x1 over the channels."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class MobileNet(nn.Module):
         self.num_features = channels
         self.classifier = nn.Linear(channels, n_classes)
 
-        # The paper says nothing about the first weights: these are the authors' code's, alike in all layers.
+        # The paper doesn't specify the initial weights; these are from the authors' code, the same for all layers.
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.trunc_normal_(module.weight, std=0.09, a=-0.18, b=0.18)

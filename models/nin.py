@@ -4,20 +4,20 @@ Min Lin, Qiang Chen, Shuicheng Yan (2014): Network In Network.
 ICLR. https://arxiv.org/abs/1312.4400
 
 A linear filter is replaced by a small network that slides over the image: a convolution and two 1x1 convolutions, each with a
-ReLU ("mlpconv"). The last one's maps are the classes, averaged over the image in place of fully connected layers. This is the
-authors' network for CIFAR-10; the paper leaves the widths to its code.
+ReLU ("mlpconv"). The maps of the last one are the classes, averaged over the image in place of fully connected layers. This is
+the authors' network for CIFAR-10; the paper doesn't list the widths, its code does.
 
-Where copies differ, and what is taken here:
-- The two poolings are 3x3 with stride 2 in ceil mode, as in the authors' code (cuda-convnet and Caffe both round up), so that an
-  image of 32x32 gives 32, 16 and 8. A copy with padding 1 has the same sizes, but its windows lie one pixel further up and left.
+Where copies differ, and the choice made here:
+- The two poolings are 3x3 with stride 2 in ceil mode, as in the authors' code (cuda-convnet and Caffe both round up), so that the
+  maps of a 32x32 image are 32, 16 and 8. With padding 1 the sizes are the same, but the windows lie a pixel further up and left.
 - The second pooling is an average in the trained model that the first author published for Caffe
-  (https://gist.github.com/mavenlin/e56253735ef32c3c296d), and a maximum, as the first, in the older definition of
+  (https://gist.github.com/mavenlin/e56253735ef32c3c296d), and a maximum, like the first, in the older definition of
   https://github.com/mavenlin/cuda-convnet/tree/master/NIN. It is an average here.
-- The class maps pass a ReLU before they are averaged, in both of these. No BatchNorm; dropout of 0.5 after both poolings.
-- Weights start from a normal distribution of std 0.05, biases at 0 (the same definition, cifar-10_def).
+- The class maps pass through a ReLU before they are averaged, in both of these. No BatchNorm; dropout of 0.5 after both poolings.
+- Initial weights are normal with std 0.05, biases 0 (the older definition, cifar-10_def).
 
-Layer names are those of the authors' code (cccp: cascaded cross-channel parametric pooling). Fully convolutional: images of 4x4
-and more, though it was made for 32x32.
+Layer names are those of the authors' code (cccp: cascaded cross-channel parametric pooling). Fully convolutional: accepts images
+from 4x4 on, though it was designed for 32x32.
 """
 
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ class NetworkInNetwork(nn.Module):
         ]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
+                assert module.bias is not None
                 nn.init.normal_(module.weight, std=0.05)
                 nn.init.zeros_(module.bias)
 
@@ -67,7 +68,7 @@ class NetworkInNetwork(nn.Module):
         return self.forward_stages(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The embedding is the average of the maps that the classes are computed from, since no single vector precedes them."""
+        """The embedding is the average of the maps from which the classes are computed: no single vector precedes the classes."""
         if not pre_logits:
             x = F.relu(self.cccp6(x))
         return x.mean(dim=(2, 3))

@@ -4,22 +4,22 @@ Xiangyu Zhang, Xinyu Zhou, Mengxiao Lin, Jian Sun (2018): ShuffleNet: An Extreme
 Mobile Devices. CVPR. https://arxiv.org/abs/1707.01083
 
 In a thin residual network nearly all the cost is in the 1x1 convolutions. Here they are grouped, and between the two of a unit
-the channels are shuffled, so that every group of the second sees all groups of the first. More groups allow more channels at the
-same cost: the five variants of table 1 have about 140 million multiply-adds each.
+the channels are shuffled, so that every group of the second reads from all groups of the first. More groups allow more channels
+at the same cost: the five variants of table 1 have about 140 million multiply-adds each.
 
 Where copies differ:
 - Of all 1x1 convolutions only the first of stage 2 is not grouped, because it reads few channels (caption of table 1).
 - After the depthwise convolution comes a BatchNorm and no ReLU (section 3.2).
-- A unit of stride 2 puts its input, averaged over 3x3 with stride 2, in front of what it computes, and so computes only the
-  channels that are missing. Its bottleneck has a quarter of all the stage's channels nevertheless, as in the other units.
+- A unit of stride 2 concatenates its input, averaged over 3x3 with stride 2, with the channels that it computes, and so computes
+  only the missing ones. Its bottleneck nevertheless has a quarter of all the stage's channels, as in the other units.
 - The shuffle reads the channels as (groups, n), transposes and flattens (section 3.1); some copies do the inverse.
 
-"Scale s" multiplies the stages' channels by s. What then doesn't divide by the groups is rounded: a bottleneck to the nearest
+"Scale s" multiplies the stages' channels by s. Numbers that the groups don't divide are rounded: a bottleneck to the nearest
 multiple (2 and 4 groups, below 1x and at 1.5x), the stem to the next one (8 groups, below 1x). The stem itself is not scaled in
 proportion: 12, 12, 24, 24 and 48 channels at 0.25x, 0.5x, 1x, 1.5x and 2x are those of the authors' code from 0.5x up
-(megvii-model/ShuffleNet-Series, ShuffleNetV1/network.py), and give the paper's 13, 38, 140, 292 and 524 million multiply-adds.
+(megvii-model/ShuffleNet-Series, ShuffleNetV1/network.py), and yield the paper's 13, 38, 140, 292 and 524 million multiply-adds.
 
-The network is fully convolutional and takes an image of any size; its last map is 1/32 of it. For small images (`first_block:
+The network is fully convolutional and accepts any image size; its last map is 1/32 of it. For small images (`first_block:
 cifar10`) the stem has stride 1 and no pooling, and the last map is 1/8.
 
 Neither torchvision nor timm has ShuffleNet v1; the module names are ours.
@@ -91,11 +91,11 @@ class ShuffleNet(nn.Module):
             raise ValueError(f"groups is {groups}; it can be {', '.join(map(str, STAGE2_CHANNELS))}")
         if width not in STEM_CHANNELS:
             raise ValueError(f"width is {width}; it can be {', '.join(map(str, STEM_CHANNELS))}")
-        # Stage 2's first unit computes what the stem doesn't give it, in `groups` groups.
+        # The first unit of stage 2 computes the channels missing from the stem, in `groups` groups: round up to a multiple.
         stem = -(-STEM_CHANNELS[width] // groups) * groups
         if first_block == "imagenet":
             self.conv1 = nn.Conv2d(in_channels, stem, 3, stride=2, padding=1, bias=False)
-            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         else:
             self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
             self.maxpool = nn.Identity()
@@ -115,18 +115,7 @@ class ShuffleNet(nn.Module):
             {"num_chs": stem, "reduction": at_stem, "module": "relu"},
             {"num_chs": stem, "reduction": at_pool, "module": "maxpool"},
         ] + [{"num_chs": channels * 2**i, "reduction": at_pool * 2 ** (i + 1), "module": f"stage{i + 2}"} for i in range(3)]
-        self._initialize()
-
-    @staticmethod
-    def _stage(in_channels: int, out_channels: int, n_units: int, groups: int, first_groups: int) -> nn.Sequential:
-        units = [ShuffleUnit(in_channels, out_channels, groups=groups, first_groups=first_groups, stride=2)]
-        units += [
-            ShuffleUnit(out_channels, out_channels, groups=groups, first_groups=groups, stride=1) for _ in range(n_units - 1)
-        ]
-        return nn.Sequential(*units)
-
-    def _initialize(self) -> None:
-        """As the authors' code does: normal, of std 0.01 at both ends and of 1 / (channels that a filter reads) between them."""
+        # As in the authors' code: normal, with std 0.01 at both ends and 1 / (channels that a filter reads) between them.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=1 / module.weight.shape[1])
@@ -135,6 +124,14 @@ class ShuffleNet(nn.Module):
         nn.init.normal_(self.conv1.weight, std=0.01)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
+
+    @staticmethod
+    def _stage(in_channels: int, out_channels: int, n_units: int, groups: int, first_groups: int) -> nn.Sequential:
+        units = [ShuffleUnit(in_channels, out_channels, groups=groups, first_groups=first_groups, stride=2)]
+        units += [
+            ShuffleUnit(out_channels, out_channels, groups=groups, first_groups=groups, stride=1) for _ in range(n_units - 1)
+        ]
+        return nn.Sequential(*units)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         stem = self.relu(self.bn1(self.conv1(x)))

@@ -3,18 +3,19 @@
 Karen Simonyan, Andrew Zisserman (2015): Very Deep Convolutional Networks for Large-Scale Image Recognition.
 ICLR. https://arxiv.org/abs/1409.1556
 
-Nothing but 3x3 convolutions, in five groups of the same resolution with a 2x2 max pooling after each: two of them see what a 5x5
-sees, three what a 7x7 sees, with fewer weights and more ReLUs. The number counts the layers with weights. The paper is older than
-BatchNorm; the `_bn` variants put one behind each convolution, which keeps its bias, as torchvision's do.
+Nothing but 3x3 convolutions, in five groups of equal resolution, each followed by a 2x2 max pooling: two of them cover as much as
+a 5x5, three as much as a 7x7, with fewer weights and more ReLUs. The number counts the layers with weights. The paper predates
+BatchNorm; the `_bn` variants add one after each convolution, which keeps its bias, as torchvision's do.
 
-Where copies differ: the head. The paper's three fully connected layers hold 124 million weights and are made for the 7x7 map that
-a 224x224 image gives. A 32x32 image leaves a single position, and what everybody calls VGG on CIFAR-10 has one linear layer there
-(VGG-11 for ten classes: 9.23 million parameters). So images of 224x224 and more get the paper's head, smaller ones the linear one
-over the averaged map. `head` asks for either at any size; the paper's then averages or repeats the map to 7x7, as torchvision's
-does. Published weights have the paper's, of which the linear one takes nothing.
+Where copies differ: the head. The paper's three fully connected layers hold 124 million weights and are designed for the 7x7 map
+of a 224x224 image. A 32x32 image leaves a single position, and what everybody calls VGG on CIFAR-10 has one linear layer there
+(VGG-11 for ten classes: 9.23 million parameters). So images of 224x224 and more get the paper's head, smaller ones a linear layer
+over the averaged map. `head` selects either at any size; the paper's then averages or repeats the map to 7x7, as torchvision's
+does. Published weights are for the paper's head; the linear one loads nothing from it.
 
-Weights start as torchvision's: convolutions normal with the variance of their fan-out (He et al. 2015), linear layers normal with
-std 0.01, biases 0. (The paper started its deeper networks from a trained VGG-11, and found later that Glorot's would have done.)
+Initial weights are torchvision's: convolutions normal with the variance of their fan-out (He et al. 2015), linear layers normal
+with std 0.01, biases 0. (The paper started its deeper networks from a trained VGG-11, and found later that Glorot's
+initialization would have sufficed.)
 
 Module names are torchvision's, so its weights load unchanged.
 """
@@ -41,7 +42,7 @@ class VGG(nn.Module):
         head: Literal["paper", "linear"] | None = None,
         pdrop: float | None = None,
     ) -> None:
-        """`head` None follows img_size. `pdrop` None is the paper's 0.5 in its head, and no dropout in the linear one."""
+        """Choose the head by img_size if `head` is None. `pdrop` None means 0.5 in the paper's head and 0 in the linear one."""
         super().__init__()
         if img_size < 32:
             raise ValueError(f"VGG halves the image five times and reads 32x32 and more; img_size is {img_size}")
@@ -70,6 +71,7 @@ class VGG(nn.Module):
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
+                assert module.bias is not None
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
@@ -99,7 +101,7 @@ class VGG(nn.Module):
 
 
 def _convolutions(in_channels: int, layers: Sequence[int], batch_norm: bool) -> tuple[nn.Sequential, list[dict]]:
-    """The five groups, and what their maps are: each before its pooling, and the last one after it as well."""
+    """Make the five groups and describe their maps: each before its pooling, and the last one after it as well."""
     modules: list[nn.Module] = []
     feature_info = []
     for group, (n_layers, channels) in enumerate(zip(layers, (64, 128, 256, 512, 512), strict=True)):

@@ -6,22 +6,23 @@ Transformers for Image Recognition at Scale. ICLR. https://arxiv.org/abs/2010.11
 Tiny and small are the widths 192 and 384 of Touvron et al. (2021), Training data-efficient image transformers & distillation
 through attention. https://arxiv.org/abs/2012.12877
 
-An image is cut into patches, each becomes a token by one linear layer, and from there on it is a text transformer's encoder: a
-class token in front, learned positions added, blocks of attention and MLP, the class token's last state classified.
+An image is cut into patches, and one linear layer turns each into a token. The rest is a text transformer's encoder: a class
+token comes first, learned positions are added, blocks of attention and MLP follow, and the final class token is classified.
 
 Where copies differ:
-- Norms stand before attention and MLP ("pre-norm"), so the last block's output needs one more before the head (equations 2-4).
-- LayerNorm's epsilon is 1e-6 as in the authors' code (flax's default), not PyTorch's 1e-5; GELU is exact, not its tanh fit.
+- Norms precede attention and MLP ("pre-norm"), so the last block's output needs one more before the head (equations 2-4).
+- LayerNorm's epsilon is 1e-6 as in the authors' code (flax's default), not PyTorch's 1e-5; GELU is exact, without the tanh
+  approximation.
 - Queries, keys and values have biases: vit_tiny with patches of 4 on 32x32 and ten classes has 5.36 M parameters.
-- Dropout follows the position embedding and every dense layer but the one of queries, keys and values (appendix B.1); none acts
-  on the attention weights.
-- Initial weights are timm's: dense layers and the position embedding of std 0.02, the class token of 1e-6, the patch embedding
-  PyTorch's default. (The authors draw dense layers by Glorot and start with a head of zeros.)
-- `drop_path` leaves out attention or MLP for some of the images in training, in the last block for that part of them, in the
-  others for less, in the first for none (Touvron et al. 2021, after Huang et al. 2016, https://arxiv.org/abs/1603.09382).
-- The head is one linear layer, which is what the published weights have; the paper's hidden tanh layer was for pre-training only.
+- Dropout follows the position embedding and every dense layer but the one of queries, keys and values (appendix B.1); the
+  attention weights have none.
+- Initial weights are timm's: std 0.02 for dense layers and the position embedding, 1e-6 for the class token, PyTorch's default
+  for the patch embedding. (The authors use Glorot's initialization for dense layers and zeros for the head.)
+- `drop_path` skips attention or MLP for some of the images in training: at that rate in the last block, at lower rates in earlier
+  ones, never in the first (Touvron et al. 2021, after Huang et al. 2016, https://arxiv.org/abs/1603.09382).
+- The head is one linear layer, as in the published weights; the paper's hidden tanh layer was for pre-training only.
 
-The position embedding binds a network to its image size; `pretrained` resizes it. Module names are timm's.
+The position embedding fixes the image size of a network; `pretrained` resizes it. Module names are timm's.
 """
 
 import math
@@ -45,7 +46,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every token asks all the others, in `n_heads` ways at once."""
+    """Self-attention over all tokens, with `n_heads` heads."""
 
     def __init__(self, width: int, n_heads: int, pdrop: float) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        # B N 3D -> three times B heads N D/heads
+        # B N 3D -> three tensors of B heads N D/heads
         queries, keys, values = self.qkv(x).unflatten(2, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(queries, keys, values)
         x = x.transpose(1, 2).flatten(2)  # B heads N D/heads -> B N D
@@ -63,7 +64,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """To four times the width and back, each token by itself."""
+    """Two linear layers for each token, to four times the width and back."""
 
     def __init__(self, width: int, pdrop: float) -> None:
         super().__init__()
@@ -139,7 +140,7 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """One map only: the last state of the patches, laid out as they lay in the image."""
+        """Return a single map: the final states of the patches, arranged as in the image."""
         patches = self.forward_features(x)[:, 1:]
         return [patches.transpose(1, 2).unflatten(2, (self.side, self.side))]  # B N D -> B D H W
 
@@ -147,7 +148,7 @@ class VisionTransformer(nn.Module):
         return {"pos_embed", "cls_token"}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The tokens, B N D, the class token first."""
+        """Return the tokens, B N D, the class token first."""
         if x.shape[-2:] != (self.img_size, self.img_size):
             raise ValueError(
                 f"this model reads images of {self.img_size}x{self.img_size}, as its position embedding does; "
@@ -166,7 +167,7 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def convert_pretrained(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of another image size get a position embedding of this one."""
+        """Resize the position embedding of weights for another image size."""
         positions = weights.get("pos_embed")
         if positions is None or positions.shape == self.pos_embed.shape:
             return weights
@@ -174,11 +175,11 @@ class VisionTransformer(nn.Module):
 
 
 def resize_positions(positions: Tensor, side: int) -> Tensor:
-    """Interpolate the grid of learned positions (section 3.2); the class token's own stays as it is."""
+    """Interpolate the grid of learned positions (section 3.2); the class token's position stays unchanged."""
     of_class, of_patches = positions[:, :1], positions[:, 1:]
     old_side = math.isqrt(of_patches.shape[1])
     if old_side**2 != of_patches.shape[1]:
-        raise ValueError(f"pos_embed holds {positions.shape[1]} positions, which are no class token and a square of patches")
+        raise ValueError(f"pos_embed holds {positions.shape[1]} positions, not those of a class token and a square of patches")
     grid = of_patches.transpose(1, 2).unflatten(2, (old_side, old_side)).float()  # 1 N D -> 1 D H W
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
     return torch.cat([of_class, grid.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)  # 1 D H W -> 1 N D

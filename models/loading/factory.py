@@ -12,6 +12,7 @@ from models.loading.registry import Registry, did_you_mean
 if TYPE_CHECKING:
     from models.loading.pretrained import Published
 
+# timm and the weights are imported where they are needed: timm takes a second to start.
 TIMM = "timm/"
 Constructor = Callable[..., nn.Module]
 
@@ -26,23 +27,22 @@ MODELS: Registry[str, Constructor] = Registry("model", "models", "MODELS", _entr
 
 
 def list_models() -> list[str]:
-    """The names of this project's own models; any timm model is there besides, as timm/<name>."""
+    """List the names of this project's own models. Every timm model is available as well, as timm/<name>."""
     return sorted(MODELS.entries)
 
 
 def model_signature(name: str) -> inspect.Signature | None:
-    """What the model's constructor takes; None for a timm model, which says so only when it is built."""
-    if name.startswith(TIMM):
-        _timm_model_exists(name)
-        return None
-    return inspect.signature(_constructor(name))
+    """Return the signature of the model's constructor, or None for a timm model, which has none before it is built."""
+    _require_model(name)
+    return None if name.startswith(TIMM) else inspect.signature(MODELS.entries[name])
 
 
 def published_with(name: str) -> "Published | None":
-    """How the published weights of a model want their images; None for one that nobody publishes weights of."""
+    """Return the image settings and classes of a model's published weights, or None if there are no such weights."""
     from models.loading.pretrained import published_with
 
-    family = None if name.startswith(TIMM) else _constructor(name)
+    _require_model(name)
+    family = MODELS.entries.get(name)
     return published_with(getattr(family, "func", family), name)  # of a partial, the class
 
 
@@ -60,50 +60,42 @@ def create_model(
     """Build the model `name`.
 
     `pretrained` is a file of weights (torchvision's, timm's or a checkpoint of this project), or true for the published ones.
-    With `features_only` the result gives a list of feature maps, those of `out_indices` (all by default), described by its
-    `.feature_info`. An `img_size` of None is the size that the model was published for.
+    With `features_only` the result returns a list of feature maps, those of `out_indices` (all by default), described by its
+    `.feature_info`. An `img_size` of None is the size of the published model.
     """
     from models.loading.features import FeatureExtractor
     from models.loading.pretrained import load_pretrained
 
     if out_indices is not None and not features_only:
         raise ValueError("out_indices is for features_only=True")
+    _require_model(name)
     if name.startswith(TIMM):
-        model = _create_timm_model(name, n_classes, in_channels, img_size, kwargs)
+        import timm
+
+        timm_name = name.removeprefix(TIMM)
+        published = timm.get_pretrained_cfg(timm_name)
+        if img_size is not None and published is not None and published.fixed_input_size:
+            kwargs = {"img_size": img_size, **kwargs}  # other networks don't depend on it, and don't accept it
+        model = timm.create_model(timm_name, num_classes=n_classes, in_chans=in_channels, **kwargs)
     else:
         size = {} if img_size is None else {"img_size": img_size}
-        model = _constructor(name)(n_classes=n_classes, in_channels=in_channels, **size, **kwargs)
+        model = MODELS.entries[name](n_classes=n_classes, in_channels=in_channels, **size, **kwargs)
     if pretrained:
         load_pretrained(model, name, pretrained)
     return FeatureExtractor(model, out_indices) if features_only else model
 
 
-def _constructor(name: str) -> Callable[..., nn.Module]:
-    if name not in MODELS.entries:
-        raise ValueError(_unknown(name, list_models()))
-    return MODELS.entries[name]
+def _require_model(name: str) -> None:
+    """Raise ValueError, with the nearest names, unless `name` is a model of this project or of timm."""
+    if not name.startswith(TIMM):
+        if name in MODELS.entries:
+            return
+        known = list_models()
+    else:
+        import timm
 
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    hint = did_you_mean(name, {other: other for other in known}, "list_models() names them all; timm's are timm/<name>", n=3)
-    return f"unknown model {name!r}: {hint}"
-
-
-def _timm_model_exists(name: str) -> None:
-    import timm
-
-    plain = name.removeprefix(TIMM)
-    if not timm.is_model(plain):
-        raise ValueError(_unknown(name, [TIMM + known for known in timm.list_models()]))
-
-
-def _create_timm_model(name: str, n_classes: int, in_channels: int, img_size: int | None, kwargs: dict[str, Any]) -> nn.Module:
-    """A timm model, given an image size only where its parameters depend on one."""
-    import timm
-
-    _timm_model_exists(name)
-    plain = name.removeprefix(TIMM)
-    published = timm.get_pretrained_cfg(plain)
-    if img_size is not None and published is not None and published.fixed_input_size:
-        kwargs = {"img_size": img_size, **kwargs}
-    return timm.create_model(plain, num_classes=n_classes, in_chans=in_channels, **kwargs)
+        if timm.is_model(name.removeprefix(TIMM)):
+            return
+        known = [TIMM + other for other in timm.list_models()]
+    hint = did_you_mean(name, dict(zip(known, known, strict=True)), "list_models() lists them; timm's are timm/<name>", n=3)
+    raise ValueError(f"unknown model {name!r}: {hint}")

@@ -1,11 +1,11 @@
-"""Compare a model of this project with the implementation whose weights it must be able to load."""
+"""Compare a model of this project with the reference implementation whose weights it must load."""
 
 import torch
 from torch import Tensor, nn
 
 
 def randomize(model: nn.Module, img_size: int, in_channels: int = 3, seed: int = 0) -> nn.Module:
-    """Weights and BatchNorm statistics such that activations stay of order one, and every parameter matters."""
+    """Draw weights and BatchNorm statistics such that activations stay of order one and every parameter matters."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
@@ -20,7 +20,7 @@ def randomize(model: nn.Module, img_size: int, in_channels: int = 3, seed: int =
     model.train()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = 1.0  # the statistics of this very batch
+        norm.momentum = 1.0  # use the statistics of this batch only
     with torch.no_grad():
         model(torch.randn(4, in_channels, img_size, img_size))
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -32,15 +32,15 @@ def randomize(model: nn.Module, img_size: int, in_channels: int = 3, seed: int =
 
 @torch.no_grad()
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, in units of the logits' spread between images."""
+    """Return the largest difference, in units of the logits' spread between images."""
     spread = theirs.std(dim=0).mean()
-    assert spread > 1e-3, "the logits don't depend on the image: this comparison says nothing"
+    assert spread > 1e-3, "the logits don't depend on the image: this comparison is meaningless"
     return float((ours - theirs).abs().max() / spread)
 
 
 @torch.no_grad()
 def assert_same_output(ours: nn.Module, theirs: nn.Module, img_size: int, in_channels: int = 3) -> None:
-    """The same logits for the same images, in float64 and in float32."""
+    """Check that both models return the same logits for the same images, in float64 and in float32."""
     for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-4)):
         torch.manual_seed(1)
         images = torch.randn(4, in_channels, img_size, img_size, dtype=dtype)
@@ -49,7 +49,7 @@ def assert_same_output(ours: nn.Module, theirs: nn.Module, img_size: int, in_cha
 
 
 def assert_loads_and_agrees(ours: nn.Module, theirs: nn.Module, img_size: int) -> None:
-    """`theirs` gets random weights, `ours` loads them by the same names and shapes, and both see the same images."""
+    """Draw random weights for `theirs`, load them into `ours` (same names and shapes), and compare the logits."""
     randomize(theirs, img_size)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert_same_output(ours, theirs, img_size)

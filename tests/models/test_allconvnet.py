@@ -5,7 +5,7 @@ from torch import nn
 from engine.run.macs import count
 from models import create_model
 
-LAYERS = [  # of the paper's tables 1 and 2: maps in, maps out, kernel, side of the result
+LAYERS = [  # in the paper's tables 1 and 2: maps in, maps out, kernel, side of the result
     (3, 96, 3, 32),
     (96, 96, 3, 32),
     (96, 96, 3, 16),
@@ -23,7 +23,7 @@ def small():
     return create_model("allconvnet", n_classes=10, img_size=32)
 
 
-def test_parameters_and_multiplications_are_those_of_the_papers_table():
+def test_parameters_and_macs_match_the_papers_table():
     counted = count(small(), in_channels=3, img_size=32)
     assert counted.params == sum(c_in * c_out * kernel**2 + c_out for c_in, c_out, kernel, _ in LAYERS)
     assert counted.macs == sum(c_in * c_out * kernel**2 * side**2 for c_in, c_out, kernel, side in LAYERS)
@@ -35,12 +35,12 @@ def test_the_seventh_convolution_is_not_padded_so_that_6x6_positions_are_average
     assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 192, 6, 6)
 
 
-def test_dropout_takes_a_fifth_of_the_image_and_half_of_the_values_after_each_stride():
+def test_dropout_is_0_2_on_the_image_and_0_5_after_each_strided_convolution():
     model, seen = small().train(), {}
     names = [f"conv{i}" for i in range(1, 10)]
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.fill_(0.01)  # so that nothing else gives a zero
+            parameter.fill_(0.01)  # so that only dropout yields zeros
     for name in names:
         model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
     model(torch.ones(8, 3, 32, 32))
@@ -52,7 +52,7 @@ def test_dropout_takes_a_fifth_of_the_image_and_half_of_the_values_after_each_st
             assert zero.mean(dim=(2, 3)).max() < 0.75, "whole maps were dropped, not single values"
 
 
-def test_class_maps_pass_a_relu_before_they_are_averaged():
+def test_class_maps_pass_through_a_relu_before_they_are_averaged():
     model = small().eval()
     x = torch.randn(2, 3, 32, 32)
     maps = model.conv9(model.forward_features(x))
@@ -64,7 +64,7 @@ def test_there_is_no_batch_normalization():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in small().modules())
 
 
-def test_weights_start_uniformly_with_the_variance_of_their_fan_in():
+def test_initial_weights_are_uniform_with_the_variance_of_their_fan_in():
     for layer in small().modules():
         if isinstance(layer, nn.Conv2d):
             fan_in = layer.weight[0].numel()
@@ -80,7 +80,7 @@ def test_the_smallest_image_works_and_a_smaller_one_is_refused():
 
 
 @torch.no_grad()
-def test_without_the_last_relu_the_class_maps_are_averaged_as_they_are():
+def test_without_the_last_relu_the_class_maps_are_averaged_unchanged():
     model = create_model("allconvnet", n_classes=10, in_channels=3, img_size=32, last_relu=False).eval()
     images = torch.randn(2, 3, 32, 32)
     maps = model.conv9(model.forward_features(images))

@@ -22,7 +22,7 @@ AUTHORS_NAMES = {
 
 
 def from_timm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a ResNet with timm's CbamModule, under our names, and with its [mean, maximum] turned round."""
+    """Convert the weights of a ResNet with timm's CbamModule to our names, and to our order of maximum and mean."""
     ours = {}
     for key, value in weights.items():
         key = key.replace(".se.", ".cbam.").replace("spatial.conv.conv", "spatial.conv").replace("spatial.conv.bn", "spatial.bn")
@@ -38,8 +38,8 @@ def from_timm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_a_resnet_with_the_attention_of_timm_gives_the_same_logits(depth):
     attention = {"attn_layer": partial(CbamModule, mlp_bias=True)}
     theirs = randomize(TimmResNet(BasicBlock if depth < 50 else Bottleneck, DEPTHS[depth], block_args=attention), img_size=48)
-    # What the blocks add is halved. The two networks sum in different orders, and at full strength 152 layers make more than the
-    # tolerance out of float32's rounding alone: either network is then that far from its own result in float64.
+    # Halve the output of every residual branch. The two networks sum in different orders, and with full outputs the rounding
+    # errors of float32 exceed the tolerance over 152 layers: each network then differs that much from itself in float64.
     for name, parameter in theirs.named_parameters():
         if name.endswith("bn2.weight" if depth < 50 else "bn3.weight"):
             parameter.data /= 2
@@ -48,7 +48,7 @@ def test_a_resnet_with_the_attention_of_timm_gives_the_same_logits(depth):
     assert_same_output(ours, theirs, img_size=48)
 
 
-def test_weights_under_the_authors_names_load():
+def test_weights_with_the_authors_names_load():
     model = randomize(create_model("cbam_resnet18", n_classes=10), img_size=48)
     authors = {}
     for key, value in model.state_dict().items():
@@ -61,7 +61,7 @@ def test_weights_under_the_authors_names_load():
     assert_same_output(again, model, img_size=48)
 
 
-def test_our_own_weights_keep_their_names():
+def test_own_weights_are_not_converted():
     model = create_model("cbam_resnet18")
     assert model.convert_pretrained(model.state_dict()).keys() == model.state_dict().keys()
 
@@ -86,7 +86,7 @@ def test_spatial_attention_stacks_the_maximum_before_the_mean(first, pooled):
     spatial = SpatialAttention().eval()
     nn.init.zeros_(spatial.conv.weight)
     nn.init.ones_(spatial.bn.weight)
-    spatial.conv.weight.data[0, first, 3, 3] = 1  # the kernel's middle
+    spatial.conv.weight.data[0, first, 3, 3] = 1  # the center of the kernel
     x = torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(spatial(x), x * pooled(x)[:, None].sigmoid(), rtol=1e-4, atol=1e-4)
 
@@ -99,27 +99,27 @@ def test_the_spatial_kernel_is_7x7_without_bias_and_with_a_slow_batchnorm():
 
 
 @pytest.mark.parametrize(("name", "last"), [("cbam_resnet18", "bn2"), ("cbam_resnet50", "bn3")])
-def test_the_attention_is_directly_after_the_last_batchnorm_and_before_the_addition(name, last):
+def test_the_attention_is_between_the_last_batchnorm_and_the_addition(name, last):
     block = randomize(create_model(name, n_classes=10), img_size=48).layer1[1]
     seen = {}
     block.get_submodule(last).register_forward_hook(lambda _, inputs, output: seen.update(normalized=output.clone()))
-    block.cbam.register_forward_hook(lambda _, inputs, output: seen.update(entered=inputs[0].clone(), weighed=output.clone()))
+    block.cbam.register_forward_hook(lambda _, inputs, output: seen.update(entered=inputs[0].clone(), scaled=output.clone()))
     x = torch.randn(2, block.cbam.channel.fc2.out_features, 8, 8)
     with torch.no_grad():
         y = block(x)
     assert torch.equal(seen["entered"], seen["normalized"])
-    torch.testing.assert_close(y, (seen["weighed"] + x).relu())
+    torch.testing.assert_close(y, (seen["scaled"] + x).relu())
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_the_attention_adds_the_parameters_and_multiply_adds_that_the_paper_says(depth):
+def test_the_attention_adds_the_parameters_and_macs_of_the_paper(depth):
     expansion = 1 if depth < 50 else 4
     parameters = macs = 0
     for side, channels, n_blocks in zip((8, 4, 2, 1), (64, 128, 256, 512), DEPTHS[depth], strict=True):
         wide = channels * expansion
         narrow = wide // 16
         parameters += n_blocks * (2 * wide * narrow + wide + narrow + 2 * 7 * 7 + 2)
-        macs += n_blocks * (2 * 2 * wide * narrow + 2 * 7 * 7 * side**2)  # the two layers see the mean and the maximum
+        macs += n_blocks * (2 * 2 * wide * narrow + 2 * 7 * 7 * side**2)  # the two layers run on the mean and on the maximum
     counted = [_count(f"{family}{depth}") for family in ("resnet", "cbam_resnet")]
     assert counted[1][0] - counted[0][0] == parameters
     assert counted[1][1] - counted[0][1] == macs
@@ -150,7 +150,7 @@ def test_the_cifar_stem_keeps_the_resolution():
     assert [tuple(stage.shape[1:]) for stage in stages] == [(64, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
 
 
-def test_weights_start_as_in_the_authors_code():
+def test_initial_weights_are_those_of_the_authors_code():
     model = create_model("cbam_resnet50")
     assert model.layer3[1].conv2.weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
     assert model.fc.weight.std().item() == pytest.approx((2 / 2048) ** 0.5, rel=0.02)
@@ -161,13 +161,13 @@ def test_weights_start_as_in_the_authors_code():
     assert not attention.channel.fc2.bias.any()
 
 
-def test_every_place_is_scaled_by_one_half_at_the_start():
+def test_every_position_is_scaled_by_one_half_at_initialization():
     spatial = create_model("cbam_resnet18").layer1[0].cbam.spatial
     x = torch.randn(2, 64, 9, 9)
     torch.testing.assert_close(spatial(x), x / 2)
 
 
-def test_an_unknown_stem_is_named():
+def test_an_unknown_stem_is_refused():
     with pytest.raises(ValueError, match="first_block is 'mnist'"):
         create_model("cbam_resnet18", first_block="mnist")
 

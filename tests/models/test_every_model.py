@@ -1,4 +1,4 @@
-"""What every model of this project promises; a new one is covered without a line of test."""
+"""The contract of every model of this project. A new family is covered without a line of test."""
 
 import copy
 import inspect
@@ -10,15 +10,15 @@ import torch
 from models import create_model, list_models, model_signature
 
 N_CLASSES = 7
-# Deeper or wider twins of a model that has all their kinds of layers: they take minutes, so they run with the slow tests.
-TWINS = re.compile(
+# Deeper or wider variants of a model that has the same kinds of layers: they take minutes, so they run with the slow tests.
+VARIANTS = re.compile(
     r"(18|34|50|101|152)(?<!resnet18)$|(32x4d|64x4d)$|vgg1[369]|shufflenet_(0_5|1|2)|shufflenet_0_25x_g[234]|_b[1-7]$"
     r"|hrnet_w(18|32|48)$|vit_(small|base|large)|mobilenet(_0_5x|_0_75x)?$"
 )
 
 
 def small_sizes(name: str) -> dict:
-    """The smallest images and the smallest network of this name that still has all of its kinds of layers."""
+    """Return the arguments for the smallest images, and for the smallest network that still has all kinds of layers."""
     parameters = model_signature(name).parameters
     options: dict = {"img_size": 28, "in_channels": 1} if name == "lenet" else {"img_size": 64, "in_channels": 3}
     if "first_block" in parameters:
@@ -42,12 +42,12 @@ def images(name: str, n: int = 2) -> torch.Tensor:
 
 every_model = pytest.mark.parametrize("name", list_models())
 every_kind = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if TWINS.search(name) else name for name in list_models()]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if VARIANTS.search(name) else name for name in list_models()]
 )
 
 
 @every_model
-def test_takes_the_arguments_of_the_contract_and_no_others(name):
+def test_constructor_accepts_the_contract_arguments_and_rejects_unknown_ones(name):
     parameters = model_signature(name).parameters
     assert {"n_classes", "in_channels", "img_size"} <= parameters.keys()
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in parameters.values())
@@ -58,7 +58,7 @@ def test_takes_the_arguments_of_the_contract_and_no_others(name):
 
 
 @every_kind
-def test_gives_logits_and_a_finite_gradient_to_every_parameter(name):
+def test_forward_returns_logits_and_backward_finite_gradients_for_every_parameter(name):
     model = build(name).train()
     outputs = model(images(name))
     every = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -71,7 +71,7 @@ def test_gives_logits_and_a_finite_gradient_to_every_parameter(name):
 
 
 @every_kind
-def test_splits_into_features_and_head(name):
+def test_forward_is_forward_head_of_forward_features(name):
     model, x = build(name).eval(), images(name)
     with torch.no_grad():
         logits = model(x)
@@ -83,7 +83,7 @@ def test_splits_into_features_and_head(name):
 
 
 @every_kind
-def test_gives_the_feature_maps_that_its_info_describes(name):
+def test_feature_maps_match_feature_info(name):
     model, x = build(name, features_only=True).eval(), images(name)
     with torch.no_grad():
         maps = model(x)
@@ -99,22 +99,22 @@ def test_gives_the_feature_maps_that_its_info_describes(name):
         assert torch.equal(last(x)[0], maps[-1])
     for entry in model.feature_info._info:
         model.backbone.get_submodule(entry["module"])
-    with pytest.raises(ValueError, match="out_indices asks for 99"):
+    with pytest.raises(ValueError, match="out_indices contains 99"):
         build(name, features_only=True, out_indices=(99,))
 
 
 @every_kind
-def test_an_image_alone_gives_what_it_gives_in_a_batch(name):
+def test_output_for_an_image_does_not_depend_on_its_batch(name):
     model, x = build(name).eval().double(), images(name).double()
     with torch.no_grad():
         torch.testing.assert_close(model(x[:1]), model(x)[:1], rtol=1e-9, atol=1e-12)
 
 
 @every_kind
-def test_survives_bf16_and_channels_last(name):
+def test_works_in_bf16_and_channels_last(name):
     model, x = build(name).eval(), images(name)
     with torch.no_grad():
-        exact, doubles = copy.deepcopy(model).double(), x.double()  # rounding grows with depth, where nothing is trained
+        exact, doubles = copy.deepcopy(model).double(), x.double()  # in untrained networks, rounding errors grow with depth
         last = copy.deepcopy(exact).to(memory_format=torch.channels_last)(doubles.to(memory_format=torch.channels_last))
         torch.testing.assert_close(last, exact(doubles), rtol=1e-4, atol=1e-4)
         assert model.to(torch.bfloat16)(x.to(torch.bfloat16)).isfinite().all()
@@ -149,7 +149,7 @@ def test_compiles_with_inductor(name):
 
 
 @every_model
-def test_names_its_head_its_classifiers_and_its_first_convolution(name):
+def test_head_classifiers_and_first_conv_name_existing_modules(name):
     with torch.device("meta"):
         model = create_model(name, n_classes=N_CLASSES, **small_sizes(name))
     for module in (*model.HEAD, *model.CLASSIFIERS, model.FIRST_CONV):

@@ -27,14 +27,14 @@ def test_torchvision_weights_load_and_give_the_same_logits():
     assert_loads_and_agrees(create_model("googlenet"), reference(), img_size=64)
 
 
-def test_transform_input_is_that_of_torchvision():
+def test_transform_input_matches_torchvision():
     theirs = randomize(reference(transform_input=True), img_size=64)
     ours = create_model("googlenet", transform_input=True)
     ours.load_state_dict(theirs.state_dict())
     assert_same_output(ours, theirs, img_size=64)
 
 
-def test_training_gives_the_logits_and_those_of_the_heads_after_4a_and_4d_in_this_order():
+def test_training_returns_the_logits_and_those_of_the_heads_after_4a_and_4d_in_this_order():
     theirs = randomize(reference(dropout=0.0, dropout_aux=0.0), img_size=64).double().train()
     ours = create_model("googlenet", pdrop=0.0, pdrop_aux=0.0).double().train()
     ours.load_state_dict(theirs.state_dict())
@@ -52,14 +52,14 @@ def test_evaluation_does_not_run_the_auxiliary_heads():
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_the_head_is_all_that_features_do_not_use():
+def test_head_lists_all_modules_that_features_do_not_use():
     model = create_model("googlenet", n_classes=10, img_size=32, first_block="cifar10")
     sum(stage.sum() for stage in model.forward_stages(torch.randn(2, 3, 32, 32))).backward()
     unused = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.grad is None}
     assert unused == set(model.HEAD)
 
 
-def test_every_classifier_follows_the_number_of_classes_and_the_rest_keeps_the_published_weights(tmp_path):
+def test_only_the_classifiers_depend_on_the_number_of_classes(tmp_path):
     theirs = reference().state_dict()
     torch.save(theirs, tmp_path / "googlenet.pth")
     model = create_model("googlenet", n_classes=10, pretrained=tmp_path / "googlenet.pth")
@@ -70,7 +70,7 @@ def test_every_classifier_follows_the_number_of_classes_and_the_rest_keeps_the_p
     assert differing == set(model.CLASSIFIERS)
 
 
-def test_the_papers_5x5_is_an_option():
+def test_branch3_kernel_5_is_the_papers_5x5():
     model = create_model("googlenet", branch3_kernel=5)
     bodies = [(3, 64, 7), (64, 64, 1), (64, 192, 3)]
     for c_in, out_1x1, reduce_3x3, out_3x3, reduce_5x5, out_5x5, pool_proj in INCEPTIONS:
@@ -83,12 +83,12 @@ def test_the_papers_5x5_is_an_option():
     assert model.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 1024, 2, 2)
 
 
-def test_dropout_is_the_papers():
+def test_dropout_rates_are_those_of_the_paper():
     model = create_model("googlenet")
     assert (model.dropout.p, model.aux1.dropout.p, model.aux2.dropout.p) == (0.4, 0.7, 0.7)
 
 
-def test_weights_start_with_a_deviation_of_a_hundredth():
+def test_initial_weights_have_a_std_of_0_01():
     torch.manual_seed(0)
     model = create_model("googlenet")
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
@@ -100,7 +100,7 @@ def test_weights_start_with_a_deviation_of_a_hundredth():
 @pytest.mark.parametrize(
     ("first_block", "img_size", "sides"), [("imagenet", 224, (112, 56, 28, 14, 7)), ("cifar10", 32, (32, 32, 32, 16, 8))]
 )
-def test_maps_have_the_sides_of_the_paper_and_the_cifar_stem_keeps_the_resolution(first_block, img_size, sides):
+def test_maps_have_the_sizes_of_the_paper_and_the_cifar_stem_keeps_the_resolution(first_block, img_size, sides):
     model = create_model("googlenet", n_classes=10, img_size=img_size, first_block=first_block)
     stages = model.forward_stages(torch.zeros(1, 3, img_size, img_size))
     assert tuple(stage.shape[2] for stage in stages) == sides
@@ -124,6 +124,6 @@ def test_the_smallest_image_works_and_a_smaller_one_is_refused(first_block, smal
         ({"transform_input": True, "in_channels": 1}, "three colors of ImageNet; in_channels is 1"),
     ],
 )
-def test_a_wrong_argument_is_named(wrong, message):
+def test_an_invalid_argument_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         create_model("googlenet", **wrong)

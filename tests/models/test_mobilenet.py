@@ -10,12 +10,12 @@ from tests.models.reference import assert_loads_and_agrees
 
 WIDTHS = {"mobilenet": 1.0, "mobilenet_0_75x": 0.75, "mobilenet_0_5x": 0.5, "mobilenet_0_25x": 0.25}
 
-# Table 1: channels of each depthwise separable block, and its stride. The last is printed as 2 beside a map that stays 7x7.
+# Table 1: channels of each depthwise separable block, and its stride. The last is printed as 2 although the map stays 7x7.
 TABLE1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *5 * ((512, 1),), (1024, 2), (1024, 1))
 
 
 def parameters_and_macs(width: float, n_classes: int, img_size: int, stem_stride: int) -> tuple[int, int]:
-    """From table 1 by hand: weights of each layer, times the positions of its output; two numbers per BatchNorm channel."""
+    """Count by hand from table 1: weights of each layer, times the positions of its output; two per BatchNorm channel."""
     channels, side = int(32 * width), img_size // stem_stride
     weights = 3 * 3 * 3 * channels
     parameters, macs = weights + 2 * channels, weights * side**2
@@ -43,7 +43,7 @@ def test_the_published_weights_are_timms_mobilenetv1_100():
     assert timm.is_model_pretrained(create_model("mobilenet").TIMM_NAMES["mobilenet"])
 
 
-def test_widths_beyond_the_paper_are_rounded_as_timm_rounds_them():
+def test_other_widths_are_rounded_as_in_timm():
     assert_loads_and_agrees(create_model("mobilenet", width=1.25), timm.create_model("mobilenetv1_125"), img_size=32)
 
 
@@ -51,7 +51,7 @@ def test_widths_beyond_the_paper_are_rounded_as_timm_rounds_them():
     ("name", "million_macs", "million_parameters"),
     [("mobilenet", 569, 4.2), ("mobilenet_0_75x", 325, 2.6), ("mobilenet_0_5x", 149, 1.3), ("mobilenet_0_25x", 41, 0.5)],
 )
-def test_parameters_and_macs_are_those_of_the_papers_tables(name, million_macs, million_parameters):
+def test_parameters_and_macs_match_the_papers_tables(name, million_macs, million_parameters):
     with torch.device("meta"):
         model = create_model(name)
     found = sum(p.numel() for p in model.parameters()), macs_of(model, 224)
@@ -61,14 +61,14 @@ def test_parameters_and_macs_are_those_of_the_papers_tables(name, million_macs, 
 
 
 @pytest.mark.parametrize("name", WIDTHS)
-def test_small_images_have_the_same_parameters_and_a_stem_of_stride_1(name):
+def test_the_cifar_network_has_the_same_parameters_and_a_stem_of_stride_1(name):
     with torch.device("meta"):
         model = create_model(name, n_classes=10, first_block="cifar10")
     found = sum(p.numel() for p in model.parameters()), macs_of(model, 32)
     assert found == parameters_and_macs(WIDTHS[name], n_classes=10, img_size=32, stem_stride=1)
 
 
-def test_ten_classes_make_3_22_million_parameters():
+def test_with_ten_classes_there_are_3_22_million_parameters():
     assert sum(p.numel() for p in create_model("mobilenet", n_classes=10).parameters()) == 3_217_226
 
 
@@ -77,7 +77,7 @@ def test_no_pooling_follows_the_stem():
     assert [tuple(stage.shape[1:]) for stage in stages] == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (1024, 2, 2)]
 
 
-def test_the_stem_for_small_images_keeps_their_resolution():
+def test_the_cifar_stem_keeps_the_resolution():
     model = create_model("mobilenet", first_block="cifar10")
     stages = model.forward_stages(torch.zeros(1, 3, 32, 32))
     assert [stage.shape[-1] for stage in stages] == [32, 16, 8, 4, 2]
@@ -89,7 +89,7 @@ def test_the_last_depthwise_convolution_has_stride_1():
     assert (last.in_channels, last.groups, last.stride) == (256, 256, (1, 1))
 
 
-def test_both_halves_of_a_block_end_in_a_relu6_and_in_a_relu_if_asked():
+def test_both_halves_of_a_block_end_in_the_selected_activation():
     for activation, cut in (("relu6", True), ("relu", False)):
         block = create_model("mobilenet_0_25x", activation=activation).blocks[1][0].train()
         block.bn1.weight.data.fill_(100)
@@ -102,10 +102,10 @@ def test_both_halves_of_a_block_end_in_a_relu6_and_in_a_relu_if_asked():
             assert (x.max() == 6) == cut
 
 
-def test_the_first_weights_are_those_of_the_authors_code():
+def test_initial_weights_are_those_of_the_authors_code():
     torch.manual_seed(0)
     for name, parameter in create_model("mobilenet").named_parameters():
-        if parameter.ndim >= 2:  # a normal distribution of std 0.09, cut at two of them, has a std of 0.8796 x 0.09
+        if parameter.ndim >= 2:  # a normal distribution truncated at two std has 0.8796 of its std
             assert parameter.std().item() == pytest.approx(0.0792, rel=0.1), name
             assert parameter.abs().max() <= 0.18, name
         else:
@@ -113,7 +113,7 @@ def test_the_first_weights_are_those_of_the_authors_code():
 
 
 @pytest.mark.parametrize("argument", [{"first_block": "mnist"}, {"activation": "gelu"}, {"width": 0}])
-def test_an_impossible_argument_is_named(argument):
+def test_an_invalid_argument_is_refused(argument):
     (name, value), *_ = argument.items()
     with pytest.raises(ValueError, match=f"{name} is {value!r}"):
         create_model("mobilenet", **argument)

@@ -20,24 +20,24 @@ def test_timm_weights_load_and_give_the_same_logits(name):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_shortcut_takes_the_activated_input_through_a_bare_convolution(block):
+def test_a_projection_shortcut_is_a_bare_convolution_of_the_activated_input(block):
     changing = BLOCKS[block]()
     assert [type(module) for module in changing.downsample] == [nn.Conv2d]
     last = changing.conv2 if block is PreActBasicBlock else changing.conv3
-    nn.init.zeros_(last.weight)  # so that the shortcut alone is left
+    nn.init.zeros_(last.weight)  # so that only the shortcut remains
     nn.init.normal_(changing.norm1.bias)
     x = torch.randn(2, changing.norm1.num_features, 6, 6)
     torch.testing.assert_close(changing.eval()(x), changing.downsample(changing.norm1(x).relu()))
 
 
-def test_an_identity_shortcut_takes_the_sum_as_it_is():
+def test_an_identity_shortcut_passes_the_sum_unchanged():
     block = create_model("preactresnet18").stages[1].blocks[1].eval()
     nn.init.zeros_(block.conv2.weight)
     x = torch.randn(2, 128, 6, 6)
     torch.testing.assert_close(block(x), x)
 
 
-def test_a_last_batchnorm_and_relu_stand_before_the_pooling():
+def test_a_last_batchnorm_and_relu_precede_the_pooling():
     model = randomize(create_model("preactresnet18", n_classes=10, first_block="cifar10"), img_size=32)
     images = torch.randn(2, 3, 32, 32)
     sums = model.stages(model.stem(images))
@@ -58,7 +58,7 @@ def test_the_stride_of_a_bottleneck_is_on_its_3x3():
     assert block.conv2.stride == (2, 2)
 
 
-def test_18_layers_for_cifar_have_the_parameters_that_the_widths_say():
+def test_18_layers_for_cifar_have_the_parameters_implied_by_the_widths():
     parameters = 3 * 64 * 9  # the stem, without a BatchNorm
     before = 64
     for channels in (64, 128, 256, 512):
@@ -77,7 +77,7 @@ def test_the_cifar_stem_keeps_the_resolution():
     assert [tuple(stage.shape[1:]) for stage in stages] == [(64, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
 
 
-def test_convolutions_start_with_the_variance_of_their_fan_out_and_the_classifier_small():
+def test_convolutions_are_initialized_by_fan_out_and_the_classifier_by_pytorchs_default():
     model = create_model("preactresnet50")
     weight = model.stages[2].blocks[1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
@@ -85,6 +85,6 @@ def test_convolutions_start_with_the_variance_of_their_fan_out_and_the_classifie
     assert not model.head.fc.bias.any()
 
 
-def test_an_unknown_stem_is_named():
+def test_an_unknown_stem_is_refused():
     with pytest.raises(ValueError, match="first_block is 'mnist'"):
         create_model("preactresnet18", first_block="mnist")

@@ -23,17 +23,17 @@ def test_the_cifar_stem_keeps_the_resolution():
     assert [tuple(stage.shape[1:]) for stage in stages] == [(64, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
 
 
-def test_convolutions_start_with_the_variance_of_their_fan_out():
+def test_convolutions_are_initialized_by_fan_out():
     weight = create_model("resnet18").layer3[1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
 
 
-def test_an_unknown_stem_is_named():
+def test_an_unknown_stem_is_refused():
     with pytest.raises(ValueError, match="first_block is 'mnist'"):
         create_model("resnet18", first_block="mnist")
 
 
-def test_drop_path_leaves_out_the_blocks_that_timm_leaves_out():
+def test_drop_path_skips_the_same_blocks_as_in_timm():
     theirs = timm.create_model("resnet18", num_classes=5, drop_path_rate=0.6, zero_init_last=False).double().train()
     ours = create_model("resnet18", n_classes=5, drop_path=0.6).double().train()
     ours.load_state_dict(theirs.state_dict())

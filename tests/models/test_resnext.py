@@ -33,7 +33,7 @@ def test_29_layers_are_the_first_three_stages_of_torchvisions_blocks(cardinality
 
 
 def resnext29(cardinality: int, width: int) -> tuple[int, int]:
-    """Parameters and multiply-adds on a 32x32 image of ten classes: 3x3, 64; three stages of three blocks; mean; classifier."""
+    """Count parameters and multiply-adds by hand, for 32x32 images and ten classes: stem, three stages of three blocks, head."""
     parameters, macs, before, side = 3 * 64 * 9 + 2 * 64, 3 * 64 * 9 * 32**2, 64, 32
     for stage in range(3):
         inner, after = cardinality * width * 2**stage, 256 * 2**stage
@@ -50,7 +50,7 @@ def resnext29(cardinality: int, width: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("cardinality", "width"), [(32, 4), (2, 64)])
-def test_29_layers_have_the_parameters_and_multiply_adds_of_the_papers_table(cardinality, width):
+def test_29_layers_have_the_parameters_and_macs_of_the_papers_table(cardinality, width):
     parameters, macs = resnext29(cardinality, width)
     model = create_model(f"resnext29_{cardinality}x{width}d", n_classes=10, first_block="cifar10").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -67,7 +67,7 @@ def test_29_layers_have_the_published_numbers_of_parameters():
 
 
 @pytest.mark.parametrize(("cardinality", "width"), [(1, 64), (2, 40), (8, 14), (64, 4)])
-def test_the_stages_put_out_the_same_channels_whatever_the_groups(cardinality, width):
+def test_the_stages_output_the_same_channels_whatever_the_groups(cardinality, width):
     model = ResNeXt(layers=(1, 1, 1, 1), cardinality=cardinality, width=width).eval()
     assert [info["num_chs"] for info in model.feature_info] == [64, 256, 512, 1024, 2048]
     assert [stage.shape[1] for stage in model.forward_stages(torch.zeros(1, 3, 32, 32))] == [64, 256, 512, 1024, 2048]
@@ -87,12 +87,12 @@ def test_the_cifar_stem_is_a_3x3_that_keeps_the_resolution():
     assert [tuple(stage.shape[1:]) for stage in stages] == [(64, 32, 32), (256, 32, 32), (512, 16, 16), (1024, 8, 8)]
 
 
-def test_convolutions_start_with_the_variance_of_their_fan_out():
+def test_convolutions_are_initialized_by_fan_out():
     model = create_model("resnext50_32x4d")
     assert model.layer3[1].conv1.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.02)
     assert model.layer4[1].conv2.weight.std().item() == pytest.approx((2 / (1024 * 9)) ** 0.5, rel=0.02)
 
 
-def test_an_unknown_stem_is_named():
+def test_an_unknown_stem_is_refused():
     with pytest.raises(ValueError, match="first_block is 'mnist'"):
         create_model("resnext29_32x4d", first_block="mnist")

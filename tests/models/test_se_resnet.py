@@ -35,19 +35,19 @@ def test_legacy_weights_of_timm_load_under_our_names_and_give_the_same_logits(na
     assert_same_output(ours, theirs, img_size=48)
 
 
-def test_legacy_weights_are_refused_by_the_network_that_they_were_not_trained_for():
+def test_legacy_weights_are_refused_without_legacy():
     with pytest.raises(ValueError, match="legacy=True"):
         create_model("se_resnet18").convert_pretrained(timm.create_model("legacy_seresnet18").state_dict())
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_our_own_weights_keep_their_names(legacy):
+def test_own_weights_are_not_converted(legacy):
     model = create_model("se_resnet18", legacy=legacy)
     assert model.convert_pretrained(model.state_dict()).keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["se_resnet18", "se_resnet50"])
-def test_the_excitation_has_a_sixteenth_of_the_outputs_channels_and_biases(name):
+def test_the_excitation_has_biases_and_a_sixteenth_of_the_output_channels(name):
     model = create_model(name)
     for info in model.feature_info[1:]:
         channels = info["num_chs"]
@@ -59,7 +59,7 @@ def test_the_excitation_has_a_sixteenth_of_the_outputs_channels_and_biases(name)
 
 
 @pytest.mark.parametrize(("name", "last"), [("se_resnet18", "bn2"), ("se_resnet50", "bn3")])
-def test_the_scaling_is_directly_after_the_last_batchnorm_and_before_the_addition(name, last):
+def test_the_scaling_is_between_the_last_batchnorm_and_the_addition(name, last):
     block = randomize(create_model(name, n_classes=10), img_size=48).layer1[1]
     seen = {}
     block.get_submodule(last).register_forward_hook(lambda _, inputs, output: seen.update(normalized=output.clone()))
@@ -71,7 +71,7 @@ def test_the_scaling_is_directly_after_the_last_batchnorm_and_before_the_additio
     torch.testing.assert_close(y, (seen["scaled"] + x).relu())
 
 
-def test_the_scale_is_the_sigmoid_of_two_layers_over_the_channels_means():
+def test_the_scale_is_the_sigmoid_of_two_layers_over_the_channel_means():
     excitation = create_model("se_resnet18").layer1[0].se
     x = torch.randn(2, 64, 5, 5)
     hidden = (x.mean(dim=(2, 3)) @ excitation.fc1.weight[:, :, 0, 0].T + excitation.fc1.bias).relu()
@@ -80,7 +80,7 @@ def test_the_scale_is_the_sigmoid_of_two_layers_over_the_channels_means():
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_the_excitations_add_the_parameters_and_multiply_adds_that_the_reduction_says(depth):
+def test_the_excitations_add_the_parameters_and_macs_implied_by_the_reduction(depth):
     expansion = 1 if depth < 50 else 4
     parameters = macs = 0
     for channels, n_blocks in zip((64, 128, 256, 512), DEPTHS[depth], strict=True):
@@ -115,12 +115,12 @@ def test_the_cifar_stem_keeps_the_resolution():
     assert [tuple(stage.shape[1:]) for stage in stages] == [(64, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
 
 
-def test_convolutions_start_with_the_variance_of_their_fan_out():
+def test_convolutions_are_initialized_by_fan_out():
     model = create_model("se_resnet50")
     assert model.layer3[1].conv2.weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
     assert model.layer4[1].se.fc1.weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.02)
 
 
-def test_an_unknown_stem_is_named():
+def test_an_unknown_stem_is_refused():
     with pytest.raises(ValueError, match="first_block is 'mnist'"):
         create_model("se_resnet18", first_block="mnist")

@@ -17,9 +17,9 @@ VARIANTS = [(scale, groups) for scale in SCALES for groups in STAGE2]
 
 
 def layers(scale: str, groups: int, img_size: int, small: bool = False) -> list[tuple[int, int, int]]:
-    """(weights, filters, side of the output) of each convolution, from table 1 by hand.
+    """Return (weights, filters, side of the output) of each convolution, from table 1 by hand.
 
-    Where the groups don't divide the channels, the stem has the next number that they do, a bottleneck the nearest.
+    If the groups don't divide the channels, the stem has the next multiple of the groups, a bottleneck the nearest.
     """
     stem = 16 if groups == 8 and STEM[scale] == 12 else STEM[scale]
     side = img_size if small else img_size // 2
@@ -53,7 +53,7 @@ def counted(model: nn.Module, img_size: int) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 
-def test_all_scales_and_groups_of_the_paper_are_there():
+def test_all_scales_and_groups_of_the_paper_exist():
     assert [name for name in list_models() if name.startswith("shufflenet")] == sorted(
         f"shufflenet_{scale}_g{groups}" for scale, groups in VARIANTS
     )
@@ -69,7 +69,7 @@ def test_parameters_and_macs_follow_from_the_papers_table(scale, groups):
 
 
 @pytest.mark.parametrize(("groups", "complexity"), [(1, 143), (2, 140), (3, 137), (4, 133), (8, 137)])
-def test_the_convolutions_cost_what_table_1_says(groups, complexity):
+def test_macs_of_the_convolutions_match_table_1(groups, complexity):
     with torch.device("meta"):
         model = create_model(f"shufflenet_1_0x_g{groups}")
     macs = counted(model, 224)[1] - model.fc.weight.numel()
@@ -90,7 +90,7 @@ def test_the_convolutions_cost_what_table_1_says(groups, complexity):
         ("shufflenet_2_0x_g8", 522, 6.5),
     ],
 )
-def test_scales_cost_what_the_authors_publish(name, million_macs, million_parameters):
+def test_macs_and_parameters_of_scales_match_the_authors(name, million_macs, million_parameters):
     with torch.device("meta"):
         parameters, macs = counted(create_model(name), 224)
     assert round(macs / 1e6) == million_macs
@@ -98,7 +98,7 @@ def test_scales_cost_what_the_authors_publish(name, million_macs, million_parame
         assert (parameters - 1000) / 1e6 == pytest.approx(million_parameters, abs=0.05)  # their classifier has no bias
 
 
-def test_ten_classes_make_0_91_million_parameters():
+def test_with_ten_classes_there_are_0_91_million_parameters():
     assert sum(p.numel() for p in create_model("shufflenet_1_0x_g8", n_classes=10).parameters()) == 913_138
 
 
@@ -121,7 +121,7 @@ def test_no_relu_follows_the_depthwise_convolution():
     assert (seen[0] < 0).float().mean() > 0.3
 
 
-def test_the_shuffle_deals_the_channels_of_each_group_to_all_groups():
+def test_the_shuffle_distributes_the_channels_of_each_group_over_all_groups():
     x = torch.arange(12.0).view(1, 12, 1, 1)
     assert channel_shuffle(x, 3).flatten().tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
 
@@ -135,7 +135,7 @@ def test_the_channels_are_shuffled_between_the_first_1x1_and_the_depthwise_convo
     torch.testing.assert_close(seen[0], channel_shuffle(F.relu(unit.bn1(unit.conv1(x))), 3))
 
 
-def test_a_unit_of_stride_2_puts_its_averaged_input_in_front():
+def test_a_unit_of_stride_2_starts_with_its_averaged_input():
     unit = create_model("shufflenet_0_25x_g3").stage3[0]
     x = torch.rand(2, 60, 8, 8)
     out = unit(x)
@@ -151,14 +151,14 @@ def test_feature_maps_are_at_strides_2_to_32():
     assert [(info["num_chs"], 64 // info["reduction"]) for info in model.feature_info] == [shape[:2] for shape in shapes]
 
 
-def test_the_stem_for_small_images_keeps_their_resolution():
+def test_the_cifar_stem_keeps_the_resolution():
     model = create_model("shufflenet_1_0x_g3", first_block="cifar10")
     stages = model.forward_stages(torch.zeros(1, 3, 32, 32))
     assert [stage.shape[-1] for stage in stages] == [32, 32, 16, 8, 4]
     assert [info["reduction"] for info in model.feature_info] == [1, 1, 2, 4, 8]
 
 
-def test_the_first_weights_are_those_of_the_authors_code():
+def test_initial_weights_are_those_of_the_authors_code():
     torch.manual_seed(0)
     model = create_model("shufflenet_1_0x_g3")
     assert model.conv1.weight.std().item() == pytest.approx(0.01, rel=0.1)
@@ -173,7 +173,7 @@ def test_the_first_weights_are_those_of_the_authors_code():
 
 
 @pytest.mark.parametrize("argument", [{"first_block": "mnist"}, {"groups": 5}, {"width": 0.75}])
-def test_an_impossible_argument_is_named(argument):
+def test_an_invalid_argument_is_refused(argument):
     (name, value), *_ = argument.items()
     with pytest.raises(ValueError, match=f"{name} is {value!r}; it can be"):
         create_model("shufflenet_1_0x_g8", **argument)

@@ -14,7 +14,7 @@ NAMES = ["vit_tiny", "vit_small", "vit_base", "vit_large"]
 
 
 def uninitialized(build, *args, **kwargs) -> nn.Module:
-    """A model whose weights are set later: drawing 300 million of them twice would take longer than the test."""
+    """Build a model without drawing its weights, which are set later: 300 million random numbers take longer than the test."""
     with torch.device("meta"):
         model = build(*args, **kwargs)
     return model.to_empty(device="cpu")
@@ -22,7 +22,7 @@ def uninitialized(build, *args, **kwargs) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "depth"), [("vit_tiny", 12), ("vit_small", 12), ("vit_base", 12), ("vit_large", 8)])
 def test_timms_weights_load_and_give_the_same_logits(name, depth):
-    """Of the large model's 24 equal blocks a third, as all of them in float64, twice, take 5 GB; the next test sees them all."""
+    """The large model has 8 of its 24 equal blocks here: all of them, twice and in float64, take 5 GB. The next test has all."""
     options = {"img_size": 32, "patch_size": 8, "depth": depth}
     ours, theirs = (
         uninitialized(create_model, name, **options),
@@ -32,7 +32,7 @@ def test_timms_weights_load_and_give_the_same_logits(name, depth):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_by_default_names_and_shapes_are_those_of_timms_published_model(name):
+def test_default_names_and_shapes_match_timms_published_model(name):
     with torch.device("meta"):
         ours, theirs = create_model(name), timm.create_model(VisionTransformer.TIMM_NAMES[name])
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
@@ -47,12 +47,12 @@ def test_vit_tiny_with_patches_of_4_has_5_36_million_parameters():
     counted = count(create_model("vit_tiny", n_classes=10, img_size=32, patch_size=4), 3, 32)
     assert counted.params == expected
     assert round(expected / 1e6, 2) == 5.36
-    # LayerNorm is not left out of these multiply-adds by the counter; it is less than one part in a hundred
+    # The counter includes LayerNorm in the multiply-adds, which is less than one percent of them.
     products = depth * (n * (d * 3 * d + d * d + 8 * d * d) + 2 * n * n * d) + 64 * 48 * d + d * 10
     assert products <= counted.macs < 1.01 * products
 
 
-def test_forward_stages_gives_the_patches_where_they_lay_in_the_image():
+def test_forward_stages_arranges_the_patches_as_in_the_image():
     model = randomize(create_model("vit_tiny", img_size=32, patch_size=8), img_size=32)
     image = torch.randn(2, 3, 32, 32)
     (features,) = model.forward_stages(image)
@@ -66,7 +66,7 @@ def test_forward_stages_gives_the_patches_where_they_lay_in_the_image():
     torch.testing.assert_close(features, theirs)
 
 
-def test_the_head_sees_the_class_token_after_the_last_norm():
+def test_the_head_reads_the_class_token_after_the_last_norm():
     model = randomize(create_model("vit_tiny", img_size=32, patch_size=8), img_size=32)
     nn.init.ones_(model.norm.weight)
     nn.init.zeros_(model.norm.bias)
@@ -75,15 +75,15 @@ def test_the_head_sees_the_class_token_after_the_last_norm():
     torch.testing.assert_close(embedding.var(1, unbiased=False), torch.ones(2))
 
 
-def test_norms_stand_before_attention_and_mlp_so_a_silent_block_passes_its_input_on():
+def test_norms_precede_attention_and_mlp_so_a_zeroed_block_is_the_identity():
     block = create_model("vit_tiny").blocks[0]
-    for silenced in (block.attn.proj, block.mlp.fc2):
-        nn.init.zeros_(silenced.weight)
+    for last in (block.attn.proj, block.mlp.fc2):
+        nn.init.zeros_(last.weight)
     x = 5 + 3 * torch.randn(2, 7, 192)
     assert torch.equal(block(x), x)
 
 
-def test_every_norm_has_the_authors_epsilon():
+def test_every_norm_has_the_epsilon_of_the_authors():
     norms = [module for module in create_model("vit_tiny").modules() if isinstance(module, nn.LayerNorm)]
     assert [norm.eps for norm in norms] == [1e-6] * 25
 
@@ -98,13 +98,13 @@ def test_positions_matter():
     model = randomize(create_model("vit_tiny", img_size=32, patch_size=8), img_size=32)
     nn.init.normal_(model.pos_embed)
     image = torch.randn(4, 3, 32, 32)
-    rolled = image.roll(8, dims=3)  # the same patches elsewhere
+    rolled = image.roll(8, dims=3)  # the same patches at other positions
     assert relative_error(model(rolled), model(image)) > 0.1
     nn.init.zeros_(model.pos_embed)
     assert relative_error(model(rolled), model(image)) < 1e-4
 
 
-def test_initial_weights_have_the_statistics_of_timms():
+def test_initial_weights_have_the_same_statistics_as_in_timm():
     torch.manual_seed(0)
     ours, theirs = dict(create_model("vit_tiny").named_parameters()), timm.create_model("vit_tiny_patch16_224").named_parameters()
     for name, parameter in theirs:
@@ -120,7 +120,7 @@ def test_initial_weights_have_the_statistics_of_timms():
         assert ours[name].std().item() == pytest.approx(0.02, rel=0.03)
 
 
-def test_dropout_follows_the_positions_and_every_dense_layer_but_that_of_queries_keys_and_values():
+def test_dropout_follows_the_positions_and_every_dense_layer_except_qkv():
     model = create_model("vit_tiny", img_size=32, patch_size=8, pdrop=0.25).train()
     seen = []
     for name, module in model.named_modules():
@@ -132,18 +132,18 @@ def test_dropout_follows_the_positions_and_every_dense_layer_but_that_of_queries
     assert seen == ["dropout", *(f"blocks.{i}.{name}" for i in range(12) for name in in_block)]
 
 
-def test_an_image_of_another_size_is_named():
+def test_an_image_of_another_size_is_refused():
     model = create_model("vit_tiny", img_size=32, patch_size=8)
     with pytest.raises(ValueError, match=r"reads images of 32x32, as its position embedding does; got 64x32"):
         model(torch.zeros(1, 3, 64, 32))
 
 
-def test_an_image_that_patches_do_not_fill_is_named():
+def test_an_image_size_that_patches_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="img_size 28 can't be cut into patches of 16; give a patch_size that divides it"):
         create_model("vit_tiny", img_size=28)
 
 
-def test_drop_path_leaves_out_what_timm_leaves_out():
+def test_drop_path_skips_the_same_branches_as_in_timm():
     options = {"img_size": 32, "patch_size": 8, "depth": 4}
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=5, drop_path_rate=0.6, **options).double().train()
     ours = create_model("vit_tiny", n_classes=5, drop_path=0.6, **options).double().train()

@@ -19,8 +19,8 @@ def theirs(head, n_classes):
     return build(weights=None, weights_backbone=None, num_classes=n_classes, min_size=64, max_size=100)
 
 
-def loose(network):
-    """Every box is found, however low its score."""
+def with_all_boxes(network):
+    """Make the detector return every box, however low its score."""
     if hasattr(network, "roi_heads"):
         network.roi_heads.score_thresh = 0.0
     else:
@@ -36,30 +36,30 @@ def scene():
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_with_the_same_weights_the_network_gives_what_torchvisions_gives(head):
+def test_same_weights_give_the_same_output_as_in_torchvision(head):
     torch.manual_seed(0)
     reference, network = theirs(head, 6), create_detector("resnet50", head=head, n_classes=6, **SIZES)
     network.load_state_dict(reference.state_dict(), strict=True)
     images, targets = scene()
     with torch.no_grad():
-        for found, expected in zip(loose(network).eval()(images), loose(reference).eval()(images), strict=True):
+        for found, expected in zip(with_all_boxes(network).eval()(images), with_all_boxes(reference).eval()(images), strict=True):
             assert len(found["boxes"]) > 10
             assert torch.equal(found["labels"], expected["labels"])
             torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
-        torch.manual_seed(2)  # of the proposals that Faster R-CNN draws
+        torch.manual_seed(2)  # for the proposals that Faster R-CNN draws
         losses = network.train()(images, targets)
         torch.manual_seed(2)
         torch.testing.assert_close(losses, reference.train()(images, targets), rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_network_gives_does_not_depend_on_the_images_that_it_saw_before():
+def test_output_does_not_depend_on_previous_images():
     torch.manual_seed(0)
-    fresh = loose(create_detector("resnet18", head="fasterrcnn", n_classes=3, img_size=28, max_size=60)).eval()
-    used = loose(create_detector("resnet18", head="fasterrcnn", n_classes=3, img_size=28, max_size=60)).eval()
+    fresh = with_all_boxes(create_detector("resnet18", head="fasterrcnn", n_classes=3, img_size=28, max_size=60)).eval()
+    used = with_all_boxes(create_detector("resnet18", head="fasterrcnn", n_classes=3, img_size=28, max_size=60)).eval()
     used.load_state_dict(fresh.state_dict())
     with torch.no_grad():
-        used([torch.rand(3, 45, 28)])  # in a tensor of 64 x 32 pixels: at a stride of 32 two rows, for 45 pixels
+        used([torch.rand(3, 45, 28)])  # padded to 64 x 32 pixels: at a stride of 32, two rows for 45 pixels
         image = torch.rand(3, 56, 28)
         (after_another,), (at_first,) = used([image]), fresh([image])
     assert len(at_first["boxes"]) > 10
@@ -70,11 +70,13 @@ def test_what_a_network_gives_does_not_depend_on_the_images_that_it_saw_before()
 @pytest.mark.parametrize(
     ("head", "published"), [("fcos", FCOS_ResNet50_FPN_Weights), ("fasterrcnn", FasterRCNN_ResNet50_FPN_Weights)]
 )
-def test_the_network_for_coco_has_the_published_number_of_parameters(head, published):
+def test_the_coco_network_has_the_published_number_of_parameters(head, published):
     with torch.device("meta"):
         network = create_detector("resnet50", head=head, n_classes=91)
     norms = sum(p.numel() for norm in network.modules() if isinstance(norm, nn.BatchNorm2d) for p in norm.parameters())
-    assert sum(p.numel() for p in network.parameters()) - norms == published.DEFAULT.meta["num_params"]  # its norms are frozen
+    assert (
+        sum(p.numel() for p in network.parameters()) - norms == published.DEFAULT.meta["num_params"]
+    )  # torchvision's norms are frozen
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_anchors_follow_the_strides_of_the_maps(name, options, strides):
     assert [128 // one.shape[-1] for one in maps.values()] == strides
 
 
-def test_anchors_of_faster_rcnn_are_eight_strides_large_in_three_shapes():
+def test_faster_rcnn_anchors_have_eight_strides_and_three_shapes():
     network = create_detector("resnet18", head="fasterrcnn", n_classes=4, width=64, img_size=64)
     assert network.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
     assert set(network.rpn.anchor_generator.aspect_ratios) == {(0.5, 1.0, 2.0)}
@@ -115,14 +117,14 @@ def test_a_backbone_without_enough_feature_maps_is_refused():
         create_detector("lenet", n_classes=3, img_size=32)
 
 
-def test_a_threshold_reaches_either_detector():
+def test_score_threshold_is_passed_to_both_detectors():
     build = partial(create_detector, "resnet18", n_classes=3, width=64, img_size=64, score_threshold=0.3)
     assert build().score_thresh == build(head="fasterrcnn").roi_heads.score_thresh == 0.3
     assert create_detector("resnet18", n_classes=3, width=64).transform.max_size == 1333
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_weights_of_a_classification_network_and_of_a_whole_one_are_taken(head, tmp_path, caplog):
+def test_weights_of_a_classification_network_and_of_a_whole_detector_load(head, tmp_path, caplog):
     reference = randomize(torchvision.models.resnet18(), img_size=64)
     torch.save(reference.state_dict(), tmp_path / "resnet18.pth")
     build = partial(create_detector, "resnet18", head=head, width=64, img_size=64)
@@ -134,15 +136,15 @@ def test_weights_of_a_classification_network_and_of_a_whole_one_are_taken(head, 
     caplog.clear()
     other = build(n_classes=3, pretrained=tmp_path / "whole.pth")
     assert torch.equal(other.backbone.fpn.inner_blocks[0][0].weight, network.backbone.fpn.inner_blocks[0][0].weight)
-    assert "left out: " + ("head.classification_head.cls_logits" if head == "fcos" else "roi_heads.box_predictor") in caplog.text
+    assert "skipped: " + ("head.classification_head.cls_logits" if head == "fcos" else "roi_heads.box_predictor") in caplog.text
 
 
-def test_the_whole_detector_is_counted_with_as_many_proposals_as_it_looks_at():
+def test_macs_are_counted_with_the_number_of_proposals_that_the_detector_processes():
     torch.manual_seed(0)
     network = create_detector("resnet18", head="fasterrcnn", n_classes=5, width=64, img_size=64)
     counted = count(network, 3, 64)
     n_anchors = 3 * sum((64 // stride) ** 2 for stride in (4, 8, 16, 32, 64))
-    assert n_anchors > 1000  # of which a thousand are looked at
+    assert n_anchors > 1000  # of which a thousand are processed
     per_proposal = 49 * 64 * 1024 + 1024 * 1024 + 1024 * 5 * (1 + 4)
     assert counted.stages["roi_heads"][1] == pytest.approx(1000 * per_proposal, rel=0.001)
     assert counted.params == sum(p.numel() for p in network.parameters())

@@ -1,4 +1,4 @@
-"""`pretrained`: files of others and our own, into models of other classes, channels and image sizes."""
+"""`pretrained`: files of this project and others, loaded into models with other classes, channels and image sizes."""
 
 import argparse
 import logging
@@ -60,18 +60,18 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     return str(error.value)
 
 
-# --- what a file may look like ---
+# --- formats of files ---
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
-def test_prefixes_of_wrappers_are_taken_off(lenet, tmp_path, prefix, suffix):
+def test_wrapper_prefixes_are_removed(lenet, tmp_path, prefix, suffix):
     path = save({prefix + name: value for name, value in lenet.state_dict().items()}, tmp_path / f"weights{suffix}")
     assert_same_weights(create_model("lenet", pretrained=path), lenet)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "state_dict_ema", "model_ema"])
-def test_weights_are_found_under_the_keys_that_training_scripts_use(lenet, tmp_path, key):
+def test_weights_are_found_under_the_keys_of_training_scripts(lenet, tmp_path, key):
     checkpoint = {"epoch": 3, "arch": "lenet", key: lenet.state_dict(), "optimizer": {"state": {}, "param_groups": []}}
     assert_same_weights(create_model("lenet", pretrained=save(checkpoint, tmp_path / "last.pth")), lenet)
 
@@ -87,27 +87,27 @@ def test_an_averaged_model_of_torch_loads_without_its_counter(lenet, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_the_options_that_training_scripts_save_beside_the_weights_are_no_obstacle(lenet, tmp_path, zipped):
+def test_options_saved_along_with_the_weights_are_ignored(lenet, tmp_path, zipped):
     checkpoint = {"state_dict": lenet.state_dict(), "args": argparse.Namespace(lr=0.1, model="lenet")}
     torch.save(checkpoint, tmp_path / "last.pth", _use_new_zipfile_serialization=zipped)
     assert_same_weights(create_model("lenet", pretrained=tmp_path / "last.pth"), lenet)
 
 
 @pytest.mark.parametrize("folder", ["", "ckpt/best"])
-def test_a_checkpoint_folder_and_a_run_folder_stand_for_their_weights(lenet, tmp_path, folder):
+def test_weights_are_read_from_a_checkpoint_folder_and_from_a_run_folder(lenet, tmp_path, folder):
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     save(lenet.state_dict(), tmp_path / folder / "model.safetensors")
     assert_same_weights(create_model("lenet", pretrained=str(tmp_path)), lenet)
 
 
-def test_half_precision_weights_become_the_models_own_precision(lenet, tmp_path):
+def test_half_precision_weights_are_converted_to_the_precision_of_the_model(lenet, tmp_path):
     path = save({name: value.half() for name, value in lenet.state_dict().items()}, tmp_path / "half.safetensors")
     model = create_model("lenet", pretrained=path)
     assert model.fc1.weight.dtype == torch.float32
     assert torch.equal(model.fc1.weight, lenet.fc1.weight.half().float())
 
 
-def test_old_files_without_the_counters_of_batchnorm_load(resnet18, tmp_path):
+def test_old_files_without_batchnorm_counters_load(resnet18, tmp_path):
     old = {name: value for name, value in resnet18.state_dict().items() if not name.endswith("num_batches_tracked")}
     model = create_model("resnet18", pretrained=save(old, tmp_path / "old.safetensors"))
     assert torch.equal(model.layer4[1].bn2.running_var, resnet18.layer4[1].bn2.running_var)
@@ -116,7 +116,7 @@ def test_old_files_without_the_counters_of_batchnorm_load(resnet18, tmp_path):
 # --- other classes, channels, image sizes ---
 
 
-def test_a_classifier_of_other_classes_is_left_out_by_name_and_the_rest_loads(resnet18, resnet18_file, caplog):
+def test_a_classifier_for_other_classes_is_skipped_and_named_and_the_rest_loads(resnet18, resnet18_file, caplog):
     torch.manual_seed(0)
     untrained = create_model("resnet18", n_classes=10)
     torch.manual_seed(0)
@@ -126,27 +126,27 @@ def test_a_classifier_of_other_classes_is_left_out_by_name_and_the_rest_loads(re
     assert_same_weights(model, resnet18)
     (record,) = [record for record in caplog.records if record.name == "models.loading.pretrained"]
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"weights from {resnet18_file}; left out: fc.weight, fc.bias"
+    assert record.getMessage() == f"weights from {resnet18_file}; skipped: fc.weight, fc.bias"
 
 
-def test_nothing_is_left_out_of_a_file_that_fits(resnet18, resnet18_file, caplog):
+def test_a_matching_file_loads_completely(resnet18, resnet18_file, caplog):
     with caplog.at_level(logging.INFO, logger="models.loading.pretrained"):
         assert_same_weights(create_model("resnet18", pretrained=resnet18_file), resnet18)
     assert [record.getMessage() for record in caplog.records] == [f"weights from {resnet18_file}"]
 
 
-def test_a_head_for_another_image_size_is_left_out_where_it_does_not_fit(lenet, tmp_path, caplog):
+def test_layers_of_a_head_for_another_image_size_are_skipped_if_they_do_not_fit(lenet, tmp_path, caplog):
     path = save(lenet.state_dict(), tmp_path / "lenet.pth")
     model = create_model("lenet", img_size=40, pretrained=path)
     assert torch.equal(model.conv2.weight, lenet.conv2.weight)
     assert torch.equal(model.fc3.weight, lenet.fc3.weight)
-    assert not torch.equal(model.fc1.bias, lenet.fc1.bias)  # half of a layer would be neither the one nor the other
-    assert "left out: fc1.weight, fc1.bias" in caplog.text
+    assert not torch.equal(model.fc1.bias, lenet.fc1.bias)  # a layer is loaded as a whole or not at all
+    assert "skipped: fc1.weight, fc1.bias" in caplog.text
 
 
 @pytest.fixture(params=["resnet18", "vit_tiny"])
 def reference(request) -> tuple[nn.Module, dict]:
-    """A published model, and what create_model needs to take its weights."""
+    """Return a published model, and the arguments with which create_model loads its weights."""
     if request.param == "resnet18":
         theirs, path, options = "resnet18", "resnet18_file", {}
     else:
@@ -155,7 +155,7 @@ def reference(request) -> tuple[nn.Module, dict]:
 
 
 @pytest.mark.parametrize("channels", [1, 6])
-def test_one_channel_or_the_colors_twice_answer_as_the_gray_image_would(reference, channels, caplog):
+def test_one_channel_and_repeated_colors_give_the_logits_of_a_gray_image(reference, channels, caplog):
     theirs, options = reference
     with caplog.at_level(logging.INFO, logger="models.loading.pretrained"):
         model = create_model(in_channels=channels, **options).eval()
@@ -164,8 +164,8 @@ def test_one_channel_or_the_colors_twice_answer_as_the_gray_image_would(referenc
     assert caplog.messages[-1] == f"weights from {options['pretrained']}; adapted: {model.FIRST_CONV}.weight"
 
 
-@pytest.mark.parametrize(("channels", "colours"), [(2, [0, 1]), (4, [0, 1, 2, 0])])
-def test_other_numbers_of_channels_get_the_colors_in_turn_at_the_same_scale(reference, channels, colors):
+@pytest.mark.parametrize(("channels", "colors"), [(2, [0, 1]), (4, [0, 1, 2, 0])])
+def test_other_channel_counts_get_the_colors_in_turn_at_the_same_scale(reference, channels, colors):
     theirs, options = reference
     model = create_model(in_channels=channels, **options)
     expected = theirs.get_submodule(model.FIRST_CONV).weight[:, colors] * (3 / channels)
@@ -178,18 +178,18 @@ def test_a_vits_position_embedding_follows_the_image_size_as_in_timm(vit, vit_fi
     side = img_size // 8
     expected = timm.layers.resample_abs_pos_embed(vit.pos_embed.detach(), new_size=[side, side])
     torch.testing.assert_close(model.pos_embed.detach(), expected)
-    assert torch.equal(model.pos_embed[:, 0], vit.pos_embed[:, 0])  # the class token has no place in the grid
+    assert torch.equal(model.pos_embed[:, 0], vit.pos_embed[:, 0])  # the class token is not part of the grid
     assert torch.equal(model.blocks[11].mlp.fc2.weight, vit.blocks[11].mlp.fc2.weight)
 
 
-def test_positions_that_are_no_square_are_refused_in_one_line(vit, tmp_path):
+def test_a_position_embedding_that_is_not_square_is_refused_in_one_line(vit, tmp_path):
     weights = vit.state_dict() | {"pos_embed": torch.zeros(1, 67, 192)}
     with pytest.raises(ValueError, match="pos_embed holds 67 positions") as error:
         create_model("vit_tiny", img_size=64, patch_size=8, pretrained=save(weights, tmp_path / "vit.pth"))
     one_line(error)
 
 
-def test_weights_for_a_classifier_serve_as_a_source_of_feature_maps(resnet18, resnet18_file):
+def test_feature_extractor_loads_the_weights_of_a_classifier(resnet18, resnet18_file):
     features = create_model("resnet18", features_only=True, out_indices=(4,), pretrained=resnet18_file).eval()
     image = torch.randn(1, 3, 64, 64)
     (deepest,) = features(image)
@@ -197,13 +197,13 @@ def test_weights_for_a_classifier_serve_as_a_source_of_feature_maps(resnet18, re
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_every_model_says_right_which_layers_depend_on_classes_and_channels(name):
+def test_only_classifiers_and_first_conv_depend_on_classes_and_channels(name):
     with torch.device("meta"):
         published, model = create_model(name), create_model(name, n_classes=7, in_channels=5)
     ours, theirs = model.state_dict(), published.state_dict()
     assert ours.keys() == theirs.keys()
     differ = {key for key in ours if ours[key].shape != theirs[key].shape}
-    # of airbench, the number of whitened patches' channels follows those of the image
+    # in airbench, the number of channels after whitening depends on that of the image
     follows = {"groups.0.conv1"} if name.startswith("airbench") else set()
     assert {key.rpartition(".")[0] for key in differ} == {*model.CLASSIFIERS, model.FIRST_CONV} | follows
 
@@ -212,21 +212,21 @@ def test_every_model_says_right_which_layers_depend_on_classes_and_channels(name
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
-def test_a_timm_model_takes_a_file_into_other_classes_channels_and_image_sizes(name, tmp_path, caplog):
+def test_a_timm_model_loads_a_file_for_other_classes_channels_and_image_sizes(name, tmp_path, caplog):
     published = timm.create_model(name)
     path = save(published.state_dict(), tmp_path / "published.pth")
     assert_same_weights(create_model(f"timm/{name}", pretrained=path), published)
     model = create_model(f"timm/{name}", n_classes=10, in_channels=1, img_size=96, pretrained=path).eval()
     assert model(torch.randn(1, 1, 96, 96)).shape == (1, 10)
     classifier, first = published.pretrained_cfg["classifier"], published.pretrained_cfg["first_conv"]
-    assert f"left out: {classifier}.weight, {classifier}.bias; adapted: " in caplog.text
+    assert f"skipped: {classifier}.weight, {classifier}.bias; adapted: " in caplog.text
     ours, theirs = model.get_submodule(first).weight, published.get_submodule(first).weight
     assert torch.allclose(ours, theirs.sum(1, keepdim=True))
-    assert torch.equal(*(list(m.state_dict().values())[-8] for m in (model, published)))  # deep inside
+    assert torch.equal(*(list(m.state_dict().values())[-8] for m in (model, published)))  # a tensor deep inside
 
 
-def test_timms_published_names_are_converted_as_timm_does(tmp_path):
-    """ConvNeXt's authors published under names of their own, which timm translates."""
+def test_original_names_of_published_files_are_converted_as_in_timm(tmp_path):
+    """ConvNeXt's authors published their weights under different names, which timm translates."""
     model = timm.create_model("test_convnext")
     theirs = {}
     for name, value in model.state_dict().items():
@@ -242,12 +242,12 @@ def test_timms_published_names_are_converted_as_timm_does(tmp_path):
 
 def test_a_wrong_file_for_a_timm_model_is_named_in_one_line(resnet18_file):
     for name in ("test_convnext", "test_vit", "test_resnet"):
-        with pytest.raises(ValueError, match=f"timm/{name} can't take {resnet18_file}: ") as error:
+        with pytest.raises(ValueError, match=f"timm/{name} can't load {resnet18_file}: ") as error:
             create_model(f"timm/{name}", pretrained=resnet18_file)
         one_line(error)
 
 
-# --- what is refused ---
+# --- refused files ---
 
 
 class RunsCode:
@@ -262,12 +262,12 @@ class RunsCode:
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights.bin", "weights.safetensors"])
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("place", ["at the top", "beside the weights", "among the weights"])
-def test_a_pickle_that_would_run_code_is_refused_and_has_not_run(lenet, tmp_path, place, zipped, name):
+@pytest.mark.parametrize("place", ["at the top", "next to the weights", "among the weights"])
+def test_a_pickle_that_would_run_code_is_refused_without_running_it(lenet, tmp_path, place, zipped, name):
     trap = RunsCode(tmp_path / "it-ran")
     content = {
         "at the top": trap,
-        "beside the weights": {"state_dict": lenet.state_dict(), "args": trap},
+        "next to the weights": {"state_dict": lenet.state_dict(), "args": trap},
         "among the weights": lenet.state_dict() | {"conv1.weight": trap},
     }[place]
     torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
@@ -280,7 +280,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_has_not_run(lenet, tmp_path
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_a_whole_pickled_model_is_refused_by_the_name_of_its_class(resnet18, tmp_path):
+def test_a_pickled_model_is_refused_and_its_class_named(resnet18, tmp_path):
     with pytest.raises(ValueError, match=r"is refused: .*torchvision\.models\.resnet\.ResNet"):
         create_model("resnet18", pretrained=save(resnet18, tmp_path / "model.pth"))
 
@@ -331,7 +331,7 @@ def test_a_missing_file_is_named_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("resnet50", {}, r"layer1.0.conv1.weight is \(64, 64, 3, 3\) in the file and \(64, 64, 1, 1\) in the model; .* more"),
         ("resnet34", {}, "layer1.2.conv1.weight is missing; .* more"),
@@ -343,13 +343,13 @@ def test_a_missing_file_is_named_in_one_line(tmp_path):
         ("lenet", {}, "conv1.weight is .*; .* more"),
     ],
 )
-def test_the_weights_of_another_backbone_are_refused_in_one_line(resnet18_file, name, options, said):
-    with pytest.raises(ValueError, match=f"{name} can't take {resnet18_file}: {said}") as error:
+def test_the_weights_of_another_backbone_are_refused_in_one_line(resnet18_file, name, options, message):
+    with pytest.raises(ValueError, match=f"{name} can't load {resnet18_file}: {message}") as error:
         create_model(name, pretrained=resnet18_file, **options)
     one_line(error)
 
 
-def test_a_backbone_with_a_tensor_too_few_or_too_many_is_refused(lenet, tmp_path):
+def test_a_missing_or_unknown_tensor_of_the_backbone_is_refused(lenet, tmp_path):
     few = {name: value for name, value in lenet.state_dict().items() if name != "conv2.bias"}
     with pytest.raises(ValueError, match=r"conv2.bias is missing$"):
         create_model("lenet", pretrained=save(few, tmp_path / "few.pth"))
@@ -363,26 +363,26 @@ def test_a_backbone_with_a_tensor_too_few_or_too_many_is_refused(lenet, tmp_path
 
 @pytest.fixture
 def published(monkeypatch):
-    """Stand-ins for the two sources; the list names what was asked for."""
-    asked = []
+    """Replace both sources of published weights, and return the list of requests."""
+    requests = []
 
     create = timm.create_model
 
-    def of_torchvision(weights, progress, check_hash, weights_only):
+    def from_torchvision(weights, progress, check_hash, weights_only):
         assert check_hash
         assert weights_only
-        asked.append(f"torchvision {weights}")
+        requests.append(f"torchvision {weights}")
         return torchvision.models.resnet18().state_dict()
 
-    def of_timm(name, pretrained=False, **options):
+    def from_timm(name, pretrained=False, **options):
         if pretrained:
-            asked.append(f"timm {name}")
+            requests.append(f"timm {name}")
         return create(name, **options)
 
-    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", of_torchvision)
-    monkeypatch.setattr(timm, "create_model", of_timm)
-    monkeypatch.setattr("models.loading.pretrained._expect_hub", lambda weights_of: None)
-    return asked
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", from_torchvision)
+    monkeypatch.setattr(timm, "create_model", from_timm)
+    monkeypatch.setattr("models.loading.pretrained._require_hub", lambda repository: None)
+    return requests
 
 
 @pytest.mark.parametrize(
@@ -394,32 +394,32 @@ def published(monkeypatch):
         ("timm/resnet18", "timm resnet18"),
     ],
 )
-def test_the_published_weights_are_torchvisions_or_where_it_has_none_timms(published, name, source):
+def test_published_weights_come_from_torchvision_or_else_from_timm(published, name, source):
     create_model(name, n_classes=10, pretrained=True)
     assert published == [source]
 
 
-def test_the_published_weights_of_googlenet_bring_the_range_of_their_colors(monkeypatch):
+def test_published_weights_of_googlenet_set_transform_input(monkeypatch):
     theirs = torchvision.models.googlenet(init_weights=False)
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *args, **kwargs: theirs.state_dict())
     assert create_model("googlenet", pretrained=True).transform_input
     assert not create_model("googlenet").transform_input
 
 
-def test_a_model_that_nobody_publishes_is_named_in_one_line(published):
+def test_a_model_without_published_weights_is_named_in_one_line(published):
     for name in ("lenet", "timm/seresnet18"):
         with pytest.raises(ValueError, match=f"nobody publishes weights for {name}; give model.pretrained a file"):
             create_model(name, pretrained=True)
     assert published == []
 
 
-def test_without_a_network_one_line_says_what_to_do(monkeypatch):
+def test_without_a_network_the_error_says_what_to_do(monkeypatch):
     def offline(name, **options):
-        raise ValueError("no network")  # as the hub's client has it
+        raise ValueError("no network")  # as the hub's client does
 
     model = create_model("hrnet_w18_small")
     monkeypatch.setattr(timm, "create_model", offline)
-    monkeypatch.setattr("models.loading.pretrained._expect_hub", lambda weights_of: None)
+    monkeypatch.setattr("models.loading.pretrained._require_hub", lambda repository: None)
     with pytest.raises(OSError, match=r"can't be fetched \(no network\); download them elsewhere") as error:
         load_pretrained(model, "hrnet_w18_small", True)
     one_line(error)
