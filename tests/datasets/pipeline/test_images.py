@@ -17,8 +17,10 @@ from torchvision.transforms.v2 import functional as v2
 from datasets import Files
 from datasets.pipeline import images as files
 from datasets.pipeline.images import EvaluationImages, ImageFile, Request, TrainingImages, UnreadableImage, random_box
-from datasets.pipeline.loaders import FileTraining, Preparation, ReusedMemory, Workers, eval_loader, train_loader
+from datasets.pipeline.loaders import eval_loader, train_loader
 from datasets.pipeline.order import Order
+from datasets.pipeline.preparation import Preparation
+from datasets.pipeline.workers import ReusedMemory, Workers
 from tests.running import run_command
 
 CPU = torch.device("cpu")
@@ -68,17 +70,15 @@ def preparation(**kwargs):
 
 
 def training_images(**kwargs):
-    img_size = kwargs.pop("img_size", 224)
-    crop = {"scale": (0.08, 1.0), "interpolation": "bilinear", "seed": 1}
-    off = {"hflip": False, "policy": None, "magnitude": 9, "color_jitter": 0, "erasing": 0, "mean": HALF["mean"]}
-    images = TrainingImages(**{**crop, **off, **kwargs})
-    images.img_size = img_size  # that read() asks for
+    prepare = preparation(**{"img_size": 224, "hflip": False, **kwargs})
+    images = TrainingImages(prepare, seed=1)
+    images.img_size = prepare.img_size  # which read() uses
     return images
 
 
 def read(images, paths, epoch=0):
     out = torch.zeros(len(paths), 3, images.img_size, images.img_size, dtype=torch.uint8)
-    images(Request(np.array([str(path).encode() for path in paths]), epoch, np.arange(len(paths))), out)
+    images(Request(np.array([str(path).encode() for path in paths]), np.arange(len(paths)), epoch), out)
     return out
 
 
@@ -371,11 +371,11 @@ def test_evaluation_of_files_sees_every_sample_once(split, n, world_size):
 def test_what_a_worker_is_given_does_not_grow_with_the_number_of_files(split, monkeypatch):
     sent = []
     monkeypatch.setattr(
-        "datasets.pipeline.loaders.DataLoader", lambda dataset, **kw: sent.append(pickle.dumps(dataset.read)) or []
+        "datasets.pipeline.workers.DataLoader", lambda dataset, **kw: sent.append(pickle.dumps(dataset.read)) or []
     )
     for n in (10, 100_000):
         many = Files(np.repeat(split.paths[:1], n), torch.zeros(n, dtype=torch.int64))
-        list(FileTraining(many, Order(n, 5, seed=1), preparation(), Workers(2), CPU).batches(0, 1))
+        list(train_loader(many, Order(n, 5, seed=1), preparation(), Workers(2), CPU).batches(0, 1))
     assert len(sent) == 2
     assert len(sent[0]) == len(sent[1])
 
@@ -440,7 +440,7 @@ def test_a_file_name_of_any_bytes_can_be_read(tmp_path):
     path = Path(tmp_path) / "名 \udcff.jpg"
     path.write_bytes(jpeg_bytes())
     out = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
-    EvaluationImages(24, 0.875, "bilinear")(Request(np.array([str(path).encode("utf-8", "surrogateescape")])), out)
+    EvaluationImages(24, 0.875, "bilinear")(Request(np.array([str(path).encode("utf-8", "surrogateescape")]), np.arange(1)), out)
     assert out.any()
 
 

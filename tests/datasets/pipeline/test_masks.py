@@ -258,7 +258,7 @@ class TestWhatIsWrong:
     def test_what_was_found_right_is_not_looked_at_again_until_it_changes(self, folder, monkeypatch):
         split = pairs_in(folder, IGNORED)
         check_masks(split, 3)
-        monkeypatch.setattr("datasets.pipeline.masks.what_is_wrong", lambda split, i, n_classes: "looked at")
+        monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda split, i, n_classes: "looked at")
         check_masks(split, 3)
         with pytest.raises(OSError, match="looked at"):
             check_masks(split, 4)
