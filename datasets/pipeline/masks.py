@@ -231,9 +231,6 @@ def _size_mismatch(of_mask: str, mask: np.ndarray, image: ImageFile) -> str | No
     return f"{of_mask} is {mask.shape[1]}x{mask.shape[0]}, and its image {image.path} is {image.width}x{image.height}"
 
 
-def highest_label(masks: np.ndarray, ignored: int) -> int:
-    highest = 0
-    for path in masks:
-        labels = read_mask(os.fsdecode(path))
-        highest = max(highest, int(labels[labels != ignored].max(initial=0)))
-    return highest
+def highest_label(split: MaskedFiles) -> int:
+    masks = (read_mask(os.fsdecode(path)) for path in split.labels)
+    return max(int(mask[mask != split.ignored].max(initial=0)) for mask in masks)

@@ -43,7 +43,7 @@ class Files:
 
 
 Split = Images | Files  # a subclass may bring its own train_loader and eval_loader, as in masks.py and boxes.py
-AnySplit = TypeVar("AnySplit", bound=Split)
+AnySplit = TypeVar("AnySplit", bound=Split)  # a split and its parts have one type
 
 
 @dataclass(frozen=True)
@@ -90,4 +90,4 @@ def hold_out(split: AnySplit, ratio: float, seed: int) -> tuple[AnySplit, AnySpl
     if not 0 < n_held_out < len(split):
         raise ValueError(f"holding out {ratio:g} of {len(split)} training samples leaves one side empty")
     held_out, kept = order[:n_held_out].sort().values, order[n_held_out:].sort().values
-    return split.subset(kept), split.subset(held_out)
+    return split.subset(kept), split.subset(held_out)  # type: ignore[return-value]  # mypy resolves Self to the bound, a union

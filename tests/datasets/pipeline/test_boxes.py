@@ -196,8 +196,8 @@ class TestWhatIsWrong:
             (lambda c: c["categories"].pop(), r"the category 3, which isn't declared|declares other categories"),
             (lambda c: c["categories"][0].update(name="green"), r"val.json declares other categories than"),
             (lambda c: c["categories"][0].update(id=123456), r"the ids of categories must be whole numbers"),
-            (lambda c: c.pop("images"), r"train.json is no file of COCO annotations \(KeyError: 'images'\)"),
-            (lambda c: c["annotations"][0].pop("bbox"), r"no file of COCO annotations"),
+            (lambda c: c.pop("images"), r"train.json is not a file of COCO annotations \(KeyError: 'images'\)"),
+            (lambda c: c["annotations"][0].pop("bbox"), r"not a file of COCO annotations"),
         ],
     )
     def test_an_annotation(self, changed, edit, says):
@@ -209,7 +209,7 @@ class TestWhatIsWrong:
             coco(tmp_path)
         root = on_disk.write_coco(tmp_path / "set")
         (root / "annotations" / "val.json").write_text("{")
-        with pytest.raises(OSError, match=r"val.json is no file of COCO annotations \(JSONDecodeError"):
+        with pytest.raises(OSError, match=r"val.json is not a file of COCO annotations \(JSONDecodeError"):
             coco(root)
 
     def test_boxes_without_an_area_can_be_left_out_and_those_of_coco_are(self, changed, tmp_path):
@@ -228,7 +228,7 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize(
         ("old", "new", "says"),
         [
-            ("<name>cat</name>", "<name>unicorn</name>", "0002.xml: unicorn is no class of VOC"),
+            ("<name>cat</name>", "<name>unicorn</name>", "0002.xml: unicorn is not a class of VOC"),
             ("<ymax>20</ymax>", "<ymax>900</ymax>", "0002.xml: cat has a box outside its image"),
             ("<ymax>20</ymax>", "<ymax>1</ymax>", "0002.xml: cat has a box without an area"),
             ("<ymax>20</ymax>", "", "0002.xml: this annotation can't be read"),
