@@ -81,7 +81,7 @@ def test_evaluation_sees_every_sample_once(in_memory, n, world_size):
 
 @pytest.fixture(scope="module")
 def splits(in_files, in_memory, tmp_path_factory):
-    """Every kind of split of the project."""
+    """One split of each kind."""
     folder = tmp_path_factory.mktemp("splits")
     on_disk.write_pairs(folder / "pairs", n=12)
     on_disk.write_coco(folder / "coco", n_train=12)
