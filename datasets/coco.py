@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from datasets.pipeline.boxes import COLUMNS, BoxedFiles, clipped
-from datasets.pipeline.splits import DatasetSpec, Loaded, Source
+from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source
 
 NO_NAME = "N/A"
 MAX_CLASSES = 10_000  # a higher category id is a mistake
@@ -93,16 +93,6 @@ def _parse(path: Path) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-_JSON = partial(
-    DatasetSpec,
-    channels=3,
-    img_size=800,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    targets="boxes",
-    hflip=True,
-    in_files=True,
-)
 _coco = partial(
     load,
     train_images="train2017",
@@ -112,4 +102,7 @@ _coco = partial(
     drop_degenerate=True,
 )
 
-DATASETS = [_JSON("cocojson", load), _JSON("COCO", _coco, n_classes=91)]
+DATASETS = [
+    PHOTOGRAPHS(name="cocojson", load=load, img_size=800, targets="boxes"),
+    PHOTOGRAPHS(name="COCO", load=_coco, img_size=800, targets="boxes", n_classes=91),
+]

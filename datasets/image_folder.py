@@ -24,7 +24,7 @@ import torch
 
 from datasets.pipeline.cache import load_cached
 from datasets.pipeline.images import IMAGE_ENDINGS, EvaluationImages
-from datasets.pipeline.splits import DatasetSpec, Files, Images, Loaded, Source
+from datasets.pipeline.splits import PHOTOGRAPHS, Files, Images, Loaded, Source
 
 log = logging.getLogger(__name__)
 
@@ -182,15 +182,6 @@ def _in_memory(files: Files, size: int) -> Images:
     return Images(images, files.labels)
 
 
-_FOLDER = partial(
-    DatasetSpec,
-    load=load,
-    channels=3,
-    img_size=IMG_SIZE,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    hflip=True,
-    in_files=True,
-)
+_FOLDER = partial(PHOTOGRAPHS, load=load, img_size=IMG_SIZE)
 
-DATASETS = [_FOLDER("imagefolder"), _FOLDER("ImageNet", n_classes=1000)]
+DATASETS = [_FOLDER(name="imagefolder"), _FOLDER(name="ImageNet", n_classes=1000)]

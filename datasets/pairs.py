@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.pipeline.images import IMAGE_ENDINGS, UnreadableImage
 from datasets.pipeline.masks import IGNORED, MaskedFiles, check_masks, highest_label
-from datasets.pipeline.splits import DatasetSpec, Loaded, Source, hold_out
+from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source, hold_out
 
 MASK_ENDINGS = (".png", ".bmp", ".gif")  # lossless
 
@@ -62,16 +62,4 @@ def _by_name(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-DATASETS = [
-    DatasetSpec(
-        "pairs",
-        load,
-        channels=3,
-        img_size=512,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        targets="masks",
-        hflip=True,
-        in_files=True,
-    )
-]
+DATASETS = [PHOTOGRAPHS(name="pairs", load=load, img_size=512, targets="masks")]

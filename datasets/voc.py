@@ -17,7 +17,7 @@ import numpy as np
 
 from datasets.pipeline.boxes import COLUMNS, BoxedFiles, clipped
 from datasets.pipeline.masks import MaskedFiles, check_masks
-from datasets.pipeline.splits import DatasetSpec, Loaded, Source
+from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source
 
 CLASSES: tuple[str, ...]
 CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable")
@@ -114,16 +114,6 @@ def _objects(annotation: Path) -> list[list[float]]:
     return rows
 
 
-_VOC = partial(
-    DatasetSpec,
-    name="VOC",
-    channels=3,
-    img_size=512,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    n_classes=len(CLASSES),
-    hflip=True,
-    in_files=True,
-)
+_VOC = partial(PHOTOGRAPHS, name="VOC", img_size=512, n_classes=len(CLASSES))
 
 DATASETS = [_VOC(load=load_masks, targets="masks"), _VOC(load=load_boxes, targets="boxes")]

@@ -39,7 +39,7 @@ class CropAndFlip:
     two rows, channels or images pad both. `unpadded` is a view of the original images, which saves a second copy of them.
     """
 
-    def __init__(self, images: Tensor, *, padding: int, padding_mode: str, hflip: bool | str, seed: int) -> None:
+    def __init__(self, images: Tensor, padding: int, padding_mode: str, hflip: bool | str, seed: int) -> None:
         self.n, channels, height, width = images.shape
         self.padding, self.hflip, self.seed = padding, hflip, seed
         between = padding if padding_mode == "constant" else 2 * padding

@@ -89,13 +89,8 @@ class InMemoryTraining:
 
     def __init__(self, split: Images, order: Order, prepare: Preparation, device: torch.device) -> None:
         self.order, self.size, self.labels = order, prepare.size, split.labels.to(device)
-        self.cut = CropAndFlip(
-            split.images.to(device),
-            padding=prepare.crop_padding,
-            padding_mode=prepare.padding_mode,
-            hflip=prepare.hflip,
-            seed=order.seed,
-        )
+        images, padding = split.images.to(device), prepare.crop_padding
+        self.cut = CropAndFlip(images, padding, prepare.padding_mode, prepare.hflip, order.seed)
         self.split = Images(self.cut.unpadded, self.labels)  # who keeps this split instead doesn't hold the images twice
         self.jitter = ColorJitter(prepare.color_jitter, order.seed) if prepare.color_jitter else None
         self.cutout = Cutout(prepare.cutout, order.seed) if prepare.cutout else None

@@ -61,14 +61,8 @@ class InMemoryMaskTraining:
     def __init__(self, split: MaskedImages, order: Order, prepare: Preparation, device: torch.device) -> None:
         self.order = order
         # labels are raised by one, so that the zeros of the padding become IGNORED when one is subtracted
-        both = torch.cat([split.images, (split.labels + 1).unsqueeze(1)], dim=1)
-        self.cut = CropAndFlip(
-            both.to(device),
-            padding=prepare.crop_padding,
-            padding_mode=prepare.padding_mode,
-            hflip=prepare.hflip,
-            seed=order.seed,
-        )
+        both = torch.cat([split.images, (split.labels + 1).unsqueeze(1)], dim=1).to(device)
+        self.cut = CropAndFlip(both, prepare.crop_padding, prepare.padding_mode, prepare.hflip, order.seed)
         self.jitter = ColorJitter(prepare.color_jitter, order.seed) if prepare.color_jitter else None
         self.normalize = prepare.normalize(device)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +82,10 @@ class DatasetSpec:
     targets: str = "classes"  # or masks, or boxes; a dataset with several kinds has a spec for each
     any_size: bool = False  # generated at the size that the model expects
     in_files: bool = False  # decoded by workers, unless data.in_memory is true
+
+
+# images in files of three channels, normalized by ImageNet's statistics
+PHOTOGRAPHS = partial(DatasetSpec, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), hflip=True, in_files=True)
 
 
 def hold_out(split: AnySplit, ratio: float, seed: int) -> tuple[AnySplit, AnySplit]:

@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -97,24 +96,17 @@ class _Reader(Dataset):
 
 
 def _kill(workers: set[BaseProcess]) -> None:
-    while workers:
-        worker = workers.pop()
-        with _default_sigchld():
+    """Kill processes, without torch's signal handler, which reports the death of a worker as a failure."""
+    has_handler = workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if has_handler else None
+    try:
+        while workers:
+            worker = workers.pop()
             worker.kill()
             worker.join()
-
-
-@contextmanager
-def _default_sigchld() -> Iterator[None]:
-    """Suspend torch's signal handler, which reports the death of a worker as a failure."""
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        if has_handler:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 class CroppedBatches:
