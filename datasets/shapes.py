@@ -66,7 +66,7 @@ def load_objects(
     difficulty: float = 0.5,
     max_objects: int = 3,
 ) -> Loaded:
-    """Load several objects per image. Masks and boxes have a class more, background, which is 0.
+    """Load several objects per image. Masks and boxes have one more class: 0, background.
 
     `size` null generates images at the size that the model sees, data.img_size; another size is resized to that.
     """

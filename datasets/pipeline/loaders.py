@@ -91,7 +91,7 @@ class InMemoryTraining:
         self.order, self.size, self.labels = order, prepare.size, split.labels.to(device)
         images, padding = split.images.to(device), prepare.crop_padding
         self.cut = CropAndFlip(images, padding, prepare.padding_mode, prepare.hflip, order.seed)
-        self.split = Images(self.cut.unpadded, self.labels)  # who keeps this split instead doesn't hold the images twice
+        self.split = Images(self.cut.unpadded, self.labels)  # replaces the original, so that images aren't held twice
         self.jitter = ColorJitter(prepare.color_jitter, order.seed) if prepare.color_jitter else None
         self.cutout = Cutout(prepare.cutout, order.seed) if prepare.cutout else None
         self.normalize = prepare.normalize(device)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from datasets.pipeline.counters import derive
 
-MIX = 6  # separates this use of the seed from the others
+MIX = 6  # separates this use of the seed from others
 
 
 @dataclass(frozen=True)
