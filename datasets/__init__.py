@@ -1,7 +1,7 @@
-"""Data sets, one file per family, and the loaders that make batches of them.
+"""Datasets, one module per family, and the pipeline that makes batches of them.
 
-A family file holds a table `DATASETS`, name -> DatasetSpec, and is found by being here. Images are uint8 until the device that
-trains has them; a split is either `Images`, all in memory, or `Files`, decoded by workers.
+Each module directly in this folder holds a table `DATASETS`, a list of DatasetSpec. Images stay uint8 until they are on the
+training device. A split is either `Images`, held in memory, or `Files`, decoded by workers.
 """
 
 import sys
@@ -10,7 +10,7 @@ from datasets.pipeline import splits
 from datasets.pipeline.catalog import find_dataset, list_datasets
 from datasets.pipeline.splits import DatasetSpec, Files, Images, Loaded, Source, Split
 
-# `from datasets.splits import ...` is what plugins written for earlier versions say
+# plugins import from datasets.splits
 sys.modules[f"{__name__}.splits"] = splits
 
 __all__ = ["DatasetSpec", "Files", "Images", "Loaded", "Source", "Split", "find_dataset", "list_datasets"]

@@ -2,8 +2,8 @@
 
 Alex Krizhevsky (2009): Learning Multiple Layers of Features from Tiny Images. https://www.cs.toronto.edu/~kriz/cifar.html
 
-The files are pickles. Their published checksums say that they are the known ones; where these are not asked for
-(`verify: false`), the unpickler still builds nothing but arrays, bytes and plain values.
+The files are pickles, which are compared to their published checksums. If that is turned off (`verify: false`), the unpickler
+still creates only arrays, bytes and plain values.
 """
 
 import pickle
@@ -31,16 +31,16 @@ ALLOWED = {
 class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it imports {module}.{name}")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def read_pickle(path: Path) -> dict:
+def read_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return ArrayUnpickler(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
-        raise OSError(f"{path} is refused: it is no CIFAR file ({error})") from error
+        raise OSError(f"{path} is refused: it is not a CIFAR file ({error})") from error
     except (EOFError, AttributeError, IndexError, KeyError, ValueError) as error:
         raise OSError(f"{path} can't be read, maybe it is truncated ({error})") from error
 
@@ -53,28 +53,22 @@ def load(source: Source, *, fine_labels: bool) -> Loaded:
     label_key, name_key = ("fine_labels", "fine_label_names") if fine_labels else ("labels", "label_names")
     files = [*published.train_list, *published.test_list, (published.meta["filename"], published.meta["md5"])]
     wanted = [(folder / name, md5) for name, md5 in files]
+    paths, n_train = [path for path, _ in wanted], len(published.train_list)
     if missing_files(wanted, verify=False):
         fetch([(published.url, published.filename, published.tgz_md5)], source, wanted=folder, what=published.__name__)
 
     def read() -> Loaded:
-        return _read_all(published, folder, wanted, label_key, name_key, verify=source.verify)
+        if broken := missing_files(wanted, verify=source.verify):
+            raise OSError(
+                f"{broken[0]}: missing or not the published file; remove {folder} to fetch it again, or set data.verify false"
+            )
+        classes = tuple(read_pickle(paths[-1])[name_key])
+        train, test = (_read(part, label_key, len(classes)) for part in (paths[:n_train], paths[n_train:-1]))
+        return Loaded(train, test, classes)
 
     if missing_files(wanted, verify=False):
-        return read()  # which says what is missing
-    return load_cached(folder / ".cache.safetensors", [path for path, _ in wanted], verify=source.verify, read=read)
-
-
-def _read_all(
-    published: Any, folder: Path, wanted: Sequence[tuple[Path, str]], label_key: str, name_key: str, *, verify: bool
-) -> Loaded:
-    if broken := missing_files(wanted, verify=verify):
-        raise OSError(
-            f"{broken[0]}: missing or not the published file; remove {folder} to fetch it anew, or set data.verify false"
-        )
-    classes = tuple(read_pickle(folder / published.meta["filename"])[name_key])
-    train = _read([folder / name for name, _ in published.train_list], label_key, len(classes))
-    test = _read([folder / name for name, _ in published.test_list], label_key, len(classes))
-    return Loaded(train, test, classes)
+        return read()  # raises an error that names the file
+    return load_cached(folder / ".cache.safetensors", paths, verify=source.verify, read=read)
 
 
 def _read(paths: Sequence[Path], label_key: str, n_classes: int) -> Images:
@@ -83,7 +77,7 @@ def _read(paths: Sequence[Path], label_key: str, n_classes: int) -> Images:
         entry = read_pickle(path)
         pixels, found = np.asarray(entry.get("data")), entry.get(label_key)
         if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072 or found is None or len(found) != len(pixels):
-            raise OSError(f"{path} is no CIFAR file: expected n x 3072 bytes under 'data' and n numbers under {label_key!r}")
+            raise OSError(f"{path} is not a CIFAR file: expected n x 3072 bytes in 'data' and n numbers in {label_key!r}")
         if not all(0 <= label < n_classes for label in found):
             raise OSError(f"{path} holds a label outside 0 to {n_classes - 1}")
         images.append(torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()))

@@ -1,10 +1,10 @@
-"""Objects in the format of COCO: a folder of images and a JSON of annotations.
+"""Objects in the format of COCO: a folder of images and a JSON file of annotations.
 
 Tsung-Yi Lin et al. (2014): Microsoft COCO: Common Objects in Context. ECCV. https://arxiv.org/abs/1405.0312
 
-`COCO` is the published set: train2017/, val2017/ and annotations/instances_train2017.json and so on. `cocojson` is any other: by
-default train/, val/, annotations/train.json and annotations/val.json. The number of a category in the JSON is its class here;
-numbers without a category have no name, and 0 is the background. So COCO's 80 categories are among the classes 1 to 90, as in
+`COCO` is the published dataset: train2017/, val2017/, annotations/instances_train2017.json and instances_val2017.json. `cocojson`
+is any other: by default train/, val/, annotations/train.json and annotations/val.json. A category's id in the JSON is its class
+here; ids without a category have no name, and 0 is the background. So COCO's 80 categories are among the classes 1 to 90, as in
 torchvision's published weights.
 """
 
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from datasets.pipeline.boxes import COLUMNS, BoxedFiles, clipped
-from datasets.pipeline.splits import DatasetSpec, Loaded, Source
+from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source
 
 NO_NAME = "N/A"
-MOST_CLASSES = 10_000  # a category with a higher number is a mistake
+MAX_CLASSES = 10_000  # a higher category id is a mistake
 
 
 def load(
@@ -34,8 +34,8 @@ def load(
     keep_empty: bool = True,
     drop_degenerate: bool = False,
 ) -> Loaded:
-    """Names are relative to the data folder. `keep_empty` false trains without images of nothing. `drop_degenerate` leaves out
-    boxes without an area, of which COCO has two, instead of refusing them."""
+    """Names are relative to the data folder. `keep_empty` false omits images without objects from training. `drop_degenerate`
+    omits boxes without an area, of which COCO has two, instead of raising an error."""
     root = source.root
     train, classes = _read(root / train_images, root / train_annotations, drop_degenerate)
     test, of_val = _read(root / val_images, root / val_annotations, drop_degenerate)
@@ -47,28 +47,36 @@ def load(
 
 
 def _read(images: Path, annotations: Path, drop_degenerate: bool) -> tuple[BoxedFiles, tuple[str, ...]]:
-    content = _parsed(annotations)
-    classes = _classes(content["categories"], annotations)
+    content = _parse(annotations)
+    numbers = {category["id"]: category["name"] for category in content["categories"]}
+    if not numbers or not all(isinstance(number, int) and 0 <= number < MAX_CLASSES for number in numbers):
+        raise OSError(f"{annotations}: the ids of categories must be whole numbers from 1 on, below {MAX_CLASSES:,}")
+    classes = ("background", *(numbers.get(number, NO_NAME) for number in range(1, max(numbers) + 1)))
     known = {image["id"]: image for image in content["images"]}
     rows: dict[Any, list[list[float]]] = {number: [] for number in known}
     for annotation in content["annotations"]:
-        said = f"{annotations}: annotation {annotation.get('id', '?')}"
+        where = f"{annotations}: annotation {annotation.get('id', '?')}"
         image, label = known.get(annotation["image_id"]), annotation["category_id"]
         if image is None:
-            raise OSError(f"{said} is of the image {annotation['image_id']}, which isn't among the file's images")
+            raise OSError(f"{where} is of the image {annotation['image_id']}, which isn't among the file's images")
         if not 0 < label < len(classes) or classes[label] == NO_NAME:
-            raise OSError(f"{said} has the category {label}, which isn't declared")
+            raise OSError(f"{where} has the category {label}, which isn't declared")
         left, top, width, height = map(float, annotation["bbox"])
         if width <= 0 or height <= 0:
             if drop_degenerate:
                 continue
-            raise OSError(f"{said} has a box without an area, {annotation['bbox']}; data.drop_degenerate leaves such out")
-        box = clipped((left, top, left + width, top + height), image["width"], image["height"], said)
+            raise OSError(f"{where} has a box without an area, {annotation['bbox']}; data.drop_degenerate omits such boxes")
+        box = clipped((left, top, left + width, top + height), image["width"], image["height"], where)
         rows[image["id"]].append([*box, label, annotation.get("iscrowd", 0), annotation.get("area", width * height)])
-    return BoxedFiles(_paths(images, annotations, known), [_array(rows[number]) for number in known]), classes
+    existing = {os.path.relpath(os.path.join(at, name), images) for at, _, names in os.walk(images) for name in names}
+    for image in known.values():
+        if os.path.normpath(image["file_name"]) not in existing:
+            raise OSError(f"{images / image['file_name']} is missing; {annotations} has it as image {image['id']}")
+    paths = np.array([os.fsencode(images / image["file_name"]) for image in known.values()])
+    return BoxedFiles(paths, [np.array(rows[number], np.float32).reshape(-1, COLUMNS) for number in known]), classes
 
 
-def _parsed(path: Path) -> dict[str, list[dict[str, Any]]]:
+def _parse(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_bytes())
         for part, keys in (("images", ("id", "file_name", "width", "height")), ("categories", ("id", "name"))):
@@ -78,42 +86,13 @@ def _parsed(path: Path) -> dict[str, list[dict[str, Any]]]:
             raise KeyError("image_id, category_id or bbox in annotations")
     except OSError as error:
         raise OSError(
-            f"{path} can't be read ({error.strerror}); expected one, and a folder of images, for training and for validation"
+            f"{path} can't be read ({error.strerror}); expected one, and a folder of images, for each of training and validation"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise OSError(f"{path} is no file of COCO annotations ({type(error).__name__}: {error})") from error
+        raise OSError(f"{path} is not a file of COCO annotations ({type(error).__name__}: {error})") from error
     return content
 
 
-def _classes(categories: list[dict[str, Any]], annotations: Path) -> tuple[str, ...]:
-    numbers = {category["id"]: category["name"] for category in categories}
-    if not numbers or not all(isinstance(number, int) and 0 <= number < MOST_CLASSES for number in numbers):
-        raise OSError(f"{annotations}: the ids of categories must be whole numbers from 1 on, below {MOST_CLASSES:,}")
-    return ("background", *(numbers.get(number, NO_NAME) for number in range(1, max(numbers) + 1)))
-
-
-def _paths(folder: Path, annotations: Path, known: dict[Any, dict[str, Any]]) -> np.ndarray:
-    there = {os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names}
-    for image in known.values():
-        if os.path.normpath(image["file_name"]) not in there:
-            raise OSError(f"{folder / image['file_name']} is missing; {annotations} has it as image {image['id']}")
-    return np.array([os.fsencode(folder / image["file_name"]) for image in known.values()])
-
-
-def _array(rows: list[list[float]]) -> np.ndarray:
-    return np.array(rows, dtype=np.float32).reshape(-1, COLUMNS)
-
-
-_JSON = partial(
-    DatasetSpec,
-    channels=3,
-    img_size=800,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    targets="boxes",
-    hflip=True,
-    in_files=True,
-)
 _coco = partial(
     load,
     train_images="train2017",
@@ -123,4 +102,7 @@ _coco = partial(
     drop_degenerate=True,
 )
 
-DATASETS = [_JSON("cocojson", load), _JSON("COCO", _coco, n_classes=91)]
+DATASETS = [
+    PHOTOGRAPHS(name="cocojson", load=load, img_size=800, targets="boxes"),
+    PHOTOGRAPHS(name="COCO", load=_coco, img_size=800, targets="boxes", n_classes=91),
+]

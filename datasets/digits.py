@@ -3,7 +3,7 @@
 E. Alpaydin, C. Kaynak (1998): Optical Recognition of Handwritten Digits. UCI Machine Learning Repository.
 https://doi.org/10.24432/C50P49
 
-There is no official split; a fifth, with every class in proportion, is held out for the test, fixed by the seed.
+There is no official split: a stratified fifth is held out for the test, determined by the seed.
 """
 
 import torch

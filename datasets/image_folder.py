@@ -2,7 +2,7 @@
 
 Olga Russakovsky et al. (2015): ImageNet Large Scale Visual Recognition Challenge. IJCV. https://arxiv.org/abs/1409.0575
 
-The list of the files is kept, beside the data or else in the user's cache folder, and used again while no folder has changed.
+The list of files is cached, in the data folder or else in the user's cache folder, and is valid until a folder changes.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -23,32 +24,36 @@ import torch
 
 from datasets.pipeline.cache import load_cached
 from datasets.pipeline.images import IMAGE_ENDINGS, EvaluationImages
-from datasets.pipeline.splits import DatasetSpec, Files, Images, Loaded, Source
+from datasets.pipeline.splits import PHOTOGRAPHS, Files, Images, Loaded, Source
 
 log = logging.getLogger(__name__)
 
 IMG_SIZE = 224
 WORDNET = re.compile(r"n\d{8}")
-JUST_NOW = 2.0  # seconds; a change so young may have a later one in the same tick of the file system's clock
+RECENT = 2.0  # seconds; after a more recent change, another may follow with the same timestamp
 
-Listing = dict[str, np.ndarray]  # of train and val: names, relative to the set's folder, and labels
+Listing = dict[str, np.ndarray]  # of train and val: names, relative to the data folder, and labels
 
 
 def load(source: Source, *, in_memory: bool = False, exclude: str | None = None) -> Loaded:
-    """`exclude` names a file with a line for each image that is left out; tools/verify_dataset.py writes it."""
+    """`exclude` names a file with one line for each image to skip, as tools/verify_dataset.py writes it."""
     folders = class_folders(source.root)
     listing = _listing(source.root, folders)
     if exclude is not None:
         listing = _without(listing, Path(exclude).expanduser(), tuple(folders["train"]))
-    classes = readable(tuple(folders["train"]))
+    classes = class_names(tuple(folders["train"]))
+    prefix = os.fsencode(source.root) + os.fsencode(os.sep)
     train, test = (
-        Files(_joined(source.root, listing[f"{part}_names"]), torch.from_numpy(listing[f"{part}_labels"]))
+        Files(np.char.add(prefix, listing[f"{part}_names"]), torch.from_numpy(listing[f"{part}_labels"]))
         for part in ("train", "val")
     )
     if not in_memory:
         return Loaded(train, test, classes)
-    size = source.img_size or IMG_SIZE
-    _expect_to_fit(len(train) + len(test), size)
+    size, n = source.img_size or IMG_SIZE, len(train) + len(test)
+    needed, available = n * 3 * size * size, psutil.virtual_memory().total
+    if needed > available:
+        sizes = f"take {needed / 1e9:.0f} GB; there are {available / 1e9:.0f}"
+        raise OSError(f"data.in_memory: {n:,} images of {size}x{size} {sizes}")
     return load_cached(
         source.root / f".cache-{size}.safetensors",
         [Path(os.fsdecode(path)) for path in (*train.paths, *test.paths)],
@@ -58,7 +63,7 @@ def load(source: Source, *, in_memory: bool = False, exclude: str | None = None)
 
 
 def class_folders(root: Path) -> dict[str, dict[str, Path]]:
-    """The folders of train and val by the name of their class, checked to fit together."""
+    """Return the folders of train and val by class name. OSError if a folder is missing or val has other classes."""
     found = {}
     for part in ("train", "val"):
         folder = root / part
@@ -73,67 +78,57 @@ def class_folders(root: Path) -> dict[str, dict[str, Path]]:
     return found
 
 
-def readable(folders: tuple[str, ...]) -> tuple[str, ...]:
-    """What classes are called whose folders have WordNet's numbers, as ImageNet's; the names of other folders as they are."""
+def class_names(folders: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the words for folders that are all named by WordNet ids, as ImageNet's, else the names of the folders."""
     if not all(WORDNET.fullmatch(folder) for folder in folders):
         return folders
     from timm.data import ImageNetInfo
 
-    known = ImageNetInfo("imagenet-22k")
-    numbers = set(known.label_names())
-    words = [known.label_name_to_description(folder).partition(",")[0] if folder in numbers else folder for folder in folders]
-    times = Counter(words)  # a crane is a bird and a machine
-    return tuple(word if times[word] == 1 else f"{word} ({folder})" for word, folder in zip(words, folders, strict=True))
+    info = ImageNetInfo("imagenet-22k")
+    known = set(info.label_names())
+    words = [info.label_name_to_description(folder).partition(",")[0] if folder in known else folder for folder in folders]
+    counts = Counter(words)  # a crane is a bird and a machine
+    return tuple(word if counts[word] == 1 else f"{word} ({folder})" for word, folder in zip(words, folders, strict=True))
 
 
-# The list of the files
+# The list of files
 
 
 def _listing(root: Path, folders: dict[str, dict[str, Path]]) -> Listing:
     times = {f"{part}/{name}": path.stat().st_mtime_ns for part in folders for name, path in folders[part].items()}
-    stamp = json.dumps(times)  # a folder's time changes with every file that comes, goes or is renamed
-    caches = [root / ".image-list.npz", _user_cache() / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"]
+    stamp = json.dumps(times)  # a folder's time changes when a file is added, removed or renamed
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "image-backbones"
+    caches = [root / ".image-list.npz", user_cache / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"]
     for cache in caches:
         if (listing := _read_cache(cache, stamp)) is not None:
             return listing
     listing = _scan(folders)
-    if max(times.values()) / 1e9 < time.time() - JUST_NOW and not any(_write_cache(cache, stamp, listing) for cache in caches):
+    if max(times.values()) / 1e9 < time.time() - RECENT and not any(_write_cache(cache, stamp, listing) for cache in caches):
         log.info("neither %s nor %s can be written; the folder is listed each time", *caches)
     return listing
 
 
 def _scan(folders: dict[str, dict[str, Path]]) -> Listing:
-    listing = {}
+    """List the images as part/class/file, in arrays of bytes: a million strings would take many times the memory."""
+    listing: Listing = {}
     numbers = {name: number for number, name in enumerate(folders["train"])}
     for part, of_class in folders.items():
-        names = [_names_in(folder) for folder in of_class.values()]
-        labels = np.array([numbers[name] for name in of_class], dtype=np.int64)
-        listing[f"{part}_names"] = np.concatenate(names)
-        listing[f"{part}_labels"] = np.repeat(labels, [len(in_folder) for in_folder in names])
+        names, labels = [], []
+        for name, folder in of_class.items():
+            found = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_ENDINGS))
+            if not found:
+                raise OSError(f"{folder} holds no image ({', '.join(IMAGE_ENDINGS)})")
+            names.append(np.array([os.fsencode(os.path.join(part, name, file)) for file in found]))
+            labels.append(np.full(len(found), numbers[name], dtype=np.int64))
+        listing |= {f"{part}_names": np.concatenate(names), f"{part}_labels": np.concatenate(labels)}
     return listing
-
-
-def _names_in(folder: Path) -> np.ndarray:
-    """As part/class/file; one array of bytes, since a million strings would take many times the memory."""
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_ENDINGS))
-    if not found:
-        raise OSError(f"{folder} holds no image ({', '.join(IMAGE_ENDINGS)})")
-    return np.array([os.fsencode(os.path.join(folder.parent.name, folder.name, name)) for name in found])
-
-
-def _joined(root: Path, names: np.ndarray) -> np.ndarray:
-    return np.char.add(os.fsencode(root) + os.fsencode(os.sep), names)
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "image-backbones"
 
 
 def _read_cache(cache: Path, stamp: str) -> Listing | None:
     try:
-        with np.load(cache, allow_pickle=False) as file:  # a zip, which checks its own checksums
+        with np.load(cache, allow_pickle=False) as file:  # a zip file, whose checksums are verified on reading
             return {name: file[name] for name in file.files if name != "stamp"} if str(file["stamp"]) == stamp else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # whatever is wrong with it, the folders are there
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # a damaged cache: the folders are listed instead
         return None
 
 
@@ -142,7 +137,8 @@ def _write_cache(cache: Path, stamp: str, listing: Listing) -> bool:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
-            np.savez(file, stamp=np.array(stamp), **listing)
+            contents: dict[str, Any] = {"stamp": np.array(stamp), **listing}
+            np.savez(file, **contents)
         part.replace(cache)
     except OSError:
         part.unlink(missing_ok=True)
@@ -156,31 +152,25 @@ def _without(listing: Listing, exclude: Path, classes: tuple[str, ...]) -> Listi
     except OSError as error:
         raise OSError(f"data.exclude: {exclude} can't be read ({error.strerror})") from error
     excluded = np.array([line for line in lines if line and not line.startswith(b"#")], dtype="S")
-    kept = {}
+    kept: Listing = {}
     for part in ("train", "val"):
         keep = ~np.isin(listing[f"{part}_names"], excluded)
         kept |= {f"{part}_{kind}": listing[f"{part}_{kind}"][keep] for kind in ("names", "labels")}
         emptied = np.setdiff1d(listing[f"{part}_labels"], kept[f"{part}_labels"])
         if len(emptied):
             raise OSError(f"{exclude} leaves no image of {part}/{classes[emptied[0]]}")
-    n_left_out = sum(len(listing[name]) - len(kept[name]) for name in ("train_names", "val_names"))
-    if n_left_out < len(excluded):
-        log.warning("%d of the %d files in %s are not in the set", len(excluded) - n_left_out, len(excluded), exclude)
-    log.info("%d images are left out (data.exclude)", n_left_out)
+    n_skipped = sum(len(listing[name]) - len(kept[name]) for name in ("train_names", "val_names"))
+    if n_skipped < len(excluded):
+        log.warning("%d of the %d files in %s are not in the dataset", len(excluded) - n_skipped, len(excluded), exclude)
+    log.info("%d images are left out (data.exclude)", n_skipped)
     return kept
 
 
 # In memory
 
 
-def _expect_to_fit(n: int, size: int) -> None:
-    needed, there = n * 3 * size * size, psutil.virtual_memory().total
-    if needed > there:
-        raise OSError(f"data.in_memory: {n:,} images of {size}x{size} take {needed / 1e9:.0f} GB; there are {there / 1e9:.0f}")
-
-
 def _in_memory(files: Files, size: int) -> Images:
-    """Scaled and center-cropped to a common size; the decoders work outside of Python's lock, so threads will do."""
+    """Scale and center-crop the images to a common size, in threads: decoders release Python's global lock."""
     prepare = EvaluationImages(size, crop_pct=1.0, interpolation="bilinear")
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
 
@@ -188,20 +178,10 @@ def _in_memory(files: Files, size: int) -> Images:
         images[i] = prepare.read(os.fsdecode(files.paths[i]))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(read, range(len(files))):
-            pass
+        list(pool.map(read, range(len(files))))  # raises the first exception
     return Images(images, files.labels)
 
 
-_FOLDER = partial(
-    DatasetSpec,
-    load=load,
-    channels=3,
-    img_size=IMG_SIZE,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    hflip=True,
-    in_files=True,
-)
+_FOLDER = partial(PHOTOGRAPHS, load=load, img_size=IMG_SIZE)
 
-DATASETS = [_FOLDER("imagefolder"), _FOLDER("ImageNet", n_classes=1000)]
+DATASETS = [_FOLDER(name="imagefolder"), _FOLDER(name="ImageNet", n_classes=1000)]

@@ -8,10 +8,8 @@ https://arxiv.org/abs/1708.07747
 
 import gzip
 import zlib
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,34 +24,24 @@ def load(source: Source, *, fashion: bool) -> Loaded:
 
     published = FashionMNIST if fashion else MNIST
     folder = source.root / published.__name__ / "raw"
-    names = [name.removesuffix(".gz") for name, _ in published.resources]
     archives = [(folder / name, md5) for name, md5 in published.resources]
-    if not all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in names):
+    if not all(path.is_file() or path.with_suffix("").is_file() for path, _ in archives):
         urls = [(f"{published.mirrors[0]}{name}", name, md5) for name, md5 in published.resources]
         fetch(urls, source, wanted=folder, what=published.__name__, into=folder)
+    # the .gz files are preferred, because they are the ones with published checksums
+    files = [path if path.is_file() else path.with_suffix("") for path, _ in archives]
 
     def read() -> Loaded:
-        return _read_all(published, folder, archives, verify=source.verify)
+        if source.verify and (broken := missing_files(archives, verify=True)):
+            raise OSError(
+                f"{broken[0]}: missing or not the published file (the checksums are those of the .gz files); "
+                "set data.verify false to read the dataset as it is"
+            )
+        classes = tuple(published.classes)
+        train, test = (_read(*pair, len(classes)) for pair in ((files[0], files[1]), (files[2], files[3])))
+        return Loaded(train, test, classes)
 
-    files = [_packed_or_not(folder / name) for name in names]
     return load_cached(folder / ".cache.safetensors", files, verify=source.verify, read=read)
-
-
-def _read_all(published: Any, folder: Path, archives: Sequence[tuple[Path, str]], *, verify: bool) -> Loaded:
-    if verify and (broken := missing_files(archives, verify=True)):
-        raise OSError(
-            f"{broken[0]}: missing or not the published file (the checksums are those of the .gz files); "
-            "set data.verify false to read the set as it is"
-        )
-    files = [_packed_or_not(folder / path.name.removesuffix(".gz")) for path, _ in archives]
-    n_classes = len(published.classes)
-    return Loaded(_read(*files[:2], n_classes), _read(*files[2:], n_classes), tuple(published.classes))
-
-
-def _packed_or_not(path: Path) -> Path:
-    """The published .gz file where it is there: it is the one with a checksum."""
-    packed = path.with_name(f"{path.name}.gz")
-    return packed if packed.is_file() else path
 
 
 def _read(image_file: Path, label_file: Path, n_classes: int) -> Images:
@@ -61,24 +49,24 @@ def _read(image_file: Path, label_file: Path, n_classes: int) -> Images:
     if len(images) != len(labels) or labels.ndim != 1:
         raise OSError(f"{label_file} holds {len(labels)} labels for {len(images)} images")
     if len(labels) and int(labels.max()) >= n_classes:
-        raise OSError(f"{label_file} holds the label {int(labels.max())}; there are {n_classes} classes, from 0 on")
+        raise OSError(f"{label_file} holds the label {int(labels.max())}; there are {n_classes} classes, numbered from 0")
     return Images(images, labels)
 
 
 def read_idx(path: Path) -> Tensor:
-    """An array in the IDX format: two zeros, 8 for uint8, the number of dimensions, each as four bytes, then the data."""
+    """Read an array in the IDX format: two zeros, 8 for uint8, the number of dimensions, each as four bytes, then the data."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise OSError(f"{path} can't be unpacked, maybe it is truncated ({error})") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":
-        raise OSError(f"{path} is no IDX file of bytes")
+        raise OSError(f"{path} is not an IDX file of bytes")
     n_dims = data[3]
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(n_dims)]
     values = torch.frombuffer(bytearray(data), dtype=torch.uint8)[4 + 4 * n_dims :]
     if len(values) != int(torch.tensor(shape).prod()):
         raise OSError(
-            f"{path} is truncated or too long: its header promises {' x '.join(map(str, shape))} bytes, it holds {len(values)}"
+            f"{path} is truncated or too long: its header declares {' x '.join(map(str, shape))} bytes, it holds {len(values)}"
         )
     return values.view(shape)
 

@@ -1,7 +1,7 @@
 """Any folder of images and masks: train/images, train/masks, val/images, val/masks, or only images and masks.
 
-A mask is a PNG of the image's size with the number of a class in every pixel (or a palette, whose numbers count), and has the
-name of its image but for the ending.
+A mask is a PNG of the image's size that holds a class number in every pixel (or palette indices), and is named like its image
+except for the ending.
 """
 
 import os
@@ -12,15 +12,15 @@ import numpy as np
 
 from datasets.pipeline.images import IMAGE_ENDINGS, UnreadableImage
 from datasets.pipeline.masks import IGNORED, MaskedFiles, check_masks, highest_label
-from datasets.pipeline.splits import DatasetSpec, Loaded, Source, hold_out
+from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source, hold_out
 
-MASK_ENDINGS = (".png", ".bmp", ".gif")  # what loses nothing
+MASK_ENDINGS = (".png", ".bmp", ".gif")  # lossless
 
 
 def load(source: Source, *, classes: list[str] | None = None, ignore_label: int = IGNORED, test_ratio: float = 0.2) -> Loaded:
-    """`classes` are the names of 0, 1, ...; null: as many as data.n_classes or, if that is null too, the masks say.
+    """`classes` are the names of 0, 1, ...; null: their number is data.n_classes or, if that is null too, found in the masks.
 
-    Where there is no val, `test_ratio` of the images are kept apart, the same ones for the same seed.
+    Without a val folder, `test_ratio` of the images are held out, the same ones for the same seed.
     """
     if not 0 <= ignore_label <= IGNORED:
         raise ValueError(f"ignore_label is {ignore_label}; it can be 0 to {IGNORED}")
@@ -29,7 +29,10 @@ def load(source: Source, *, classes: list[str] | None = None, ignore_label: int 
         train, test = (pairs_in(root / part, ignore_label) for part in ("train", "val"))
     else:
         train, test = hold_out(pairs_in(root, ignore_label), test_ratio, source.seed)
-    n_classes = len(classes) if classes else source.n_classes or _as_many_as_there_are(train, test)
+    try:
+        n_classes = len(classes or ()) or source.n_classes or 1 + max(highest_label(split) for split in (train, test))
+    except UnreadableImage as error:
+        raise OSError(str(error)) from error
     for split in (train, test):
         check_masks(split, n_classes)
     return Loaded(train, test, tuple(classes or (f"class {i}" for i in range(n_classes))))
@@ -40,9 +43,9 @@ def pairs_in(folder: Path, ignored: int) -> MaskedFiles:
     for these, those, what in ((masks, images, "image"), (images, masks, "mask")):
         if alone := sorted(these.keys() - those.keys()):
             expected = folder / f"{what}s" / f"{alone[0]}.*"
-            raise OSError(f"{these[alone[0]]} has no {what}: there is no {expected} ({len(alone)} such)")
-    names = sorted(images)
-    return MaskedFiles(*(np.array([os.fsencode(of[name]) for name in names]) for of in (images, masks)), ignored=ignored)
+            raise OSError(f"{these[alone[0]]} has no {what}: expected {expected} ({len(alone)} such)")
+    paths, of_masks = (np.array([os.fsencode(of[name]) for name in sorted(images)]) for of in (images, masks))
+    return MaskedFiles(paths, of_masks, ignored)
 
 
 def _by_name(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
@@ -59,23 +62,4 @@ def _by_name(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _as_many_as_there_are(*splits: MaskedFiles) -> int:
-    try:
-        return 1 + max(highest_label(split.labels, split.ignored) for split in splits)
-    except UnreadableImage as error:
-        raise OSError(str(error)) from error
-
-
-DATASETS = [
-    DatasetSpec(
-        "pairs",
-        load,
-        channels=3,
-        img_size=512,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        targets="masks",
-        hflip=True,
-        in_files=True,
-    )
-]
+DATASETS = [PHOTOGRAPHS(name="pairs", load=load, img_size=512, targets="masks")]

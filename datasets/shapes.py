@@ -1,18 +1,18 @@
-"""Ten shapes, generated: colorful, of any image size, and there without a download. Made for this project, after no paper.
+"""Ten shapes, generated: colorful, at any image size, and without a download. Made for this project; there is no paper.
 
 An image is a textured background, clutter behind and in front, one or more objects of random color, texture, size, stretch,
 rotation and position, light from one side, and noise. Image i of a seed is a function of (seed, i) alone: it does not depend on
 how many are generated, in what order or in what batches.
 
-`generate` gives a class, a box and a mask for each object. `load` makes a classification set of it, with one object per image,
-`load_masks` and `load_boxes` sets for segmentation and detection, with several.
-Shapes and textures are looked up in pictures made once, each image through an affine map of its own, so that a batch costs a few
-lookups per figure and no loop over samples. The arithmetic is a sequence of single float operations, which give the same bits
-wherever in a batch a number stands; functions such as sin and lerp need not.
+`generate` returns a class, a box and a mask for each object. `load` makes a classification dataset of it, with one object per
+image, and `load_objects` datasets for segmentation and detection, with several.
+Shapes and textures are read from lookup tables, which are computed once, through an affine map per image. A batch costs a few
+lookups per figure and no loop over samples. The arithmetic is a sequence of single float operations, whose bits don't depend on
+the position in a batch; those of functions such as sin and lerp may.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -25,42 +25,39 @@ from datasets.pipeline.counters import below, derive, draws
 from datasets.pipeline.masks import MaskedImages
 from datasets.pipeline.splits import DatasetSpec, Images, Loaded, Source
 
-SHAPES = 4  # separates this use of the seed from the order's, the augmentation's and the steps'
+SHAPES = 4  # separates this use of the seed from others
 TRAIN, TEST = 0, 1
 SCENE, OBJECT, BEHIND, IN_FRONT, NOISE = range(5)
 
-SMALLEST = 16  # pixels of an image with one object; in fewer, the smallest shapes can't be told apart
+SMALLEST = 16  # pixels of an image with one object; below, the smallest shapes are indistinguishable
 N_BEHIND, N_IN_FRONT = 3, 2  # figures of clutter, at most
-VISIBLE = 0.7  # the part of an object that stays in sight; what would hide more of it is left out
-TURNS = 4096  # directions that a rotation is drawn from
-STAMP = 1.3  # a stamp shows its figure, of radius 1, from -STAMP to STAMP
-CHUNK = 1 << 18  # pixels that are rendered at a time: about what the caches of a processor hold
+VISIBLE = 0.7  # the part of an object that stays visible; a figure that would hide more of it is not painted
+TURNS = 4096  # possible rotations
+STAMP = 1.3  # a stamp covers its figure, of radius 1, from -STAMP to STAMP
+CHUNK = 1 << 18  # pixels that are rendered at a time, to fit into a processor's caches
 
 Rendered = tuple[Tensor, Tensor, Tensor]  # images, labels and masks, as below
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Images with up to K objects in each. Where there are fewer, the label is -1, the box 0 0 0 0 and the mask empty."""
+    """Images with up to K objects in each. A missing object has the label -1, the box 0 0 0 0 and an empty mask."""
 
     images: Tensor  # N 3 H W, uint8
-    labels: Tensor  # N K, int64; the first object is always there
+    labels: Tensor  # N K, int64; the first object always exists
     boxes: Tensor  # N K 4, int64: left, top, right, bottom of the mask; right and bottom are the first pixels outside
-    masks: Tensor  # N K H W, bool: the pixels in which the object is seen
+    masks: Tensor  # N K H W, bool: the pixels in which the object is visible
 
 
 def load(source: Source, *, n_train: int = 20000, n_test: int = 4000, size: int | None = None, difficulty: float = 0.5) -> Loaded:
-    """`size` null generates images as large as the model sees them, data.img_size; another size is resized to that."""
-    _check_counts(n_train, n_test)
-    size = _size(source, size)
-    _check(size, difficulty, max_objects=1)
-    train, test = (
-        _one_object_each(derive(source.seed, SHAPES, part), n, size, difficulty) for part, n in ((TRAIN, n_train), (TEST, n_test))
-    )
-    return Loaded(train, test, CLASSES)
+    """Load one object per image. For the options see load_objects."""
+    make = partial(load_objects, Images, lambda labels, masks: labels[:, 0], source, max_objects=1)
+    return make(n_train=n_train, n_test=n_test, size=size, difficulty=difficulty)
 
 
-def load_masks(
+def load_objects(
+    split: Callable[[Tensor, Tensor], Images],
+    targets_of: Callable[[Tensor, Tensor], Tensor],  # of labels N K and masks N K H W
     source: Source,
     *,
     n_train: int = 4000,
@@ -69,64 +66,51 @@ def load_masks(
     difficulty: float = 0.5,
     max_objects: int = 3,
 ) -> Loaded:
-    """Every pixel has the class of the object that is seen there, or the first one, background."""
-    _check_counts(n_train, n_test)
-    size = _size(source, size)
+    """Load several objects per image. Masks and boxes have one more class: 0, background.
+
+    `size` null generates images at the size that the model sees, data.img_size; another size is resized to that.
+    """
+    if n_train < 1 or n_test < 1:
+        raise ValueError(f"n_train and n_test are {n_train} and {n_test}; they must be at least 1")
+    size = next(given for given in (size, source.img_size, IMG_SIZE) if given is not None)
     _check(size, difficulty, max_objects)
     splits = []
     for part, n in ((TRAIN, n_train), (TEST, n_test)):
-        images, masks = torch.empty((n, 3, size, size), dtype=torch.uint8), torch.empty((n, size, size), dtype=torch.uint8)
-        seed = derive(source.seed, SHAPES, part)
-        for some, (rendered, labels, of_objects) in _chunks(seed, torch.arange(n), size, difficulty, max_objects):
-            # masks of one image never overlap, and where there is no object its mask is empty
-            images[some], masks[some] = rendered, (of_objects * (labels + 1)[:, :, None, None]).sum(1).to(torch.uint8)
-        splits.append(MaskedImages(images, masks))
-    return Loaded(*splits, ("background", *CLASSES))
+        images, targets = torch.empty((n, 3, size, size), dtype=torch.uint8), torch.empty(0)
+        chunks = _chunks(derive(source.seed, SHAPES, part), torch.arange(n), size, difficulty, max_objects)
+        for some, (rendered, labels, masks) in chunks:
+            made = targets_of(labels, masks)
+            if some.start == 0:
+                targets = made.new_empty(n, *made.shape[1:])
+            images[some], targets[some] = rendered, made
+        splits.append(split(images, targets))
+    train, test = splits
+    return Loaded(train, test, CLASSES if split is Images else ("background", *CLASSES))
 
 
-def load_boxes(
-    source: Source,
-    *,
-    n_train: int = 4000,
-    n_test: int = 500,
-    size: int | None = None,
-    difficulty: float = 0.5,
-    max_objects: int = 3,
-) -> Loaded:
-    """Every image with the boxes of its objects; class 0 is the background."""
-    _check_counts(n_train, n_test)
-    size = _size(source, size)
-    _check(size, difficulty, max_objects)
-    splits = []
-    for part, n in ((TRAIN, n_train), (TEST, n_test)):
-        images, objects = torch.empty((n, 3, size, size), dtype=torch.uint8), torch.zeros(n, max_objects, COLUMNS)
-        seed = derive(source.seed, SHAPES, part)
-        for some, (rendered, labels, masks) in _chunks(seed, torch.arange(n), size, difficulty, max_objects):
-            images[some], objects[some, :, :4] = rendered, boxes_of(masks).float()
-            objects[some, :, CLASS], objects[some, :, AREA] = (labels + 1).float(), masks.sum((-2, -1)).float()
-        splits.append(BoxedImages(images, objects))
-    return Loaded(*splits, ("background", *CLASSES))
+def mask_targets(labels: Tensor, masks: Tensor) -> Tensor:
+    """Return the class of the object that is visible in each pixel, N H W."""
+    # masks of one image never overlap, and the mask of a missing object is empty
+    return (masks * (labels + 1)[:, :, None, None]).sum(1).to(torch.uint8)
+
+
+def box_targets(labels: Tensor, masks: Tensor) -> Tensor:
+    """Return the rows of boxes.py, N K COLUMNS."""
+    objects = torch.zeros(*labels.shape, COLUMNS)
+    objects[..., :4], objects[..., CLASS], objects[..., AREA] = boxes_of(masks), labels + 1, masks.sum((-2, -1))
+    return objects
 
 
 def generate(seed: int, indices: Tensor, *, size: int, difficulty: float = 0.5, max_objects: int = 1) -> Shapes:
-    """The images of these indices, each with 1 to `max_objects` objects, of which a later one lies over an earlier one.
+    """Generate the images of these indices, each with 1 to `max_objects` objects, of which a later one covers an earlier one.
 
-    `difficulty`, from 0 to 1, is the amount of noise and clutter, the strength of the textures, the likeness of objects and
-    background, and how small an object can be.
+    A higher `difficulty`, from 0 to 1, means more noise and clutter, stronger textures, objects that differ less from the
+    background, and smaller ones.
     """
     _check(size, difficulty, max_objects)
     chunks = (rendered for _, rendered in _chunks(seed, indices, size, difficulty, max_objects))
     images, labels, masks = map(torch.cat, zip(*chunks, strict=True))
     return Shapes(images, labels, boxes_of(masks), masks)
-
-
-def _check_counts(n_train: int, n_test: int) -> None:
-    if n_train < 1 or n_test < 1:
-        raise ValueError(f"n_train and n_test are {n_train} and {n_test}; they must be at least 1")
-
-
-def _size(source: Source, size: int | None) -> int:
-    return next(given for given in (size, source.img_size, IMG_SIZE) if given is not None)
 
 
 def _check(size: int, difficulty: float, max_objects: int) -> None:
@@ -135,41 +119,34 @@ def _check(size: int, difficulty: float, max_objects: int) -> None:
     least = math.ceil(SMALLEST * math.sqrt(max_objects))
     if size < least:
         objects = f" with {max_objects} objects" if max_objects > 1 else ""
-        raise ValueError(f"shapes can be told apart in images of {least}x{least} and more{objects}; the size is {size}")
+        raise ValueError(f"shapes are distinguishable in images of {least}x{least} and more{objects}; the size is {size}")
     if not 0 <= difficulty <= 1:
         raise ValueError(f"difficulty is {difficulty}; it can be 0 to 1")
 
 
-def _one_object_each(seed: int, n: int, size: int, difficulty: float) -> Images:
-    images, labels = torch.empty((n, 3, size, size), dtype=torch.uint8), torch.empty(n, dtype=torch.int64)
-    for some, (rendered, of_objects, _) in _chunks(seed, torch.arange(n), size, difficulty, max_objects=1):
-        images[some], labels[some] = rendered, of_objects[:, 0]
-    return Images(images, labels)
-
-
 def _chunks(seed: int, indices: Tensor, size: int, difficulty: float, max_objects: int) -> Iterator[tuple[slice, Rendered]]:
-    """A few images at a time, and which of `indices` they are."""
+    """Render a few images at a time; yield their positions in `indices` and the result."""
     done = 0
     for chunk in indices.split(max(1, CHUNK // size**2)):
         yield slice(done, done + len(chunk)), _render(seed, chunk, size, difficulty, max_objects)
         done += len(chunk)
 
 
-# What is drawn where
+# Poses and patterns
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a picture lies in each of N images. Lengths are parts of the image's side."""
+    """The position of a table's picture in each of N images. Lengths are fractions of the image's side."""
 
     x: Tensor
     y: Tensor
     radius: Tensor
-    aspect: Tensor  # the picture's height is shrunk to this part
-    turn: Tensor  # int64, in parts of TURNS
+    aspect: Tensor  # the picture's height is scaled by this factor
+    turn: Tensor  # int64, in TURNS per circle
 
     def coordinates(self, size: int, center: float, radius: float) -> tuple[Tensor, Tensor]:
-        """Every pixel in the picture's own coordinates, as two tensors N H W; there the picture has this center and radius."""
+        """Return every pixel's coordinates in the picture, as two tensors N H W. The picture has this center and radius there."""
         cos, sin = _directions()[:, self.turn]
         pixels = (torch.arange(size) + 0.5) / size
         x, y = pixels - self.x.unsqueeze(1), pixels - self.y.unsqueeze(1)  # N W, N H
@@ -180,38 +157,38 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Look:
+class Pattern:
     """A texture of two colors."""
 
-    texture: Tensor  # int64, a place in TEXTURES
-    pose: Pose  # its radius is the length of a repeat
+    texture: Tensor  # int64, an index of TEXTURES
+    pose: Pose  # its radius is the period
     colors: Tensor  # N 2 3, from 0 to 1
 
 
 def draw_pose(bits: Tensor, smallest: float, largest: float) -> Pose:
-    """Anywhere in the image and wholly inside, in any direction, from 5 x N draws; the sizes are diameters."""
+    """Draw a pose anywhere inside the image, in any direction, from 5 x N random numbers. The sizes are diameters."""
     radius = _between(bits[0], smallest / 2, largest / 2)
     x, y = (radius + _unit(along) * (1 - 2 * radius) for along in bits[1:3])
     return Pose(x, y, radius, _between(bits[3], 0.7, 1.0), below(bits[4], TURNS))
 
 
-def draw_look(bits: Tensor, strength: float) -> Look:
-    """From 11 x N draws. At strength 0 both colors are the same."""
+def draw_pattern(bits: Tensor, strength: float) -> Pattern:
+    """Draw a pattern from 11 x N random numbers. At strength 0 both colors are the same."""
     first, second = _unit(bits[:6]).view(2, 3, -1).permute(0, 2, 1)  # 2 N 3
     pose = Pose(_unit(bits[6]), _unit(bits[7]), _between(bits[8], 0.15, 0.5), torch.ones(bits.shape[1]), below(bits[9], TURNS))
-    return Look(below(bits[10], len(TEXTURES)), pose, torch.stack([first, first + (second - first) * strength], dim=1))
+    return Pattern(below(bits[10], len(TEXTURES)), pose, torch.stack([first, first + (second - first) * strength], dim=1))
 
 
-def set_apart(look: Look, channel: Tensor, high: Tensor, gap: float) -> Look:
-    """The look with `channel` of both colors in the upper or the lower part of its range, which lie `gap` apart."""
+def with_level(pattern: Pattern, channel: Tensor, high: Tensor, gap: float) -> Pattern:
+    """Move `channel` of both colors into the upper or the lower part of its range, which lie `gap` apart."""
     where = channel.view(-1, 1, 1).expand(-1, 2, 1)
-    level = look.colors.gather(2, where) * ((1 - gap) / 2)
+    level = pattern.colors.gather(2, where) * ((1 - gap) / 2)
     level = torch.where(high.view(-1, 1, 1), 1 - level, level)
-    return Look(look.texture, look.pose, look.colors.scatter(2, where, level))
+    return Pattern(pattern.texture, pattern.pose, pattern.colors.scatter(2, where, level))
 
 
 def _unit(bits: Tensor) -> Tensor:
-    """Numbers of 31 bits as numbers from 0 to 1."""
+    """Map numbers of 31 bits to floats from 0 to 1."""
     return bits.float() / 2**31
 
 
@@ -219,17 +196,17 @@ def _between(bits: Tensor, low: float, high: float) -> Tensor:
     return low + _unit(bits) * (high - low)
 
 
-# How it is drawn
+# Painting
 
 
 @dataclass
 class Canvas:
     images: Tensor  # N 3 H W, from 0 to 1
-    masks: list[Tensor]  # of each object, N H W: where it is seen
-    areas: list[Tensor]  # of each object: its pixels before anything lay over it
+    masks: list[Tensor]  # of each object, N H W: where it is visible
+    areas: list[Tensor]  # of each object: its pixels before another figure covered it
 
     def paint(self, coverage: Tensor, color: Tensor, wanted: Tensor) -> Tensor:
-        """Lay a figure over the images that want it, but where it would hide too much of an object; gives its mask."""
+        """Paint a figure over the `wanted` images, except where it would hide too much of an object, and return its mask."""
         inside = coverage >= 0.5
         for mask, area in zip(self.masks, self.areas, strict=True):
             wanted = wanted & ((mask & ~inside).sum((1, 2)) >= area * VISIBLE)
@@ -250,7 +227,7 @@ def _render(seed: int, indices: Tensor, size: int, difficulty: float, max_object
     smallest, largest = (diameter / math.sqrt(max_objects) for diameter in (0.7 - 0.4 * difficulty, 0.85))
     scene = draws(derive(seed, SCENE), 0, indices, 18)
     channel, high, n_objects = below(scene[0], 3), below(scene[1], 2).bool(), 1 + below(scene[2], max_objects)
-    background = set_apart(draw_look(scene[3:14], difficulty), channel, ~high, gap)
+    background = with_level(draw_pattern(scene[3:14], difficulty), channel, ~high, gap)
     canvas = Canvas(_textured(background, size), [], [])
     _paint_clutter(canvas, derive(seed, BEHIND), N_BEHIND, indices, difficulty)
     kinds = []
@@ -258,8 +235,8 @@ def _render(seed: int, indices: Tensor, size: int, difficulty: float, max_object
         bits = draws(derive(seed, OBJECT), k, indices, 17)
         kinds.append(below(bits[0], len(CLASSES)))
         coverage = _coverage(kinds[-1], draw_pose(bits[1:6], smallest, largest), size)
-        look = set_apart(draw_look(bits[6:17], difficulty), channel, high, gap)
-        canvas.paint_object(coverage, _textured(look, size), n_objects > k)
+        pattern = with_level(draw_pattern(bits[6:17], difficulty), channel, high, gap)
+        canvas.paint_object(coverage, _textured(pattern, size), n_objects > k)
     _paint_clutter(canvas, derive(seed, IN_FRONT), N_IN_FRONT, indices, difficulty)
     _light(canvas.images, scene[14:16], difficulty)
     _add_noise(canvas.images, scene[16:18], difficulty)
@@ -269,20 +246,18 @@ def _render(seed: int, indices: Tensor, size: int, difficulty: float, max_object
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """The smallest boxes that hold the masks, ... H W -> ... 4; of an empty mask, 0 0 0 0."""
-    left, right = _extent(masks.any(-2))
-    top, bottom = _extent(masks.any(-1))
+    """Return the smallest boxes around the masks, ... H W -> ... 4; of an empty mask, 0 0 0 0."""
+    extents = []
+    for covered in (masks.any(-2), masks.any(-1)):  # columns and rows
+        places = torch.arange(covered.shape[-1])
+        end = torch.where(covered, places + 1, 0).amax(-1)
+        extents.append((torch.minimum(torch.where(covered, places, len(places)).amin(-1), end), end))
+    (left, right), (top, bottom) = extents
     return torch.stack([left, top, right, bottom], dim=-1)
 
 
-def _extent(taken: Tensor) -> tuple[Tensor, Tensor]:
-    places = torch.arange(taken.shape[-1])
-    end = torch.where(taken, places + 1, 0).amax(-1)
-    return torch.minimum(torch.where(taken, places, len(places)).amin(-1), end), end
-
-
 def _paint_clutter(canvas: Canvas, seed: int, n: int, indices: Tensor, difficulty: float) -> None:
-    """Figures of one color and of no class. How many of the `n` are there is a matter of difficulty."""
+    """Paint up to `n` figures of one color and no class, more of them at a higher difficulty."""
     size = canvas.images.shape[-1]
     for k in range(n):
         bits = draws(seed, k, indices, 10)
@@ -293,14 +268,14 @@ def _paint_clutter(canvas: Canvas, seed: int, n: int, indices: Tensor, difficult
 
 
 def _light(images: Tensor, bits: Tensor, difficulty: float) -> None:
-    """Brighter towards one side."""
+    """Brighten the images towards one side."""
     across, down = (_unit(bits) - 0.5) * difficulty
     ramp = torch.linspace(-1, 1, images.shape[-1])
     images += (across.view(-1, 1, 1) * ramp + down.view(-1, 1, 1) * ramp.unsqueeze(1)).unsqueeze(1)
 
 
 def _add_noise(images: Tensor, bits: Tensor, difficulty: float) -> None:
-    """Each image reads a stretch of a long row of noise, from a place and at a strength of its own."""
+    """Add to each image a random stretch of a long row of noise, at a random strength."""
     length = images.shape[1:].numel()
     row = _noise(length)
     stretches = row.unfold(0, length, 1)
@@ -309,7 +284,7 @@ def _add_noise(images: Tensor, bits: Tensor, difficulty: float) -> None:
 
 
 def _coverage(kind: Tensor, pose: Pose, size: int) -> Tensor:
-    """How much of each pixel a figure covers, N H W, from 0 to 1."""
+    """Return the part of each pixel that a figure covers, N H W, from 0 to 1."""
     stamps, side = _stamps(size)
     u, v = (x.clamp_(0, side - 1).int() for x in pose.coordinates(size, side / 2, side / (2 * STAMP)))
     index = v.mul_(side).add_(u).add_((kind.int() * side**2).view(-1, 1, 1))
@@ -317,50 +292,50 @@ def _coverage(kind: Tensor, pose: Pose, size: int) -> Tensor:
     return distance.mul_((pose.radius * pose.aspect * size).view(-1, 1, 1)).add_(0.5).clamp_(0, 1)
 
 
-def _textured(look: Look, size: int) -> Tensor:
-    """N 3 H W"""
+def _textured(pattern: Pattern, size: int) -> Tensor:
+    """Return images full of the pattern, N 3 H W."""
     tiles, side = _tiles(size)
-    # the center is moved by whole repeats, so that no coordinate is below 0, where int() would round the other way
-    u, v = (x.int().bitwise_and_(side - 1) for x in look.pose.coordinates(size, 16 * side, side))
-    index = v.mul_(side).add_(u).add_((look.texture.int() * side**2).view(-1, 1, 1))
+    # the center is shifted by whole periods, so that no coordinate is negative, where int() would round up
+    u, v = (x.int().bitwise_and_(side - 1) for x in pattern.pose.coordinates(size, 16 * side, side))
+    index = v.mul_(side).add_(u).add_((pattern.texture.int() * side**2).view(-1, 1, 1))
     weight = tiles.index_select(0, index.flatten()).view(index.shape)
-    first, second = look.colors.unbind(1)
+    first, second = pattern.colors.unbind(1)
     return (weight.unsqueeze(1) * (second - first)[:, :, None, None]).add_(first[:, :, None, None])
 
 
-# The pictures that are looked up
+# Lookup tables
 
 
 @lru_cache(maxsize=1)
 def _directions() -> Tensor:
-    """cos and sin of each of TURNS directions."""
+    """Return cos and sin of each of TURNS directions, 2 TURNS."""
     angles = torch.arange(TURNS, dtype=torch.float64) * (2 * math.pi / TURNS)
     return torch.stack([angles.cos(), angles.sin()]).float()
 
 
 @lru_cache(maxsize=4)
 def _noise(longest: int) -> Tensor:
-    """A row of noise of mean 0 and deviation 1: a sum of four uniform numbers, which is nearly normal. Every seed shares it."""
+    """Return a row of noise, the same for every seed: sums of four uniform numbers, nearly normal, with mean 0 and variance 1."""
     bits = draws(derive(SHAPES, NOISE), 0, torch.arange((1 << 20) + longest), 1)[0]
-    total = sum((bits >> 7 * i) & 127 for i in range(4))
+    total = sum(((bits >> 7 * i) & 127 for i in range(4)), torch.zeros_like(bits))
     return (total.float() - 4 * 63.5) / math.sqrt(4 * (128**2 - 1) / 12)
 
 
 @lru_cache(maxsize=4)
 def _stamps(size: int) -> tuple[Tensor, int]:
-    """For each figure, class or clutter, a square of distances to its outline, positive inside; flat, and the square's side."""
+    """Return squares of distances to each figure's outline, positive inside, as one flat tensor, and the side of a square."""
     base = 128
     centers = ((torch.arange(base) + 0.5) / base * 2 - 1) * STAMP
     points = torch.stack(torch.meshgrid(centers, centers, indexing="xy"), dim=-1).view(-1, 2)
     squares = torch.stack([signed_distance(loops, points) for loops in OUTLINES.values()]).view(1, -1, base, base)
     side = max(base, 1 << (2 * size - 1).bit_length())
-    # between the points where it is measured, distance is nearly linear
+    # distance is nearly linear between the points at which it is computed
     return F.interpolate(squares, (side, side), mode="bilinear", align_corners=False).flatten(), side
 
 
 @lru_cache(maxsize=4)
 def _tiles(size: int) -> tuple[Tensor, int]:
-    """For each texture, one repeat as a square of numbers from 0 to 1; flat, and the square's side, a power of two."""
+    """Return a period of each texture as squares of numbers from 0 to 1, as one flat tensor, and their side, a power of two."""
     side = 1 << (2 * size - 1).bit_length()
     places = (torch.arange(side) + 0.5) / side
     y, x = torch.meshgrid(places, places, indexing="ij")
@@ -368,13 +343,13 @@ def _tiles(size: int) -> tuple[Tensor, int]:
 
 
 def signed_distance(loops: list[Tensor], points: Tensor) -> Tensor:
-    """Of points, M x 2, to the nearest edge of the figure between closed loops of corners; negative outside."""
+    """Return the distance of points, M x 2, to the nearest edge of a figure bounded by closed loops; negative outside."""
     a = torch.cat(loops)
     b = torch.cat([loop.roll(-1, 0) for loop in loops])
     edge, to_point = b - a, points.unsqueeze(1) - a  # P 2, M P 2
     along = ((to_point * edge).sum(-1) / edge.square().sum(-1)).clamp(0, 1)
     distance = (to_point - along.unsqueeze(-1) * edge).norm(dim=-1).amin(1)
-    # a ray to the right crosses the edges of what it starts in an odd number of times
+    # a ray from a point inside crosses the edges an odd number of times
     x, y = points.unsqueeze(1).unbind(-1)
     spans = (a[:, 1] > y) != (b[:, 1] > y)
     crosses = spans & (x < a[:, 0] + (y - a[:, 1]) * edge[:, 0] / edge[:, 1])
@@ -396,7 +371,7 @@ TEXTURES = {
 
 
 def _arc(radius: float, first: float, last: float, x: float = 0.0) -> list[tuple[float, float]]:
-    """Corners along an arc around (x, 0); the angles are parts of a full circle."""
+    """Return corners along an arc around (x, 0). The angles are fractions of a full circle."""
     angles = torch.linspace(first, last, 48) * 2 * math.pi
     return [(x + radius * math.cos(angle), radius * math.sin(angle)) for angle in angles.tolist()]
 
@@ -413,13 +388,13 @@ def _heart() -> list[tuple[float, float]]:
 
 
 def _spokes(radii: list[float]) -> list[tuple[float, float]]:
-    """Corners at equal angles."""
+    """Return corners at equal angles."""
     n = len(radii)
     return [(r * math.cos(2 * math.pi * i / n), r * math.sin(2 * math.pi * i / n)) for i, r in enumerate(radii)]
 
 
 def _fitted(*loops: list[tuple[float, float]]) -> list[Tensor]:
-    """Moved and scaled so that the box around all corners is centered and the farthest corner has distance 1."""
+    """Move and scale loops so that the box around all corners is centered and the farthest corner has distance 1."""
     corners = torch.tensor([corner for loop in loops for corner in loop])
     center = (corners.amin(0) + corners.amax(0)) / 2
     radius = (corners - center).norm(dim=1).max()
@@ -466,6 +441,6 @@ _SHAPES = partial(
 
 DATASETS = [
     _SHAPES(load=load, n_classes=len(CLASSES)),
-    _SHAPES(load=load_masks, targets="masks", n_classes=len(CLASSES) + 1),
-    _SHAPES(load=load_boxes, targets="boxes", n_classes=len(CLASSES) + 1),
+    _SHAPES(load=partial(load_objects, MaskedImages, mask_targets), targets="masks", n_classes=len(CLASSES) + 1),
+    _SHAPES(load=partial(load_objects, BoxedImages, box_targets), targets="boxes", n_classes=len(CLASSES) + 1),
 ]

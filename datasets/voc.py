@@ -3,9 +3,9 @@
 Mark Everingham, Luc Van Gool, Christopher K. I. Williams, John Winn, Andrew Zisserman (2010): The Pascal Visual Object Classes
 (VOC) Challenge. IJCV. http://host.robots.ox.ac.uk/pascal/VOC/
 
-The folder is the one that the published archives unpack to, VOCdevkit/VOC2012, or one that holds it. For segmentation, most
-published results train on `trainaug`: 10,582 images with the masks of Hariharan, Arbelaez, Bourdev, Maji, Malik (2011): Semantic
-Contours from Inverse Detectors, ICCV, which go by the names ImageSets/Segmentation/trainaug.txt and SegmentationClassAug.
+The data folder is VOCdevkit/VOC2012, to which the published archives unpack, or a parent of it. For segmentation, most published
+results train on `trainaug`: 10,582 images with the masks of Hariharan, Arbelaez, Bourdev, Maji, Malik (2011): Semantic Contours
+from Inverse Detectors, ICCV. Its files are ImageSets/Segmentation/trainaug.txt and SegmentationClassAug/.
 """
 
 import os
@@ -17,8 +17,9 @@ import numpy as np
 
 from datasets.pipeline.boxes import COLUMNS, BoxedFiles, clipped
 from datasets.pipeline.masks import MaskedFiles, check_masks
-from datasets.pipeline.splits import DatasetSpec, Loaded, Source
+from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source
 
+CLASSES: tuple[str, ...]
 CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable")
 CLASSES += ("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
 MASKS = ("SegmentationClass", "SegmentationClassAug")
@@ -34,7 +35,7 @@ def load_masks(source: Source, *, year: int = 2012, train_set: str = "train", va
 
 
 def load_boxes(source: Source, *, year: int = 2012, train_set: str = "train", val_set: str = "val") -> Loaded:
-    """`train_set` and `val_set` are files of ImageSets/Main. Objects marked as difficult are treated as COCO treats crowds."""
+    """`train_set` and `val_set` are files of ImageSets/Main. Objects marked as difficult are treated like crowds in COCO."""
     folder = find_folder(source.root, year)
     return Loaded(_boxed(folder, train_set), _boxed(folder, val_set), CLASSES)
 
@@ -50,13 +51,13 @@ def find_folder(root: Path, year: int) -> Path:
 
 
 def names_in(folder: Path, kind: str, name: str) -> list[str]:
-    """Of a list of images: ImageSets/<kind>/<name>.txt."""
+    """Read the names of images in ImageSets/<kind>/<name>.txt."""
     path = folder / "ImageSets" / kind / f"{name}.txt"
     try:
         found = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
-        raise OSError(f"{path} can't be read ({error.strerror}); the lists there are {there}") from error
+        raise OSError(f"{path} can't be read ({error.strerror}); there are {there}") from error
     if not found:
         raise OSError(f"{path} names no image")
     return found
@@ -65,12 +66,13 @@ def names_in(folder: Path, kind: str, name: str) -> list[str]:
 def _masked(folder: Path, name: str) -> MaskedFiles:
     images, masks = [], []
     for image in names_in(folder, "Segmentation", name):
-        images.append(folder / "JPEGImages" / f"{image}.jpg")
-        masks.append(next((mask for kind in MASKS if (mask := folder / kind / f"{image}.png").is_file()), None))
-        if masks[-1] is None or not images[-1].is_file():
-            lacks = images[-1] if masks[-1] is not None else folder / MASKS[0] / f"{image}.png"
-            raise OSError(f"{lacks} is missing; ImageSets/Segmentation/{name}.txt names it")
-    return MaskedFiles(*(np.array([os.fsencode(path) for path in paths]) for paths in (images, masks)))
+        path, candidates = folder / "JPEGImages" / f"{image}.jpg", [folder / kind / f"{image}.png" for kind in MASKS]
+        mask = next((mask for mask in candidates if mask.is_file()), None)
+        if mask is None or not path.is_file():
+            raise OSError(f"{candidates[0] if mask is None else path} is missing; ImageSets/Segmentation/{name}.txt names it")
+        images.append(os.fsencode(path))
+        masks.append(os.fsencode(mask))
+    return MaskedFiles(np.array(images), np.array(masks))
 
 
 def _boxed(folder: Path, name: str) -> BoxedFiles:
@@ -85,43 +87,33 @@ def _boxed(folder: Path, name: str) -> BoxedFiles:
 
 
 def _objects(annotation: Path) -> list[list[float]]:
-    """Pixels are counted from 1 there, and the last one is inside the box."""
+    """Return the rows of boxes.py. The file counts pixels from 1, and its box includes the last one."""
     try:
         root = ElementTree.parse(annotation).getroot()
-        width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
+        width, height = (float(root.findtext(f"size/{side}", "")) for side in ("width", "height"))
         found = [
             (
-                one.findtext("name"),
+                one.findtext("name", ""),
                 int(one.findtext("difficult") or 0),
-                [float(one.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")],
+                [float(one.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")],
             )
             for one in root.findall("object")
         ]
-    except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, ValueError) as error:
         raise OSError(f"{annotation}: this annotation can't be read ({error})") from error
     rows = []
     for name, difficult, (left, top, right, bottom) in found:
-        said = f"{annotation}: {name}"
+        where = f"{annotation}: {name}"
         if name not in CLASSES[1:]:
-            raise OSError(f"{said} is no class of VOC")
-        box = clipped((left - 1, top - 1, right, bottom), width, height, said)
+            raise OSError(f"{where} is not a class of VOC")
+        box = clipped((left - 1, top - 1, right, bottom), width, height, where)
         area = (box[2] - box[0]) * (box[3] - box[1])
         if box[2] <= box[0] or box[3] <= box[1]:
-            raise OSError(f"{said} has a box without an area, from {left:g} {top:g} to {right:g} {bottom:g}")
+            raise OSError(f"{where} has a box without an area, from {left:g} {top:g} to {right:g} {bottom:g}")
         rows.append([*box, CLASSES.index(name), difficult, area])
     return rows
 
 
-_VOC = partial(
-    DatasetSpec,
-    name="VOC",
-    channels=3,
-    img_size=512,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    n_classes=len(CLASSES),
-    hflip=True,
-    in_files=True,
-)
+_VOC = partial(PHOTOGRAPHS, name="VOC", img_size=512, n_classes=len(CLASSES))
 
 DATASETS = [_VOC(load=load_masks, targets="masks"), _VOC(load=load_boxes, targets="boxes")]

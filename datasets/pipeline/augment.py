@@ -1,4 +1,4 @@
-"""Augmentation of images in memory: a whole batch at once, on the device that trains."""
+"""Augmentation of images in memory: a whole batch at once, on the training device."""
 
 import torch
 from torch import Tensor
@@ -6,17 +6,17 @@ from torch.nn import functional as F
 
 from datasets.pipeline.counters import below, draws
 
-AUGMENT, CUTOUT, JITTER = 2, 5, 7  # separate these uses of the seed from the others
-GRAY = (0.2989, 0.587, 0.114)  # parts of red, green and blue in the brightness that an eye sees (ITU-R BT.601)
+AUGMENT, CUTOUT, JITTER = 2, 5, 7  # separate these uses of the seed from others
+GRAY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in perceived brightness (ITU-R BT.601)
 
 
 class Normalize:
-    """uint8 images to what the model takes: resized where the size differs, then (x / 255 - mean) / std."""
+    """Resizes uint8 images to the model's input size if theirs differs, then computes (x / 255 - mean) / std."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], img_size: int, device: torch.device | str) -> None:
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
-        self.scale, self.shift = 1 / (255 * self.std), -self.mean / self.std  # so that two passes over the batch do
+        self.scale, self.shift = 1 / (255 * self.std), -self.mean / self.std  # then two passes over the batch suffice
         self.size = (img_size, img_size)
 
     def __call__(self, images: Tensor, out: Tensor | None = None, *, size: tuple[int, int] | None = None) -> Tensor:
@@ -24,23 +24,22 @@ class Normalize:
         if images.shape[-2:] != size:
             images = F.interpolate(images.to(self.scale.dtype), size, mode="bilinear", antialias=True)
         out = torch.empty(images.shape, dtype=self.scale.dtype, device=images.device) if out is None else out
-        return out.copy_(images).mul_(self.scale).add_(self.shift)  # in half the time of a multiplication of two types
+        return out.copy_(images).mul_(self.scale).add_(self.shift)  # half the time of a mixed-type multiplication
 
     def undo(self, x: Tensor) -> Tensor:
-        """Back to images that a person can look at, from 0 to 1."""
+        """Return images from 0 to 1, for drawing."""
         return (x.float() * self.std + self.mean).clamp_(0, 1)
 
 
 class CropAndFlip:
     """Random crops of the padded images, half of them mirrored; each a function of (seed, epoch, sample).
 
-    The padded images lie in one piece of memory, where the crop of image n at (y, x) is the window that begins at
-    n * (bytes per image) + y * (bytes per row) + x. So a single index_select, on a view of all windows, cuts a batch. Zeros
-    between two rows, channels or images are padding of both. `unpadded` is a view of the images themselves, so that nobody needs
-    to hold them twice.
+    The padded images are contiguous in memory, so the crop of image n at (y, x) is the window that begins at
+    n * (bytes per image) + y * (bytes per row) + x. A single index_select on a view of all windows cuts a batch. Zeros between
+    two rows, channels or images pad both. `unpadded` is a view of the original images, which saves a second copy of them.
     """
 
-    def __init__(self, images: Tensor, *, padding: int, padding_mode: str, hflip: bool | str, seed: int) -> None:
+    def __init__(self, images: Tensor, padding: int, padding_mode: str, hflip: bool | str, seed: int) -> None:
         self.n, channels, height, width = images.shape
         self.padding, self.hflip, self.seed = padding, hflip, seed
         between = padding if padding_mode == "constant" else 2 * padding
@@ -55,8 +54,10 @@ class CropAndFlip:
         if padding and padding_mode == "constant":
             self.unpadded.copy_(images)
         elif padding:
-            outer = (self.n, channels, height + 2 * padding, width + 2 * padding)
-            _pad(images, self.memory.as_strided(outer, strides), padding, padding_mode)
+            padded = self.memory.as_strided((self.n, channels, height + 2 * padding, width + 2 * padding), strides)
+            for part, into in zip(images.split(4096), padded.split(4096), strict=True):
+                # reflection requires floats, which represent every uint8 exactly
+                into.copy_(F.pad(part.float(), [padding] * 4, mode=padding_mode))
         self.windows = self.memory.as_strided((n_windows, channels, height, width), (1, *strides[1:]))
         self._epoch, self._begin, self._mirrored = -1, torch.empty(0), torch.empty(0)
 
@@ -69,24 +70,19 @@ class CropAndFlip:
         return images
 
     def _drawn_for(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Where the window of each sample begins, and whether it is mirrored. All samples at once: a batch is too few to pay."""
+        """Draw where each sample's window begins and whether it is mirrored; per batch, the overhead would dominate."""
         samples = torch.arange(self.n, device=self.memory.device)
         vertical, horizontal, side = draws(self.seed ^ AUGMENT, epoch, samples, 3)
         turn = 0
-        if self.hflip == "alternating":  # the side that an image begins with is drawn once
+        if self.hflip == "alternating":  # the first orientation of an image is drawn once
             side, turn = draws(self.seed ^ AUGMENT, 0, samples, 3)[2], epoch % 2
         mirrored = below(side, 2) != turn
         y, x = (below(bits, 2 * self.padding + 1) for bits in (vertical, horizontal))
         return samples * self.image_bytes + y * self.row + x, mirrored
 
 
-def _pad(images: Tensor, into: Tensor, padding: int, mode: str) -> None:
-    for part, place in zip(images.split(4096), into.split(4096), strict=True):
-        place.copy_(F.pad(part.float(), [padding] * 4, mode=mode))  # reflection needs floats, which hold every uint8 exactly
-
-
 def _mirror_where(mirrored: Tensor, images: Tensor) -> Tensor:
-    """torch.where takes as long for an element of eight bytes as for one of a single byte, so it gets the longer ones."""
+    """Mirror the images that `mirrored` selects. torch.where is as fast per 8-byte element as per byte, so it gets long words."""
     word = torch.int64 if images[0].numel() % 8 == 0 else images.dtype
     as_they_are, flipped = (x.flatten(1).view(word) for x in (images, images.flip(-1)))
     return torch.where(mirrored.unsqueeze(1), flipped, as_they_are).view(images.dtype).view(images.shape)
@@ -95,7 +91,7 @@ def _mirror_where(mirrored: Tensor, images: Tensor) -> Tensor:
 class ColorJitter:
     """Brightness, contrast and saturation, in this order, each changed by a factor from 1 - strength to 1 + strength.
 
-    Takes uint8 images and gives floats from 0 to 255: rounding in between would only lose colors.
+    The result of uint8 images is floats from 0 to 255: rounding would lose precision before normalization.
     """
 
     def __init__(self, strength: float, seed: int) -> None:
@@ -110,7 +106,7 @@ class ColorJitter:
 
 
 def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
-    """Away from `towards` where the factor is above 1."""
+    """Interpolate from `towards`; a factor above 1 extrapolates away from it."""
     return torch.lerp(towards.expand_as(images), images, factor).clamp_(0, 255)
 
 
@@ -119,7 +115,7 @@ def _gray(images: Tensor) -> Tensor:
 
 
 class Cutout:
-    """A square of the normalized image becomes zero, the mean color; its center may be anywhere, so an edge can cut it off.
+    """Sets a square of the normalized image to zero, the mean color. Its center may be anywhere, so an edge can clip it.
 
     DeVries, Taylor (2017): Improved Regularization of Convolutional Neural Networks with Cutout. https://arxiv.org/abs/1708.04552
     """
@@ -134,7 +130,7 @@ class Cutout:
         return images.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0)
 
     def _covered(self, center: Tensor, length: int) -> Tensor:
-        """B x length: which rows (or columns) the square lies on."""
+        """Return B x length, true for the rows (or columns) that the square covers."""
         begin = (center - self.side // 2).unsqueeze(1)
         place = torch.arange(length, device=center.device)
         return (place >= begin) & (place < begin + self.side)

@@ -1,4 +1,4 @@
-"""Find a dataset by its name and its kind of targets. Case, dashes and underscores do not matter."""
+"""Find a dataset by its name and kind of targets. Case, dashes and underscores do not matter."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ DATASETS: Registry[tuple[str, str], DatasetSpec] = Registry("dataset", "datasets
 
 
 def list_datasets(targets: str | None = None) -> list[str]:
-    """All dataset names, or those with this kind of targets."""
+    """Return all dataset names, or those with this kind of targets."""
     return sorted({spec.name for spec in DATASETS.entries.values() if targets in (None, spec.targets)})
 
 

@@ -12,15 +12,18 @@ MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def derive(*counters: int) -> int:
-    """One number of 63 bits from several counters, fit for a generator's seed."""
+    """Hash several counters to one number of 63 bits, a seed for a generator."""
     state = 0
     for counter in counters:
-        state = _mix((state + GOLDEN + counter * MIX_2) & MASK)
+        state = (state + GOLDEN + counter * MIX_2) & MASK
+        state = ((state ^ (state >> 30)) * MIX_1) & MASK
+        state = ((state ^ (state >> 27)) * MIX_2) & MASK
+        state ^= state >> 31
     return state >> 1
 
 
 def draws(seed: int, epoch: int, samples: Tensor, n: int) -> Tensor:
-    """`n` numbers of 31 bits for each of `samples`, as n x len(samples)."""
+    """Draw `n` numbers of 31 bits for each of `samples`, as n x len(samples)."""
     key = _signed(derive(seed, epoch))
     counter = samples * n + torch.arange(n, device=samples.device).unsqueeze(1)
     state = counter * _signed(GOLDEN) + key
@@ -30,18 +33,12 @@ def draws(seed: int, epoch: int, samples: Tensor, n: int) -> Tensor:
 
 
 def below(bits: Tensor, n: int) -> Tensor:
-    """Numbers of 31 bits as whole numbers from 0 to n - 1."""
+    """Map numbers of 31 bits to integers from 0 to n - 1."""
     return (bits * n) >> 31
 
 
-def _mix(x: int) -> int:
-    x = ((x ^ (x >> 30)) * MIX_1) & MASK
-    x = ((x ^ (x >> 27)) * MIX_2) & MASK
-    return x ^ (x >> 31)
-
-
 def _shift(x: Tensor, by: int) -> Tensor:
-    """A logical right shift; torch has the arithmetic one."""
+    """Shift right logically; torch's own shift is arithmetic."""
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Fetch published files, and check that they are what was published."""
+"""Download published files and verify their checksums."""
 
 import hashlib
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from datasets.pipeline.splits import Source
 
-TIMEOUT = 5.0  # seconds without an answer
+TIMEOUT = 5.0  # seconds without a response
 
 
 def missing_files(files: Sequence[tuple[Path, str]], *, verify: bool) -> list[Path]:
-    """Those of (path, md5) that are not there or, if `verify`, not the published ones."""
+    """Return the paths of (path, md5) that are missing or, if `verify`, differ from the published file."""
     return [path for path, md5 in files if not path.is_file() or (verify and md5_of(path) != md5)]
 
 
@@ -28,7 +28,7 @@ def md5_of(path: Path) -> str:
 
 
 def fetch(files: Sequence[tuple[str, str, str]], source: Source, *, wanted: Path, what: str, into: Path | None = None) -> None:
-    """Download (url, name, md5) into the data folder, and unpack archives. If that fails, one line says what to put where."""
+    """Download (url, name, md5) into the data folder, and unpack archives. The error of a failure says where to put them."""
     into = into or source.root
     advice = f"put the files into {wanted}, or name their folder with data.dataroot"
     if not source.download:
@@ -49,19 +49,19 @@ def fetch(files: Sequence[tuple[str, str, str]], source: Source, *, wanted: Path
 
 def _download(url: str, target: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             with part.open("wb") as file:
-                shutil.copyfileobj(answer, file, 1 << 20)
+                shutil.copyfileobj(response, file, 1 << 20)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
 
 
 def unpack_tar(archive: Path, folder: Path) -> None:
-    """Unpack into `folder`; a member that would land elsewhere is refused, and nothing is written."""
+    """Unpack into `folder`. Nothing is written if a member would land outside of it."""
     try:
         with tarfile.open(archive) as tar:
             for member in tar.getmembers():

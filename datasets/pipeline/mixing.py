@@ -3,8 +3,8 @@
 Mixup: Zhang, Cisse, Dauphin, Lopez-Paz (2018): mixup: Beyond Empirical Risk Minimization. https://arxiv.org/abs/1710.09412
 CutMix: Yun et al. (2019): CutMix: Regularization Strategy to Train Strong Classifiers. https://arxiv.org/abs/1905.04899
 
-Each image is mixed with the one at the mirrored place of its batch, all in the same proportion; which of the two ways, the
-proportion and the box are functions of (seed, step). Labels become rows of probabilities.
+Each batch is mixed with itself in reverse order, all images in the same proportion. The method, the proportion and the box are
+functions of (seed, step). Labels become rows of probabilities.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from torch.nn import functional as F
 
 from datasets.pipeline.counters import derive
 
-MIX = 6  # separates this use of the seed from the others
+MIX = 6  # separates this use of the seed from others
 
 
 @dataclass(frozen=True)
 class Mixing:
     n_classes: int
-    mixup: float  # alpha of the Beta distribution of the proportion; 0: off
+    mixup: float  # alpha of the Beta distribution of the proportion; 0 turns it off
     cutmix: float
-    switch_prob: float  # of CutMix, where both are on
-    prob: float  # of mixing a batch at all
+    switch_prob: float  # of CutMix, if both are on
+    prob: float  # of mixing a batch
     seed: int
 
     def __call__(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ class Mixing:
 
 
 def _box(random: np.random.Generator, share: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """A box of (1 - share) of the area around a uniformly drawn center, cut off at the image's edge as in the paper."""
+    """Draw a box of (1 - share) of the area around a uniform center; it is clipped at the image's edge as in the paper."""
     side = (1 - share) ** 0.5
     y, x = int(random.integers(height)), int(random.integers(width))
     half_height, half_width = int(height * side) // 2, int(width * side) // 2

@@ -1,4 +1,4 @@
-"""Which samples an update sees: a function of the seed and the update, known without reading anything."""
+"""The order of the samples, a function of the seed and the step. A jump to any step needs no state."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from datasets.pipeline.counters import derive
 
-ORDER = 1  # separates this use of the seed from the augmentation's
+ORDER = 1  # separates this use of the seed from others
 
 
 @dataclass
 class Order:
-    """A shuffled order of each epoch, cut into global batches; the last partial one is dropped."""
+    """A shuffled order for each epoch, cut into global batches; the last partial one is dropped."""
 
     n_samples: int
     batch_size: int  # over all ranks together
@@ -30,7 +30,7 @@ class Order:
         return step // self.steps_per_epoch
 
     def samples(self, step: int) -> Tensor:
-        """This rank's part of the global batch of update `step`."""
+        """Return the indices of this rank's part of the global batch."""
         if self.epoch(step) != self._epoch:
             self._epoch = self.epoch(step)
             generator = torch.Generator().manual_seed(derive(self.seed, ORDER, self._epoch))

@@ -1,12 +1,15 @@
-"""What a data set is made of."""
+"""What a dataset consists of: two splits, class names, and a specification that is available before anything is read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -19,26 +22,29 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Tensor) -> "Images":
+    def subset(self, indices: Tensor) -> Self:
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True)
 class Files:
-    """A split whose images are files. The paths are one array of bytes: a list of a million strings would be copied into
-    every worker as it touches them."""
+    """A split whose images are files.
+
+    The paths are one array of bytes: every worker process would copy a list of a million strings as it reads them.
+    """
 
     paths: np.ndarray  # N, bytes
-    labels: Tensor  # N, int64
+    labels: Any  # N, int64 tensor; the subclasses in masks.py and boxes.py hold other targets
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Tensor) -> "Files":
-        return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices])
+    def subset(self, indices: Tensor) -> Self:
+        return replace(self, paths=self.paths[indices.numpy()], labels=self.labels[indices.numpy()])
 
 
-Split = Images | Files  # or a kind of its own, such as those of masks.py, which brings its loaders
+Split = Images | Files  # a subclass may bring its own train_loader and eval_loader, as in masks.py and boxes.py
+AnySplit = TypeVar("AnySplit", bound=Split)  # a split and its parts have one type
 
 
 @dataclass(frozen=True)
@@ -50,19 +56,19 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Source:
-    """Where and how a data set is read."""
+    """Where and how a dataset is read."""
 
     root: Path
     verify: bool = True
     download: bool = True
     seed: int = 0
-    img_size: int | None = None  # that the config asks for; None: the data set's own
+    img_size: int | None = None  # None: the dataset's own
     n_classes: int | None = None  # likewise
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is known of a data set before it is read."""
+    """What a config can rely on before the dataset is read."""
 
     name: str
     load: Callable[..., Loaded]  # load(source, **options)
@@ -70,19 +76,23 @@ class DatasetSpec:
     img_size: int
     mean: tuple[float, ...]  # of the channels, in [0, 1]
     std: tuple[float, ...]
-    n_classes: int | None = None  # None where only the files say so
-    crop_padding: int = 0  # the usual augmentation: random crop of the padded image ...
-    hflip: bool = False  # ... and mirroring, where a mirrored image is still of its class
-    targets: str = "classes"  # or masks, or boxes; a set that has several kinds has a spec for each
-    any_size: bool = False  # made as large as the model sees them
-    in_files: bool = False  # decoded by workers, unless data.in_memory asks for something else
+    n_classes: int | None = None  # None: the files decide
+    crop_padding: int = 0  # default augmentation: random crop of the padded image ...
+    hflip: bool = False  # ... and mirroring, if a mirrored image still belongs to its class
+    targets: str = "classes"  # or masks, or boxes; a dataset with several kinds has a spec for each
+    any_size: bool = False  # generated at the size that the model expects
+    in_files: bool = False  # decoded by workers, unless data.in_memory is true
 
 
-def hold_out(split: Split, ratio: float, seed: int) -> tuple[Split, Split]:
+# images in files of three channels, normalized by ImageNet's statistics
+PHOTOGRAPHS = partial(DatasetSpec, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), hflip=True, in_files=True)
+
+
+def hold_out(split: AnySplit, ratio: float, seed: int) -> tuple[AnySplit, AnySplit]:
     """Split off `ratio` of the samples, the same ones for the same seed."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     n_held_out = round(len(split) * ratio)
     if not 0 < n_held_out < len(split):
         raise ValueError(f"holding out {ratio:g} of {len(split)} training samples leaves one side empty")
     held_out, kept = order[:n_held_out].sort().values, order[n_held_out:].sort().values
-    return split.subset(kept), split.subset(held_out)
+    return split.subset(kept), split.subset(held_out)  # type: ignore[return-value]  # mypy resolves Self to the bound, a union

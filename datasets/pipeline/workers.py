@@ -1,14 +1,21 @@
-"""Images in files with targets that are no single number: what masks and boxes have in common.
+"""Worker processes that read images from files.
 
-Workers read and augment; everything random is drawn from (seed, epoch, sample). What a worker made comes as few tensors, however
-many images there are: each one takes a handle of the operating system on its way.
+Workers crop, scale and augment. Everything random is drawn from (seed, epoch, sample), so batches don't depend on the number of
+workers.
 """
 
+import atexit
 import math
-import os
+import multiprocessing
+import signal
+import threading
+import weakref
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,38 +23,176 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.pipeline.images import UnreadableImage
-from datasets.pipeline.loaders import Workers, workers_ended
-from datasets.pipeline.order import Order
+from datasets.pipeline.augment import Normalize
+from datasets.pipeline.images import Request, UnreadableImage
 
 
-class Request(NamedTuple):
-    """Samples that a worker shall read. Evaluation needs no epoch."""
+@dataclass(frozen=True)
+class Workers:
+    """The number of worker processes and how they hand over batches."""
 
-    paths: np.ndarray  # of bytes
-    targets: Any  # of the same length: what the reader takes beside each path
-    samples: np.ndarray  # their numbers, from which the random ones are drawn
-    epoch: int = 0
+    num_workers: int = 0
+    pin_memory: bool = False
+    prefetch_factor: int = 2
+    timeout: float = 0.0  # seconds to wait for a batch before a RuntimeError; 0: no limit
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of a DataLoader."""
+        if not self.num_workers:
+            return {"num_workers": 0}
+        return {
+            "num_workers": self.num_workers,
+            "prefetch_factor": self.prefetch_factor,
+            "timeout": self.timeout,
+            "worker_init_fn": _start_worker,
+        }
+
+    def move(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """Copy to the device. Afterwards the caller may overwrite `tensor`, unless the device is the CPU."""
+        if device.type == "cpu":
+            return tensor
+        if self.pin_memory and device.type == "cuda":
+            return tensor.pin_memory().to(device, non_blocking=True)  # pin_memory() has made a copy
+        return tensor.to(device)
 
 
-def training_requests(paths: np.ndarray, targets: Any, order: Order, first: int, last: int) -> Iterator[Request]:
-    for step in range(first, last):
-        samples = order.samples(step).numpy()
-        yield Request(paths[samples], _chosen(targets, samples), samples, order.epoch(step))
+def _start_worker(worker_id: int) -> None:
+    """Ignore signals: Ctrl-C reaches every process of the terminal, and the parent needs its batches to finish the step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
-def evaluation_requests(paths: np.ndarray, targets: Any, batch_size: int) -> Iterator[Request]:
-    for first in range(0, len(paths), batch_size):
-        samples = np.arange(first, min(first + batch_size, len(paths)))
-        yield Request(paths[samples], _chosen(targets, samples), samples)
+def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers: Workers) -> Iterator[Any]:
+    """Yield the result of `read` for each request, in order, computed by worker processes.
+
+    The workers are killed when the iteration ends, or at exit if it was abandoned. torch would ask them to end and wait, at exit
+    without a limit, which hangs with a worker that hangs or ignores signals.
+    """
+    loader: DataLoader = DataLoader(_Reader(read), sampler=requests, batch_size=None, **workers.options())
+    others = set(multiprocessing.active_children())
+    results = iter(loader)
+    end = partial(_kill, set(multiprocessing.active_children()) - others)
+    atexit.register(end)  # runs before the exit handler of multiprocessing, which waits for its children
+    try:
+        for result in results:
+            if isinstance(result, str):
+                raise UnreadableImage(result)
+            yield result
+    finally:
+        atexit.unregister(end)
+        end()
 
 
-def _chosen(targets: Any, samples: np.ndarray) -> Any:
-    return targets[samples] if isinstance(targets, np.ndarray) else [targets[i] for i in samples]
+@dataclass
+class _Reader(Dataset):
+    read: Callable[[Any], Any]
+
+    def __getitem__(self, request: Any) -> Any:
+        try:
+            return self.read(request)
+        except UnreadableImage as error:  # only the message: a worker's exception would arrive with its traceback
+            return str(error)
+
+
+def _kill(workers: set[BaseProcess]) -> None:
+    """Kill processes, without torch's signal handler, which reports the death of a worker as a failure."""
+    has_handler = workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if has_handler else None
+    try:
+        while workers:
+            worker = workers.pop()
+            worker.kill()
+            worker.join()
+    finally:
+        if has_handler:
+            signal.signal(signal.SIGCHLD, handler)
+
+
+class CroppedBatches:
+    """Batches of images that `read` crops to one size, into memory shared with the workers; normalized on the training device.
+
+    The memory is divided into slots that are reused in turn, because touching fresh pages takes longer than the work on them.
+    There is a slot for each batch in flight and one more, for the batch that is being normalized. `size` returns the height and
+    width of an epoch's images.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Request, Tensor], None],
+        size: Callable[[int], int],
+        normalize: Normalize,
+        workers: Workers,
+        device: torch.device,
+    ) -> None:
+        self.read, self.size, self.normalize, self.workers, self.device = read, size, normalize, workers, device
+        self.memory = ReusedMemory()
+
+    def __call__(self, requests: Iterator[Request]) -> Iterator[tuple[Tensor, Tensor]]:
+        first = next(requests, None)
+        if first is None:
+            return
+        n_slots = self.workers.num_workers * self.workers.prefetch_factor + 1
+        slots = torch.empty(n_slots, len(first.paths) * 3 * math.prod(self.normalize.size), dtype=torch.uint8)
+        if self.workers.num_workers:
+            slots.share_memory_()
+        in_flight: deque[tuple[Tensor, int]] = deque()  # labels, and the size of the images
+
+        def keys() -> Iterator[tuple[int, Request, int]]:
+            for n, request in enumerate(chain([first], requests)):
+                size = self.size(request.epoch)
+                in_flight.append((request.targets, size))
+                yield n % n_slots, replace(request, targets=None), size
+
+        for slot in read_in_workers(partial(_read_into_slot, self.read, slots), keys(), self.workers):
+            labels, size = in_flight.popleft()
+            images = _images_in(slots[slot], len(labels), size)
+            if self.device.type == "cpu":
+                yield self._normalize_on_cpu(images), labels
+            else:
+                moved = self.workers.move(images, self.device)
+                yield self.normalize(moved, size=(size, size)), self.workers.move(labels, self.device)
+
+    def _normalize_on_cpu(self, images: Tensor) -> Tensor:
+        """Normalize one image at a time, which stays in the cache, in one thread: the workers use the other cores."""
+        batch = self.memory.take(images.shape)
+        n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        for image, normalized in zip(images, batch, strict=True):
+            self.normalize(image, out=normalized, size=(image.shape[-2], image.shape[-1]))
+        torch.set_num_threads(n_threads)
+        return batch
+
+
+def _read_into_slot(read: Callable[[Request, Tensor], None], slots: Tensor, key: tuple[int, Request, int]) -> int:
+    slot, request, size = key
+    read(request, _images_in(slots[slot], len(request.paths), size))
+    return slot
+
+
+def _images_in(slot: Tensor, n: int, size: int) -> Tensor:
+    """B C H W, the first part of a slot, which has room for the largest images. Channels are last in memory, as they are decoded
+    and scaled."""
+    shape = (n, size, size, 3)
+    return slot[: math.prod(shape)].view(shape).permute(0, 3, 1, 2)
+
+
+class ReusedMemory:
+    """Memory for float batches. It is reused when the last tensor that refers to it is gone."""
+
+    def __init__(self) -> None:
+        self.idle: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # by length
+
+    def take(self, shape: torch.Size) -> Tensor:
+        idle = self.idle[shape.numel()]
+        memory = idle.pop() if idle else np.empty(shape.numel(), np.float32)
+        view = memory[:]  # a new object, which torch keeps alive as long as any tensor uses the memory
+        weakref.finalize(view, idle.append, memory)
+        return torch.from_numpy(view).view(shape)
 
 
 class Packed(NamedTuple):
-    """Several tensors of one type in one piece of memory."""
+    """Several tensors of one type in one piece of memory, since each tensor sent by a worker takes a file descriptor."""
 
     flat: Tensor
     shapes: list[torch.Size]
@@ -62,45 +207,19 @@ class Packed(NamedTuple):
 
 
 @dataclass
-class SceneBatches:
-    """What `read` makes of requests, in workers, on its way to the device."""
+class StructuredBatches:
+    """Batches whose targets are masks or boxes. `read` runs in a worker, `finish` makes a batch of its result on the device."""
 
-    read: Callable[[Request], Any]  # a tuple of tensors, Packed and plain values
+    read: Callable[[Request], tuple[Tensor | Packed, Tensor | Packed]]  # images and targets
+    finish: Callable[[Any, Any], Any]  # Packed arrives as a list of tensors
     workers: Workers
     device: torch.device
 
-    def __call__(self, requests: Iterator[Request]) -> Iterator[tuple]:
-        loader = DataLoader(_Reader(self.read), sampler=requests, batch_size=None, **self.workers.options())
-        with workers_ended(loader) as batches:
-            for batch in batches:
-                if isinstance(batch, str):
-                    raise UnreadableImage(batch)
-                yield tuple(self._sent(part) for part in batch)
+    def __call__(self, requests: Iterator[Request]) -> Iterator[Any]:
+        for images, targets in read_in_workers(self.read, requests, self.workers):
+            yield self.finish(self._moved(images), self._moved(targets))
 
-    def _sent(self, part: Any) -> Any:
+    def _moved(self, part: Tensor | Packed) -> Tensor | list[Tensor]:
         if isinstance(part, Packed):
-            return Packed(self._sent(part.flat), part.shapes).unpacked()
-        if not isinstance(part, Tensor) or self.device.type == "cpu":
-            return part
-        if self.workers.pin_memory and self.device.type == "cuda":
-            return part.pin_memory().to(self.device, non_blocking=True)
-        return part.to(self.device)
-
-
-@dataclass
-class _Reader(Dataset):
-    read: Callable[[Request], Any]
-
-    def __getitem__(self, request: Request) -> Any:
-        try:
-            return self.read(request)
-        except UnreadableImage as error:  # its message only: a worker's exception would come as a traceback
-            return str(error)
-
-
-def first_problem(check: Callable[[int], str | None], n: int) -> str | None:
-    """Of n samples, which are looked at in threads: decoders work outside of Python's lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problem = next(filter(None, pool.map(check, range(n))), None)
-        pool.shutdown(cancel_futures=True)
-    return problem
+            return Packed(self.workers.move(part.flat, self.device), part.shapes).unpacked()
+        return self.workers.move(part, self.device)

@@ -1,4 +1,4 @@
-"""The list of an image folder's files, which is kept, and the folder held in memory."""
+"""The cached list of an image folder's files, and the folder held in memory."""
 
 import os
 import shutil
@@ -16,17 +16,17 @@ from tests import on_disk
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A set that has lain there for a while."""
+    """An image folder that has not changed recently."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     root = on_disk.write_image_folder(tmp_path / "set")
-    grow_old(root)
+    age(root)
     return root
 
 
-def grow_old(root):
+def age(root):
     for folder in (*root.glob("train/*"), *root.glob("val/*")):
-        age = time.time() - 100
-        os.utime(folder, (age, age))
+        past = time.time() - 100
+        os.utime(folder, (past, past))
 
 
 def load(root, **options):
@@ -65,7 +65,7 @@ def test_the_files_are_listed_once(root, monkeypatch):
 def test_a_change_of_the_folder_is_noticed(root, change, part):
     if part == "val":
         shutil.copytree(root / "train" / "class_2", root / "train" / "class_9")
-    grow_old(root)
+    age(root)
     load(root)
     change(root / part / "class_1")
     if not (root / "train" / "class_1").exists():
@@ -76,13 +76,13 @@ def test_a_change_of_the_folder_is_noticed(root, change, part):
         assert [loaded.classes[label] for label in split.labels] == [name.split("/")[0] for name in names(split)]
 
 
-def test_a_folder_that_changed_just_now_is_listed_again(root):
+def test_a_list_is_not_cached_right_after_a_change(root):
     os.utime(root / "train" / "class_1")
     load(root)
     assert not list(root.glob(".*"))
 
 
-def test_a_set_that_was_moved_keeps_its_list(root, monkeypatch):
+def test_a_moved_folder_keeps_its_cached_list(root, monkeypatch):
     load(root)
     moved = root.rename(root.with_name("moved"))
     monkeypatch.setattr(image_folder, "_scan", never)
@@ -92,13 +92,13 @@ def test_a_set_that_was_moved_keeps_its_list(root, monkeypatch):
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-50], lambda data: data[:200] + b"\xff" * 40 + data[240:], lambda data: b""]
 )
-def test_a_damaged_list_is_not_believed(root, damage):
+def test_a_damaged_cache_is_ignored(root, damage):
     first, cache = load(root), root / ".image-list.npz"
     cache.write_bytes(damage(cache.read_bytes()))
     assert np.array_equal(load(root).train.paths, first.train.paths)
 
 
-def test_the_list_is_kept_with_the_user_where_the_data_takes_none(root, monkeypatch, tmp_path):
+def test_the_list_is_cached_in_the_users_cache_folder_if_the_data_folder_is_not_writable(root, monkeypatch, tmp_path):
     (root / ".image-list.npz").mkdir()  # root may write anywhere, but not over a folder
     first = load(root)
     assert list((tmp_path / "home").rglob("*.npz"))
@@ -106,7 +106,7 @@ def test_the_list_is_kept_with_the_user_where_the_data_takes_none(root, monkeypa
     assert np.array_equal(load(root).train.paths, first.train.paths)
 
 
-def test_excluded_images_are_left_out_and_nothing_else(root, tmp_path, caplog):
+def test_exactly_the_excluded_images_are_omitted(root, tmp_path, caplog):
     everything = load(root)
     (tmp_path / "bad.txt").write_text("# why\ntrain/class_1/0003.jpg\nval/class_0/0000.jpg\nval/class_0/7777.jpg\n")
     loaded = load(root, exclude=str(tmp_path / "bad.txt"))
@@ -116,7 +116,7 @@ def test_excluded_images_are_left_out_and_nothing_else(root, tmp_path, caplog):
     assert "1 of the 3 files" in caplog.text
 
 
-def test_an_exclusion_that_empties_a_class_or_does_not_exist_is_named(root, tmp_path):
+def test_an_exclude_file_that_empties_a_class_or_does_not_exist_is_an_error(root, tmp_path):
     (tmp_path / "bad.txt").write_text("\n".join(f"val/class_2/{i:04d}.jpg" for i in range(3)))
     with pytest.raises(OSError, match=r"bad\.txt leaves no image of val/class_2"):
         load(root, exclude=str(tmp_path / "bad.txt"))
@@ -125,14 +125,14 @@ def test_an_exclusion_that_empties_a_class_or_does_not_exist_is_named(root, tmp_
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_an_empty_class_folder_is_named(root, part):
+def test_the_error_names_an_empty_class_folder(root, part):
     for path in (root / part / "class_1").iterdir():
         path.unlink()
     with pytest.raises(OSError, match=rf"{part}/class_1 holds no image"):
         load(root)
 
 
-def test_classes_with_the_numbers_of_wordnet_are_called_by_their_words(tmp_path):
+def test_classes_with_wordnet_ids_get_their_words(tmp_path):
     root = on_disk.write_image_folder(tmp_path / "set", n_classes=4)
     for part in ("train", "val"):
         for i, number in enumerate(("n01440764", "n02012849", "n03126707", "n99999999")):
@@ -141,7 +141,7 @@ def test_classes_with_the_numbers_of_wordnet_are_called_by_their_words(tmp_path)
     assert loaded.classes == ("tench", "crane (n02012849)", "crane (n03126707)", "n99999999")
 
 
-def test_a_folder_in_memory_is_scaled_and_cropped_as_torchvision_does_it(root):
+def test_images_in_memory_are_scaled_and_cropped_as_torchvision_does(root):
     in_files, loaded = load(root), load(root, in_memory=True)
     assert isinstance(in_files.train, Files)
     assert isinstance(loaded.train, Images)
@@ -160,13 +160,13 @@ def test_a_folder_in_memory_is_decoded_once_for_each_size(root, monkeypatch):
         find_dataset("imagefolder").load(Source(root, img_size=24), in_memory=True)
 
 
-def test_a_broken_image_is_named_when_the_folder_is_read_into_memory(root):
+def test_the_error_names_a_broken_image_when_the_folder_is_read_into_memory(root):
     (root / "train" / "class_1" / "0003.jpg").write_bytes(b"")
     with pytest.raises(OSError, match=r"class_1/0003\.jpg: this image can't be read"):
         load(root, in_memory=True)
 
 
-def test_a_folder_that_does_not_fit_into_memory_is_refused_before_it_is_read(root, monkeypatch):
+def test_a_folder_too_large_for_memory_is_an_error_before_it_is_read(root, monkeypatch):
     monkeypatch.setattr(image_folder, "_in_memory", never)
     with pytest.raises(OSError, match=r"data\.in_memory: 33 images of 1000000x1000000 take 99000 GB; there are \d+"):
         find_dataset("imagefolder").load(Source(root, img_size=1_000_000), in_memory=True)

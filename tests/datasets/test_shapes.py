@@ -1,4 +1,4 @@
-"""The generated shapes: what they promise to a training, and to detection and segmentation."""
+"""The guarantees of the generated shapes for classification, detection and segmentation."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_no_image_occurs_twice_in_the_training_and_test_data_of_two_seeds():
     assert len(rows.unique(dim=0)) == 1200
 
 
-def test_a_split_holds_the_images_and_labels_that_generate_gives():
+def test_a_split_holds_the_images_and_labels_of_generate():
     train = load(7, n_train=40, n_test=1, size=24, difficulty=0.3).train
     same = generate(shapes.derive(7, shapes.SHAPES, shapes.TRAIN), torch.arange(40), size=24, difficulty=0.3)
     assert torch.equal(train.images, same.images)
@@ -74,7 +74,7 @@ def test_a_box_encloses_its_mask_exactly(crowded):
     assert 600 < there < 1900
 
 
-def test_the_first_object_is_always_there_and_every_number_of_objects_occurs(crowded):
+def test_the_first_object_always_exists_and_every_number_of_objects_occurs(crowded):
     assert (crowded.labels[:, 0] >= 0).all()
     counts = (crowded.labels >= 0).sum(1).bincount(minlength=6)
     assert len(counts) == 6
@@ -91,7 +91,7 @@ def test_masks_of_one_image_never_overlap_and_some_objects_touch(crowded):
     assert overlap.any()
 
 
-def test_what_would_hide_too_much_of_an_object_is_left_out():
+def test_a_figure_that_would_hide_too_much_of_an_object_is_not_painted():
     object_mask, cover, corner = torch.zeros(3, 2, 8, 8)
     object_mask[:, :, :4] = 1
     cover[:] = 1
@@ -157,7 +157,7 @@ def test_every_direction_occurs_equally_often(plain):
     assert ((counts - expected) ** 2 / expected).sum() < 30  # chi squared, 7 degrees of freedom: 99.99 %
 
 
-def test_the_classes_can_be_told_apart_by_their_masks(plain):
+def test_the_classes_are_distinguishable_by_their_masks(plain):
     from sklearn.neighbors import KNeighborsClassifier
 
     features = np.stack([_shape_features(mask) for mask in plain.masks[:, 0]])
@@ -175,7 +175,7 @@ def test_an_object_differs_from_what_is_behind_it_in_some_channel():
     assert (inside - outside).abs().amax(1).quantile(0.02) > 0.15
 
 
-def test_color_says_nothing_about_the_class():
+def test_color_is_independent_of_the_class():
     some = generate(9, torch.arange(5000), size=16)
     colors, labels = some.images.float().mean((2, 3)), some.labels[:, 0]
     per_class = torch.stack([colors[labels == c].mean(0) for c in range(10)])
@@ -253,14 +253,14 @@ def test_the_statistics_are_those_of_the_data():
     assert torch.allclose(images.transpose(0, 1).flatten(1).std(1), torch.tensor(spec.std).double(), atol=0.02)
 
 
-def test_images_are_generated_as_large_as_the_model_sees_them_unless_told_otherwise():
+def test_images_are_generated_at_the_model_input_size_by_default():
     counts = {"n_train": 2, "n_test": 2}
     assert load(**counts).train.images.shape[-2:] == (32, 32)
     assert load(img_size=48, **counts).train.images.shape[-2:] == (48, 48)
     assert load(img_size=48, size=20, **counts).train.images.shape[-2:] == (20, 20)
 
 
-def test_a_config_that_names_only_an_image_size_gets_it_and_a_model_sees_what_it_asks_for():
+def test_data_img_size_is_the_generated_size_and_the_model_input_size():
     options = {"data.img_size": 40, "data.n_train": 4, "data.n_test": 4}
     for more, generated in (({}, 40), ({"data.size": 20}, 20)):
         data = load_data(load_config(ROOT / "configs" / "lenet_shapes.yaml", options | more), Accelerator(cpu=True))
@@ -283,7 +283,7 @@ def test_a_config_that_names_only_an_image_size_gets_it_and_a_model_sees_what_it
         (["--data.n_classes", 11], "which has 10 classes"),
     ],
 )
-def test_an_option_that_can_not_be_ends_in_one_line(options, says, tmp_path, capsys):
+def test_an_invalid_option_ends_with_one_line(options, says, tmp_path, capsys):
     assert run_main("-c", ROOT / "configs" / "lenet_shapes.yaml", "-e", tmp_path / "run", *options) == 2
     assert says in capsys.readouterr().err
 
@@ -291,12 +291,12 @@ def test_an_option_that_can_not_be_ends_in_one_line(options, says, tmp_path, cap
 @pytest.mark.parametrize(
     ("options", "says"), [({"max_objects": 0}, "max_objects is 0"), ({"max_objects": 9}, "48x48 and more with 9")]
 )
-def test_objects_that_an_image_has_no_room_for_are_refused(options, says):
+def test_more_objects_than_fit_into_an_image_are_an_error(options, says):
     with pytest.raises(ValueError, match=says):
         generate(1, torch.arange(2), size=32, **options)
 
 
-def test_a_signed_distance_is_the_way_to_the_nearest_edge_and_a_hole_is_outside():
+def test_a_signed_distance_is_measured_to_the_nearest_edge_and_a_hole_is_outside():
     square = torch.tensor([(2.0, 2.0), (-2.0, 2.0), (-2.0, -2.0), (2.0, -2.0)])
     points = torch.tensor([(0.0, 0.0), (1.5, 0.3), (3.0, 0.0), (5.0, 6.0), (-2.0, 1.0)])
     assert torch.allclose(signed_distance([square], points), torch.tensor([2.0, 0.5, -1.0, -5.0, 0.0]))
@@ -317,8 +317,8 @@ def _third_moment(mask):
 
 
 def _shape_features(mask):
-    """What doesn't change as a shape is moved, turned, scaled and stretched: after whitening, how its pixels are spread over
-    radii, and the strength of 1 to 6 repeats around the center."""
+    """Features that are invariant to moving, turning, scaling and stretching: after whitening, the histogram of the pixels' radii
+    and the strength of 1- to 6-fold symmetry around the center."""
     y, x = np.nonzero(mask.numpy())
     places = np.stack([x, y]).astype(float)
     places -= places.mean(1, keepdims=True)

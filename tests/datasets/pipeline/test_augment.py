@@ -68,7 +68,7 @@ def test_another_size_is_reached_with_antialias(images):
     torch.testing.assert_close(ours, theirs)
 
 
-def test_undo_gives_the_image_back(images):
+def test_undo_inverts_normalization(images):
     square = images[:, :, :12, :12]
     normalize = Normalize((0.5,) * 3, (0.25,) * 3, 12, "cpu")
     torch.testing.assert_close(normalize.undo(normalize(square)) * 255, square.float(), atol=1e-3, rtol=0)
@@ -87,18 +87,18 @@ def test_alternating_flips_show_both_sides_of_every_image_in_two_epochs(images, 
     assert 200 < n_mirrored < 300
 
 
-def test_cutout_blots_out_one_square_of_each_image_anywhere():
+def test_cutout_clears_one_square_of_each_image_anywhere():
     ones = torch.ones(4000, 2, 12, 12)
-    blotted = Cutout(5, seed=1)(2, torch.arange(4000), ones.clone())
-    assert torch.equal(blotted[:, 0], blotted[:, 1])
-    rows = (blotted[:, 0] == 0).any(2).sum(1)
-    columns = (blotted[:, 0] == 0).any(1).sum(1)
-    assert torch.equal((blotted[:, 0] == 0).flatten(1).sum(1), rows * columns)  # a rectangle
+    cleared = Cutout(5, seed=1)(2, torch.arange(4000), ones.clone())
+    assert torch.equal(cleared[:, 0], cleared[:, 1])
+    rows = (cleared[:, 0] == 0).any(2).sum(1)
+    columns = (cleared[:, 0] == 0).any(1).sum(1)
+    assert torch.equal((cleared[:, 0] == 0).flatten(1).sum(1), rows * columns)  # a rectangle
     assert rows.min() == 3  # a center at the edge
     assert rows.max() == columns.max() == 5
-    frequency = (blotted[:, 0] == 0).float().mean(0)
+    frequency = (cleared[:, 0] == 0).float().mean(0)
     assert frequency[6, 6].item() == pytest.approx(25 / 144, abs=0.03)
-    assert torch.equal(blotted[7:8], Cutout(5, seed=1)(2, torch.tensor([7]), ones[:1].clone()))
+    assert torch.equal(cleared[7:8], Cutout(5, seed=1)(2, torch.tensor([7]), ones[:1].clone()))
 
 
 @pytest.mark.parametrize("channels", [3, 1])

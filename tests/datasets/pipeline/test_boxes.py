@@ -1,4 +1,4 @@
-"""Images and their boxes go through everything together."""
+"""Images and their boxes are loaded and augmented together."""
 
 import json
 import os
@@ -64,7 +64,7 @@ class TestShapes:
         assert loaded.classes[0] == "background"
 
     def test_boxes_are_mirrored_with_their_image(self):
-        """Without difficulty, a box holds all that is not of the background's color."""
+        """At difficulty 0 every pixel that differs from the background is in a box."""
         n_mirrored = 0
         split = shapes(max_objects=1).train
         for step, (images, targets) in enumerate(batches(split, last=10)):
@@ -102,7 +102,7 @@ def folder(tmp_path_factory):
 
 
 class TestCoco:
-    def test_every_image_has_what_the_file_says(self, folder):
+    def test_every_image_has_the_objects_of_the_annotation_file(self, folder):
         loaded = coco(folder)
         content = json.loads((folder / "annotations" / "val.json").read_text())
         assert loaded.classes == ("background", "red", "N/A", "blue")
@@ -135,7 +135,7 @@ class TestCoco:
         assert equal(whole, batches(split, prepare, workers=2))
         assert not torch.equal(whole[0][0][0], batches(split, prepare, seed=4)[0][0][0])
 
-    def test_images_of_nothing_are_kept_or_left_out_of_the_training(self, folder):
+    def test_images_without_objects_are_optional_in_training(self, folder):
         assert len(coco(folder).train) == 12
         kept = coco(folder, keep_empty=False)
         assert (len(kept.train), len(kept.test)) == (11, 5)
@@ -160,8 +160,8 @@ class TestVoc:
         assert [bool(objects[0, 5]) for objects in loaded.train.labels] == [False, True] * 3
 
 
-class TestWhatIsWrong:
-    """Found when the set is read, before anything is trained on it."""
+class TestErrors:
+    """Errors are found when the dataset is read, before training."""
 
     @pytest.fixture
     def changed(self, tmp_path):
@@ -196,11 +196,11 @@ class TestWhatIsWrong:
             (lambda c: c["categories"].pop(), r"the category 3, which isn't declared|declares other categories"),
             (lambda c: c["categories"][0].update(name="green"), r"val.json declares other categories than"),
             (lambda c: c["categories"][0].update(id=123456), r"the ids of categories must be whole numbers"),
-            (lambda c: c.pop("images"), r"train.json is no file of COCO annotations \(KeyError: 'images'\)"),
-            (lambda c: c["annotations"][0].pop("bbox"), r"no file of COCO annotations"),
+            (lambda c: c.pop("images"), r"train.json is not a file of COCO annotations \(KeyError: 'images'\)"),
+            (lambda c: c["annotations"][0].pop("bbox"), r"not a file of COCO annotations"),
         ],
     )
-    def test_an_annotation(self, changed, edit, says):
+    def test_an_invalid_annotation(self, changed, edit, says):
         with pytest.raises(OSError, match=says):
             coco(changed(edit))
 
@@ -209,10 +209,10 @@ class TestWhatIsWrong:
             coco(tmp_path)
         root = on_disk.write_coco(tmp_path / "set")
         (root / "annotations" / "val.json").write_text("{")
-        with pytest.raises(OSError, match=r"val.json is no file of COCO annotations \(JSONDecodeError"):
+        with pytest.raises(OSError, match=r"val.json is not a file of COCO annotations \(JSONDecodeError"):
             coco(root)
 
-    def test_boxes_without_an_area_can_be_left_out_and_those_of_coco_are(self, changed, tmp_path):
+    def test_boxes_without_an_area_can_be_omitted(self, changed, tmp_path):
         root = changed(lambda c: c["annotations"][1].update(bbox=[5, 5, 0, 9]))
         kept = coco(root, drop_degenerate=True)
         assert (
@@ -220,7 +220,7 @@ class TestWhatIsWrong:
             == len(json.loads((root / "annotations" / "train.json").read_text())["annotations"]) - 1
         )
 
-    def test_a_box_that_sticks_out_by_a_rounding_is_cut_off(self):
+    def test_a_box_that_exceeds_its_image_by_a_rounding_error_is_clipped(self):
         assert clipped((-0.4, 0, 10.6, 5), 10, 6, "") == [0, 0, 10, 5]
         with pytest.raises(OSError, match="outside its image"):
             clipped((0, 0, 12, 5), 10, 6, "x")
@@ -228,34 +228,34 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize(
         ("old", "new", "says"),
         [
-            ("<name>cat</name>", "<name>unicorn</name>", "0002.xml: unicorn is no class of VOC"),
+            ("<name>cat</name>", "<name>unicorn</name>", "0002.xml: unicorn is not a class of VOC"),
             ("<ymax>20</ymax>", "<ymax>900</ymax>", "0002.xml: cat has a box outside its image"),
             ("<ymax>20</ymax>", "<ymax>1</ymax>", "0002.xml: cat has a box without an area"),
             ("<ymax>20</ymax>", "", "0002.xml: this annotation can't be read"),
             ("</annotation>", "", "0002.xml: this annotation can't be read"),
         ],
     )
-    def test_an_annotation_of_voc(self, tmp_path, old, new, says):
+    def test_an_invalid_annotation_of_voc(self, tmp_path, old, new, says):
         on_disk.write_voc(tmp_path)
         path = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "0002.xml"
         path.write_text(path.read_text().replace(old, new))
         with pytest.raises(OSError, match=says):
             find_dataset("VOC", "boxes").load(Source(tmp_path))
 
-    def test_an_image_of_voc_that_is_not_there(self, tmp_path):
+    def test_a_missing_image_of_voc(self, tmp_path):
         on_disk.write_voc(tmp_path)
         (tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "0001.jpg").unlink()
         with pytest.raises(OSError, match=r"0001.jpg is missing; ImageSets/Main/train.txt names it"):
             find_dataset("VOC", "boxes").load(Source(tmp_path))
 
 
-def test_images_of_different_sizes_are_shown_as_one_picture():
+def test_images_of_different_sizes_are_padded_to_one_batch():
     shown = Unscaled().undo([torch.zeros(3, 4, 6), torch.zeros(3, 5, 2)])
     assert shown.shape == (2, 3, 5, 6)
     assert (shown[0].sum(), shown[1].sum()) == (3 * 6, 3 * 5 * 4)
 
 
-def test_boxed_files_are_chosen_by_number(folder):
+def test_a_subset_of_boxed_files_keeps_paths_and_boxes_together(folder):
     split = coco(folder).train
     some = split.subset(torch.tensor([4, 1]))
     assert [os.path.basename(path) for path in some.paths.tolist()] == [b"000004.jpg", b"000001.jpg"]

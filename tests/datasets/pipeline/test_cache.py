@@ -9,7 +9,7 @@ from tests import on_disk
 
 @pytest.fixture(params=["CIFAR-10", "MNIST"])
 def written(request, tmp_path):
-    """A data set on disk, its loading function, and one of its files."""
+    """A dataset on disk, its loading function, and one of its files."""
     write = {"CIFAR-10": on_disk.write_cifar10, "MNIST": on_disk.write_mnist}[request.param]
     root = write(tmp_path / "set")
     source = Source(root, verify=False, download=False)
@@ -30,18 +30,18 @@ def cache_of(root):
     return cache
 
 
-def test_the_second_reading_is_from_the_cache_and_gives_the_same(written, monkeypatch):
+def test_the_second_load_reads_the_same_from_the_cache(written, monkeypatch):
     root, load, _ = written
     first = load()
-    assert cache_of(root).is_file()
-    for module in ("cifar", "mnist"):
-        monkeypatch.setattr(f"datasets.{module}._read_all", lambda *args, **kwargs: pytest.fail("read again"))
+    assert cache_of(root).stat().st_mode & 0o777 == cache_of(root).parent.stat().st_mode & 0o666
+    for read in ("cifar.read_pickle", "mnist.read_idx"):
+        monkeypatch.setattr(f"datasets.{read}", lambda path: pytest.fail("read again"))
     second = load()
     assert same(first, second)
     assert first.classes == second.classes
 
 
-def test_a_file_that_changed_is_read_again(written):
+def test_a_changed_file_is_read_again(written):
     _, load, file = written
     first = load()
     content = bytearray(file.read_bytes())
@@ -65,7 +65,7 @@ def test_a_damaged_cache_is_not_used(written):
     assert same(first, load())
 
 
-def test_an_unverified_cache_does_not_pass_for_a_verified_one(written):
+def test_an_unverified_cache_is_not_used_with_verification(written):
     root, load, _ = written
     load()
     name = "CIFAR-10" if "cifar" in str(cache_of(root)) else "MNIST"

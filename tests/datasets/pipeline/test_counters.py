@@ -3,7 +3,7 @@ import torch
 from datasets.pipeline.counters import below, derive, draws
 
 
-def test_derived_seeds_differ_in_every_counter_and_are_the_same_everywhere():
+def test_derived_seeds_differ_in_every_counter_and_are_reproducible():
     seeds = {derive(a, b, c) for a in range(10) for b in range(10) for c in range(10)}
     assert len(seeds) == 1000
     assert derive(1, 2) != derive(2, 1)
@@ -11,7 +11,7 @@ def test_derived_seeds_differ_in_every_counter_and_are_the_same_everywhere():
     assert derive(1234, 1, 0) == derive(1234, 1, 0)
 
 
-def test_a_draw_depends_on_the_sample_not_on_its_place_in_the_batch():
+def test_a_draw_depends_on_the_sample_not_on_its_position_in_the_batch():
     samples = torch.tensor([5, 17, 3])
     together = draws(1, 2, samples, 4)
     alone = torch.cat([draws(1, 2, sample.view(1), 4) for sample in samples], dim=1)
@@ -33,7 +33,7 @@ def test_draws_are_uniform_and_independent():
     assert abs(torch.corrcoef(neighbors)[0, 1]) < 0.015
 
 
-def test_whole_numbers_below_n_are_equally_frequent():
+def test_integers_below_n_are_equally_frequent():
     numbers = below(draws(1, 1, torch.arange(90_000), 1)[0], 9)
     counts = numbers.bincount(minlength=9).double()
     assert len(counts) == 9

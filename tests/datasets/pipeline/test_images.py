@@ -1,4 +1,4 @@
-"""Images in files: what is decoded, cropped and distorted, and that all of it is repeatable."""
+"""Images in files: decoding, cropping and distortion, and that all of it is reproducible."""
 
 import io
 import math
@@ -17,8 +17,10 @@ from torchvision.transforms.v2 import functional as v2
 from datasets import Files
 from datasets.pipeline import images as files
 from datasets.pipeline.images import EvaluationImages, ImageFile, Request, TrainingImages, UnreadableImage, random_box
-from datasets.pipeline.loaders import FileTraining, Preparation, ReusedMemory, Workers, eval_loader, train_loader
+from datasets.pipeline.loaders import eval_loader, train_loader
 from datasets.pipeline.order import Order
+from datasets.pipeline.preparation import Preparation
+from datasets.pipeline.workers import ReusedMemory, Workers
 from tests.running import run_command
 
 CPU = torch.device("cpu")
@@ -27,7 +29,7 @@ HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
 def photograph(height=375, width=500, seed=0):
-    """Smooth in the large and grainy in the small, as photographs are."""
+    """An image that is smooth at large scales and grainy at small ones, as photographs are."""
     random = np.random.default_rng(seed)
     layers = [
         strength * np.asarray(Image.fromarray(random.normal(size=(n, n)).astype(np.float32)).resize((width, height)))
@@ -68,17 +70,15 @@ def preparation(**kwargs):
 
 
 def training_images(**kwargs):
-    img_size = kwargs.pop("img_size", 224)
-    crop = {"scale": (0.08, 1.0), "interpolation": "bilinear", "seed": 1}
-    off = {"hflip": False, "policy": None, "magnitude": 9, "color_jitter": 0, "erasing": 0, "mean": HALF["mean"]}
-    images = TrainingImages(**{**crop, **off, **kwargs})
-    images.img_size = img_size  # that read() asks for
+    prepare = preparation(**{"img_size": 224, "hflip": False, **kwargs})
+    images = TrainingImages(prepare, seed=1)
+    images.img_size = prepare.img_size  # which read() uses
     return images
 
 
 def read(images, paths, epoch=0):
     out = torch.zeros(len(paths), 3, images.img_size, images.img_size, dtype=torch.uint8)
-    images(Request(np.array([str(path).encode() for path in paths]), epoch, np.arange(len(paths))), out)
+    images(Request(np.array([str(path).encode() for path in paths]), np.arange(len(paths)), epoch), out)
     return out
 
 
@@ -107,7 +107,7 @@ def evaluated(path, prepare):
     ],
     ids=["resize 256", "resize 232", "bicubic"],
 )
-def test_evaluation_gives_what_torchvisions_weights_expect(pictures, name, weights, crop_pct, interpolation):
+def test_evaluation_equals_the_transforms_of_torchvisions_weights(pictures, name, weights, crop_pct, interpolation):
     theirs = weights.transforms()(Image.open(pictures / name).convert("RGB"))
     ours = evaluated(pictures / name, preparation(img_size=224, crop_pct=crop_pct, interpolation=interpolation, **IMAGENET))
     in_pixels = (ours - theirs) * torch.tensor(IMAGENET["std"]).view(3, 1, 1)
@@ -118,7 +118,7 @@ def test_evaluation_gives_what_torchvisions_weights_expect(pictures, name, weigh
 @pytest.mark.parametrize(
     ("img_size", "crop_pct", "interpolation"), [(224, 0.9, "bicubic"), (299, 0.875, "bilinear"), (64, 1.0, "bicubic")]
 )
-def test_evaluation_gives_what_timms_transform_gives(pictures, name, img_size, crop_pct, interpolation):
+def test_evaluation_equals_timms_transform(pictures, name, img_size, crop_pct, interpolation):
     transform = create_transform(img_size, crop_pct=crop_pct, interpolation=interpolation, **HALF)
     theirs = transform(Image.open(pictures / name).convert("RGB"))
     ours = evaluated(pictures / name, preparation(img_size=img_size, crop_pct=crop_pct, interpolation=interpolation))
@@ -154,13 +154,13 @@ def test_random_boxes_are_distributed_as_torchvisions():
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 500), (500, 20), (300, 300)])
-def test_a_box_that_never_fits_becomes_the_largest_in_the_middle(height, width):
+def test_a_box_that_never_fits_becomes_the_largest_centered_one(height, width):
     theirs = RandomResizedCrop.get_params(torch.zeros(3, height, width), [50.0, 60.0], [3 / 4, 4 / 3])
     assert random_box(height, width, (50.0, 60.0), [0.3] * 22) == theirs
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_crop_is_torchvisions_crop_but_for_the_last_levels(pictures, interpolation, monkeypatch):
+def test_a_crop_is_nearly_equal_to_torchvisions(pictures, interpolation, monkeypatch):
     box = files.Box(31, 57, 290, 256)
     monkeypatch.setattr(files, "random_box", lambda *args: box)
     ours = read(training_images(interpolation=interpolation), [pictures / "photograph.jpg", pictures / "clear.png"])
@@ -203,7 +203,7 @@ OTHERWISE = [{"progressive": True}, {"restart_marker_rows": 1}]
 
 @pytest.mark.parametrize("shrink", [1, 2, 8])
 @pytest.mark.parametrize("how", [*SEQUENTIAL, *OTHERWISE], ids=str)
-def test_rows_below_the_crop_are_left_out_and_those_above_stay_as_they_are(tmp_path, how, shrink):
+def test_rows_below_the_crop_are_not_decoded_and_those_above_are_unchanged(tmp_path, how, shrink):
     photograph(375, 500).save(tmp_path / "photograph.jpg", **how)
     file = ImageFile(str(tmp_path / "photograph.jpg"))
     whole = file.decode_fast(shrink)
@@ -216,7 +216,7 @@ def test_rows_below_the_crop_are_left_out_and_those_above_stay_as_they_are(tmp_p
 
 
 @pytest.mark.parametrize("how", [*SEQUENTIAL, *OTHERWISE], ids=str)
-def test_a_jpeg_that_is_cut_off_below_the_crop_is_still_found_to_be_truncated(tmp_path, how):
+def test_a_jpeg_truncated_below_the_crop_is_still_an_error(tmp_path, how):
     path = tmp_path / "truncated.jpg"
     photograph(375, 500).save(path, **how)
     path.write_bytes(path.read_bytes()[:-1000])
@@ -234,7 +234,7 @@ def test_damage_above_the_end_of_the_crop_is_left_to_pillow(tmp_path):
         assert np.array_equal(file.decode_fast(n_rows=320), np.array(file.decode()))
 
 
-def test_half_of_the_images_are_mirrored_and_nothing_else_is_done_to_them(split):
+def test_half_of_the_images_are_mirrored_and_otherwise_unchanged(split):
     path = [split.paths[0].decode()] * 400
     plain, maybe = (read(training_images(img_size=24, hflip=hflip), path) for hflip in (False, True))
     mirrored = (maybe == plain.flip(-1)).flatten(1).all(1)
@@ -242,7 +242,7 @@ def test_half_of_the_images_are_mirrored_and_nothing_else_is_done_to_them(split)
     assert 160 < mirrored.sum() < 240
 
 
-def test_erasing_gives_a_part_of_the_images_a_rectangle_of_the_mean_color(split):
+def test_erasing_fills_a_rectangle_with_the_mean_color_in_some_images(split):
     path = [split.paths[0].decode()] * 600
     mean = (0.2, 0.4, 0.6)
     plain, erased = (read(training_images(img_size=32, erasing=p, mean=mean), path) for p in (0.0, 0.25))
@@ -275,7 +275,7 @@ def test_distortions_change_images_by_epoch_and_leave_torchs_generator_alone(spl
     assert not torch.equal(first, read(images, paths, epoch=1))
 
 
-def test_each_sample_is_distorted_in_its_own_way(split, monkeypatch):
+def test_each_sample_is_distorted_differently(split, monkeypatch):
     monkeypatch.setattr(files, "random_box", lambda height, width, *args: files.Box(0, 0, height, width))
     distorted = read(training_images(img_size=24, policy="trivialaugment"), [split.paths[0].decode()] * 16)
     assert len(distorted.unique(dim=0)) > 10
@@ -316,7 +316,7 @@ def test_batches_are_the_same_with_0_1_and_2_workers_and_after_a_jump_into_the_t
         assert_same(whole, batches(split, first, first + 3, n_workers, **kind))
 
 
-def test_a_jump_reads_nothing_of_what_it_skips(split, monkeypatch):
+def test_a_jump_does_not_read_skipped_images(split, monkeypatch):
     opened = []
     init = ImageFile.__init__
     monkeypatch.setattr(ImageFile, "__init__", lambda self, path: opened.append(path) or init(self, path))
@@ -344,7 +344,7 @@ def test_a_batch_that_is_kept_is_not_overwritten_by_later_ones(split, n_workers)
     assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
 
 
-def test_memory_is_lent_again_only_when_the_last_view_of_it_is_gone():
+def test_memory_is_reused_only_after_its_last_view_is_gone():
     memory = ReusedMemory()
     batch = memory.take(torch.Size([2, 3]))
     place, view = batch.data_ptr(), batch[1]
@@ -368,19 +368,19 @@ def test_evaluation_of_files_sees_every_sample_once(split, n, world_size):
     assert torch.equal(torch.cat(seen), torch.arange(n))
 
 
-def test_what_a_worker_is_given_does_not_grow_with_the_number_of_files(split, monkeypatch):
+def test_the_size_of_a_workers_state_does_not_depend_on_the_number_of_files(split, monkeypatch):
     sent = []
     monkeypatch.setattr(
-        "datasets.pipeline.loaders.DataLoader", lambda dataset, **kw: sent.append(pickle.dumps(dataset.read)) or []
+        "datasets.pipeline.workers.DataLoader", lambda dataset, **kw: sent.append(pickle.dumps(dataset.read)) or []
     )
     for n in (10, 100_000):
         many = Files(np.repeat(split.paths[:1], n), torch.zeros(n, dtype=torch.int64))
-        list(FileTraining(many, Order(n, 5, seed=1), preparation(), Workers(2), CPU).batches(0, 1))
+        list(train_loader(many, Order(n, 5, seed=1), preparation(), Workers(2), CPU).batches(0, 1))
     assert len(sent) == 2
     assert len(sent[0]) == len(sent[1])
 
 
-# What can't be read
+# Unreadable files
 
 
 def jpeg_bytes():
@@ -406,7 +406,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_is_named_in_training_and_in_evaluation(tmp_path, kind):
+def test_the_error_names_a_broken_file_in_training_and_in_evaluation(tmp_path, kind):
     path = tmp_path / "broken.jpg"
     path.write_bytes(BROKEN[kind]())
     for images in (training_images(img_size=24), EvaluationImages(24, 0.875, "bilinear")):
@@ -414,13 +414,13 @@ def test_a_broken_file_is_named_in_training_and_in_evaluation(tmp_path, kind):
             read(images, [path])
 
 
-def test_a_file_that_is_gone_is_named(tmp_path):
+def test_the_error_names_a_missing_file(tmp_path):
     with pytest.raises(UnreadableImage, match=r"gone\.jpg: this image can't be read \(No such file or directory\)"):
         read(training_images(), [tmp_path / "gone.jpg"])
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_broken_file_is_named_in_one_line_whatever_the_number_of_workers(tmp_path, split, n_workers):
+def test_the_error_of_a_broken_file_is_one_line_with_any_number_of_workers(tmp_path, split, n_workers):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"")
     with_it = Files(np.append(split.paths, str(path).encode()), torch.arange(25))
@@ -440,7 +440,7 @@ def test_a_file_name_of_any_bytes_can_be_read(tmp_path):
     path = Path(tmp_path) / "名 \udcff.jpg"
     path.write_bytes(jpeg_bytes())
     out = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
-    EvaluationImages(24, 0.875, "bilinear")(Request(np.array([str(path).encode("utf-8", "surrogateescape")])), out)
+    EvaluationImages(24, 0.875, "bilinear")(Request(np.array([str(path).encode("utf-8", "surrogateescape")]), np.arange(1)), out)
     assert out.any()
 
 
@@ -461,7 +461,7 @@ raise ZeroDivisionError
 """
 
 
-def test_a_program_that_fails_between_two_batches_ends_with_its_workers(data_root):
+def test_workers_end_with_a_program_that_fails_between_two_batches(data_root):
     ended = run_command("python", "-c", LEFT_IN_THE_MIDDLE.format(root=str(data_root / "imagefolder")), timeout=60)
     assert ended.returncode == 1
     assert ended.stderr.strip().endswith("ZeroDivisionError")

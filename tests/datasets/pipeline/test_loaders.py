@@ -2,8 +2,11 @@ import pytest
 import torch
 
 from datasets import Images, Source, find_dataset
-from datasets.pipeline.loaders import Preparation, Workers, eval_loader, train_loader
+from datasets.pipeline.loaders import EvalLoader, Normalization, TrainLoader, eval_loader, train_loader
 from datasets.pipeline.order import Order
+from datasets.pipeline.preparation import Preparation
+from datasets.pipeline.workers import Workers
+from tests import on_disk
 
 CPU = torch.device("cpu")
 PREPARE = Preparation(
@@ -74,3 +77,43 @@ def test_evaluation_sees_every_sample_once(in_memory, n, world_size):
     for rank in range(world_size):
         seen += [labels for _, labels in eval_loader(split, 6, rank, world_size, PREPARE, Workers(), CPU).batches()]
     assert torch.equal(torch.cat(seen), torch.arange(n))
+
+
+@pytest.fixture(scope="module")
+def splits(in_files, in_memory, tmp_path_factory):
+    """One split of each kind."""
+    folder = tmp_path_factory.mktemp("splits")
+    on_disk.write_pairs(folder / "pairs", n=12)
+    on_disk.write_coco(folder / "coco", n_train=12)
+    shapes = {"n_train": 12, "n_test": 6, "size": 32}
+    return {
+        "images": in_memory,
+        "files": in_files,
+        "images with masks": find_dataset("shapes", "masks").load(Source(None), **shapes).train,
+        "files with masks": find_dataset("pairs", "masks").load(Source(folder / "pairs")).train,
+        "images with boxes": find_dataset("shapes", "boxes").load(Source(None), **shapes).train,
+        "files with boxes": find_dataset("cocojson", "boxes").load(Source(folder / "coco")).train,
+    }
+
+
+@pytest.mark.parametrize("kind", ["images", "files", *(f"{a} with {b}" for a in ("images", "files") for b in ("masks", "boxes"))])
+def test_every_loader_has_what_its_protocol_lists(splits, kind):
+    order = Order(len(splits[kind]), 4, seed=1)
+    loader = train_loader(splits[kind], order, PREPARE, Workers(), CPU)
+    assert isinstance(loader, TrainLoader)
+    assert isinstance(loader.normalize, Normalization)
+    assert loader.order is order
+    (batch,) = loader.batches(1, 2)
+    images = loader.normalize.undo(batch[0])
+    assert images.shape[:2] == (4, 3)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    evaluation = eval_loader(splits[kind], 4, 0, 1, PREPARE, Workers(), CPU)
+    assert isinstance(evaluation, EvalLoader)
+    assert evaluation.n_common_batches == len(list(evaluation.batches()))
+
+
+def test_the_number_of_common_batches_is_the_same_on_every_rank(in_memory):
+    loaders = [eval_loader(in_memory.subset(torch.arange(13)), 6, rank, 2, PREPARE, Workers(), CPU) for rank in (0, 1)]
+    assert [loader.n_common_batches for loader in loaders] == [1, 1]
+    assert [len(list(loader.batches())) for loader in loaders] == [1, 2]

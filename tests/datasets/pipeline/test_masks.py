@@ -1,4 +1,4 @@
-"""Images and their masks go through everything together."""
+"""Images and their masks are loaded and augmented together."""
 
 import os
 from dataclasses import replace
@@ -24,7 +24,7 @@ PREPARE = Preparation(
 
 
 def in_memory(n=40, size=32):
-    """A pixel's color says its class: 20 times as much, and one more."""
+    """Images in which the color of a pixel of class c is 20 * c + 1."""
     masks = torch.randint(0, 12, (n, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     masks[:, 5:7] = IGNORED
     images = torch.where(masks == IGNORED, 255, masks * 20 + 1).to(torch.uint8).unsqueeze(1).expand(-1, 3, -1, -1)
@@ -32,7 +32,7 @@ def in_memory(n=40, size=32):
 
 
 def classes_of(images: Tensor) -> Tensor:
-    """The masks that the colors say; where there is no color, the image was padded."""
+    """Compute the masks from the colors; black pixels are padding."""
     levels = (images[:, 0] * 255).round().to(torch.int64)
     return torch.where((levels == 0) | (levels == 255), IGNORED, (levels - 1) // 20).to(torch.uint8)
 
@@ -60,14 +60,14 @@ class TestInMemory:
             assert torch.equal(masks, same)
             assert (images - other).abs().mean() > 0.02
 
-    def test_without_augmentation_they_are_what_they_were(self):
+    def test_without_augmentation_images_and_masks_are_unchanged(self):
         split = in_memory()
         for step, (images, masks) in enumerate(batches(split, replace(PREPARE, augment=False))):
             samples = Order(40, 8, 3).samples(step)
             assert torch.equal(masks, split.labels[samples])
             assert torch.equal((images * 255).round().to(torch.uint8), split.images[samples])
 
-    def test_both_are_resized_for_training_and_the_image_alone_for_evaluation(self):
+    def test_training_resizes_both_and_evaluation_only_the_image(self):
         split, prepare = in_memory(), replace(PREPARE, img_size=64, augment=False)
         images, masks = batches(split, prepare)[0]
         assert images.shape[-2:] == masks.shape[-2:] == (64, 64)
@@ -85,12 +85,12 @@ class TestInMemory:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Without loss, so that a color says the class."""
+    """Files in a lossless format, in which the color of a pixel determines its class."""
     return pairs_in(on_disk.write_pairs(tmp_path_factory.mktemp("pairs"), n=12, ending=".png"), IGNORED)
 
 
 def agreement(images, masks):
-    """How many of the valid pixels have the color of their class."""
+    """Return the fraction of valid pixels that have the color of their class."""
     levels = (images[:, 0] * 255 / 83).round().to(torch.uint8)
     valid = masks != IGNORED
     return float((levels == masks)[valid].float().mean())
@@ -104,7 +104,7 @@ class TestInFiles:
         epochs = [torch.cat([masks for _, masks in made[i : i + 3]]) for i in (0, 3)]
         assert not torch.equal(*epochs)
 
-    def test_what_is_smaller_than_the_crop_is_filled_up_with_the_mean_and_ignored(self, pairs):
+    def test_an_image_smaller_than_the_crop_is_padded_with_the_mean_and_ignored_labels(self, pairs):
         prepare = replace(PREPARE, zoom=(0.5, 0.5), mean=(0.2, 0.4, 0.6))
         for images, masks in batches(pairs, prepare, batch_size=4):
             filled = masks[:, 20:] == IGNORED  # the longer side is not twice as long as the shorter one, which is 16
@@ -149,7 +149,7 @@ class TestInFiles:
             for mask, name in zip(seen, pairs.labels, strict=True)
         )
 
-    def test_an_ignored_label_of_ones_own_is_turned_into_the_usual_one(self, pairs):
+    def test_another_ignored_label_is_replaced_by_the_usual_one(self, pairs):
         own = replace(pairs, ignored=1)
         _, masks = next(iter(eval_loader(own, 12, 0, 1, PREPARE, Workers(), CPU).batches()))
         assert all(not (mask == 1).any() for mask in masks)
@@ -157,7 +157,7 @@ class TestInFiles:
 
 
 class TestShapes:
-    def test_a_mask_shows_every_object_where_it_is_seen(self):
+    def test_a_mask_shows_every_object_where_it_is_visible(self):
         loaded = find_dataset("shapes", "masks").load(Source(None, seed=7), n_train=60, n_test=2, size=48, max_objects=3)
         same = generate(derive(7, SHAPES, TRAIN), torch.arange(60), size=48, max_objects=3)
         assert torch.equal(loaded.train.images, same.images)
@@ -183,7 +183,7 @@ class TestLayouts:
         moved = of_train.rename(of_train.parent.parent / "SegmentationClassAug" / "0001.png")
         assert os.fsencode(moved) in spec.load(Source(tmp_path), train_set="trainaug").train.labels
 
-    def test_pairs_with_and_without_a_split_of_their_own(self, tmp_path):
+    def test_pairs_with_and_without_a_val_folder(self, tmp_path):
         on_disk.write_pairs(tmp_path / "one", n=10)
         spec = find_dataset("pairs", "masks")
         loaded, again = (spec.load(Source(tmp_path / "one", seed=5), test_ratio=0.3) for _ in range(2))
@@ -197,8 +197,8 @@ class TestLayouts:
         assert len(spec.load(Source(tmp_path / "two", n_classes=9)).classes) == 9
 
 
-class TestWhatIsWrong:
-    """Found when the set is read, before anything is trained on it."""
+class TestErrors:
+    """Errors are found when the dataset is read, before training."""
 
     @pytest.fixture
     def folder(self, tmp_path):
@@ -222,7 +222,7 @@ class TestWhatIsWrong:
             self.load(folder)
 
     @pytest.mark.parametrize(("gone", "says"), [("images/0004.jpg", "has no image"), ("masks/0004.png", "has no mask")])
-    def test_one_without_the_other(self, folder, gone, says):
+    def test_an_image_without_a_mask_and_a_mask_without_an_image(self, folder, gone, says):
         (folder / gone).unlink()
         with pytest.raises(OSError, match=says):
             self.load(folder)
@@ -232,7 +232,7 @@ class TestWhatIsWrong:
         with pytest.raises(OSError, match=r"masks/0001.png: this mask can't be read \(its mode is RGB"):
             self.load(folder)
 
-    def test_no_folder_and_an_empty_one(self, folder):
+    def test_a_missing_and_an_empty_folder(self, folder):
         with pytest.raises(OSError, match=r"nowhere/images: no such folder; expected images/ and masks/"):
             self.load(folder / "nowhere")
         (folder / "nothing" / "images").mkdir(parents=True)
@@ -255,19 +255,19 @@ class TestWhatIsWrong:
         with pytest.raises(OSError, match=r"SegmentationClass/0002.png is missing; ImageSets/Segmentation/train.txt names it"):
             spec.load(Source(tmp_path))
 
-    def test_what_was_found_right_is_not_looked_at_again_until_it_changes(self, folder, monkeypatch):
+    def test_masks_that_passed_are_not_checked_again_until_they_change(self, folder, monkeypatch):
         split = pairs_in(folder, IGNORED)
         check_masks(split, 3)
-        monkeypatch.setattr("datasets.pipeline.masks.what_is_wrong", lambda split, i, n_classes: "looked at")
+        monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda split, i, n_classes: "checked")
         check_masks(split, 3)
-        with pytest.raises(OSError, match="looked at"):
+        with pytest.raises(OSError, match="checked"):
             check_masks(split, 4)
         os.utime(folder / "masks" / "0000.png", (1, 1))
-        with pytest.raises(OSError, match="looked at"):
+        with pytest.raises(OSError, match="checked"):
             check_masks(split, 3)
 
 
-def test_a_set_without_masks_says_which_have_them():
+def test_the_error_of_a_dataset_without_masks_lists_those_with_masks():
     with pytest.raises(ValueError, match=r"digits gives classes, not masks; VOC, pairs, shapes do"):
         find_dataset("digits", "masks")
     with pytest.raises(ValueError, match=r"VOC gives boxes or masks, not classes"):
@@ -276,7 +276,7 @@ def test_a_set_without_masks_says_which_have_them():
         find_dataset("shape", "masks")
 
 
-def test_masked_files_are_chosen_by_number():
+def test_a_subset_of_masked_files_keeps_images_and_masks_together():
     split = MaskedFiles(np.array([b"a", b"b", b"c"]), np.array([b"x", b"y", b"z"]), ignored=9)
     some = split.subset(torch.tensor([2, 0]))
     assert (some.paths.tolist(), some.labels.tolist(), some.ignored) == ([b"c", b"a"], [b"z", b"x"], 9)

@@ -50,7 +50,7 @@ def test_the_proportion_follows_its_beta_distribution():
         assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)  # of Beta(alpha, alpha)
 
 
-def test_switch_and_probability_are_kept():
+def test_switch_prob_and_prob_are_respected():
     kinds = []
     for step in range(600):
         images, targets = mixing(mixup=1.0, cutmix=1.0, switch_prob=0.25, prob=0.6)(step, (IMAGES, LABELS))

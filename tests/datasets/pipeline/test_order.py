@@ -21,7 +21,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert not torch.equal(epoch(Order(103, 10, seed=1), 3), epoch(Order(103, 10, seed=2), 3))
 
 
-def test_a_jump_gives_the_same_batch_as_walking_there():
+def test_a_jump_to_a_step_has_the_same_batch_as_going_through_all_steps():
     walked, jumped = Order(103, 10, seed=1), Order(103, 10, seed=1)
     for step in range(37):
         walked.samples(step)

@@ -1,4 +1,4 @@
-"""The data sets, read from files in their real format."""
+"""The datasets, read from files in their real format."""
 
 import os
 import pickle
@@ -40,7 +40,7 @@ def test_the_statistics_of_digits_are_those_of_the_data():
     assert train.images.float().div(255).std().item() == pytest.approx(spec.std[0], abs=0.005)
 
 
-def test_cifar_gives_the_pixels_and_labels_of_its_files(data_root):
+def test_cifar_has_the_pixels_and_labels_of_its_files(data_root):
     from torchvision.datasets import CIFAR10
 
     loaded = load("CIFAR-10", data_root / "CIFAR-10")
@@ -63,13 +63,13 @@ def test_mnist_is_read_packed_and_unpacked_as_torchvision_reads_it(tmp_path, pac
     assert torch.equal(loaded.test.labels, theirs.targets)
 
 
-def test_checksums_are_asked_for_unless_told_otherwise(data_root):
+def test_checksums_are_verified_by_default(data_root):
     for name in ("CIFAR-10", "MNIST"):
         with pytest.raises(OSError, match="not the published file"):
             find_dataset(name).load(Source(data_root / name, verify=True, download=False))
 
 
-def test_an_image_folder_gives_its_classes_and_paths(data_root):
+def test_an_image_folder_has_its_classes_and_paths(data_root):
     loaded = load("imagefolder", data_root / "imagefolder")
     assert loaded.classes == ("class_0", "class_1", "class_2")
     assert (len(loaded.train), len(loaded.test)) == (24, 9)
@@ -86,7 +86,7 @@ def test_an_image_folder_gives_its_classes_and_paths(data_root):
         (lambda root: shutil.move(root / "val" / "class_0", root / "val" / "other"), "other is a class that"),
     ],
 )
-def test_an_image_folder_that_is_none_is_named(tmp_path, breaks, says):
+def test_the_error_says_what_is_wrong_with_an_image_folder(tmp_path, breaks, says):
     root = on_disk.write_image_folder(tmp_path / "set")
     breaks(root)
     with pytest.raises(OSError, match=says):
@@ -105,7 +105,7 @@ def test_a_cifar_file_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_truncated_archive_is_named(tmp_path):
+def test_the_error_names_a_truncated_archive(tmp_path):
     root = on_disk.write_mnist(tmp_path, packed=True)
     path = root / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:500])
@@ -114,7 +114,7 @@ def test_a_truncated_archive_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 100])
-def test_a_truncated_file_is_named(tmp_path, keep):
+def test_the_error_names_a_truncated_file(tmp_path, keep):
     cifar, mnist = on_disk.write_cifar10(tmp_path / "cifar"), on_disk.write_mnist(tmp_path / "mnist")
     for path in (cifar / "cifar-10-batches-py" / "test_batch", mnist / "MNIST" / "raw" / "t10k-images-idx3-ubyte"):
         path.write_bytes(path.read_bytes()[:keep])
@@ -124,7 +124,7 @@ def test_a_truncated_file_is_named(tmp_path, keep):
         load("MNIST", mnist)
 
 
-def test_labels_out_of_range_are_named(tmp_path):
+def test_the_error_names_a_label_out_of_range(tmp_path):
     root = on_disk.write_mnist(tmp_path)
     path = root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + b"\x0b")
@@ -132,7 +132,7 @@ def test_labels_out_of_range_are_named(tmp_path):
         load("MNIST", root)
 
 
-def test_a_label_out_of_range_in_a_cifar_file_is_named(tmp_path):
+def test_the_error_names_a_cifar_file_with_a_label_out_of_range(tmp_path):
     path = on_disk.write_cifar10(tmp_path) / "cifar-10-batches-py" / "data_batch_3"
     entry = pickle.loads(path.read_bytes())
     entry["labels"][2] = 10
@@ -141,7 +141,7 @@ def test_a_label_out_of_range_in_a_cifar_file_is_named(tmp_path):
         load("CIFAR-10", tmp_path)
 
 
-def test_an_archive_that_climbs_out_of_its_folder_is_refused_and_writes_nothing(tmp_path):
+def test_an_archive_with_a_path_outside_its_folder_is_an_error_and_writes_nothing(tmp_path):
     (tmp_path / "evil.txt").write_text("evil")
     with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "evil.txt", arcname="good.txt")
@@ -153,7 +153,7 @@ def test_an_archive_that_climbs_out_of_its_folder_is_refused_and_writes_nothing(
     assert not (tmp_path / "climbed.txt").exists()
 
 
-def test_a_hold_out_is_fixed_by_its_seed_and_leaves_every_sample_on_one_side(data_root):
+def test_a_hold_out_depends_on_the_seed_and_puts_every_sample_on_one_side(data_root):
     whole = load("CIFAR-10", data_root / "CIFAR-10").train
     kept, held_out = hold_out(whole, 0.2, seed=1)
     assert (len(kept), len(held_out)) == (48, 12)
