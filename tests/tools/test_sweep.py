@@ -141,7 +141,7 @@ def test_a_sweep_that_is_ended_goes_on_with_the_trial_that_was_under_way(tmp_pat
     _out, err = process.communicate(timeout=60)
     assert process.returncode == (130 if signum == signal.SIGINT else -signal.SIGKILL)
     if signum == signal.SIGINT:
-        assert err.strip() == "interrupted; the same command goes on"
+        assert err.strip() == "interrupted; the same command continues the sweep"
         assert results(run)["status"] == "interrupted"
     assert sweep(*argv, "--csv", folder / "table.csv") == 0
     assert sorted(table(folder)) == [0, 1]
