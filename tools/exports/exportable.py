@@ -107,6 +107,7 @@ def complete(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
+            Path(temporary).chmod(folder.stat().st_mode & 0o777)  # save_tensors copies the permissions of the directory
             yield Path(temporary)
             for file in sorted(Path(temporary).iterdir()):
                 file.replace(folder / file.name)
