@@ -359,7 +359,7 @@ def test_a_missing_package_is_reported_with_the_command_that_installs_it(small_r
     monkeypatch.setitem(sys.modules, module, None)
     assert export("onnx", small_runs["lenet"]) == 1
     error = capsys.readouterr().err
-    assert f"export.py onnx needs what is not installed: {module}; pip install -r requirements-extra.txt" in error
+    assert f"export.py onnx needs packages that are not installed: {module}; pip install -r requirements-extra.txt" in error
 
 
 @pytest.mark.parametrize(
@@ -367,9 +367,9 @@ def test_a_missing_package_is_reported_with_the_command_that_installs_it(small_r
     [
         ([], 2, "FORMAT"),
         (["onxx", "RUN"], 2, "onnx"),
-        (["onnx", "/nowhere"], 1, "/nowhere is no run folder"),
+        (["onnx", "/nowhere"], 1, "/nowhere is neither a run folder"),
         (["onnx", "RUN", "-o", "model.pt2"], 2, "ends in .onnx"),
-        (["torch", "RUN", "--ema"], 1, "holds no averaged weights"),
+        (["torch", "RUN", "--ema"], 1, "has no averaged weights"),
         (["torch", "RUN", "-o", "/proc/nowhere/model.pt2"], 1, "/proc/nowhere can't be written"),
         (["timm", "RUN", "--fold_bn"], 2, "--fold_bn"),
     ],

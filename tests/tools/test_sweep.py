@@ -250,7 +250,10 @@ def test_without_optuna_the_error_tells_how_to_install_it():
     check += "from tools.sweep import main; sys.exit(c.run_tool(lambda: main(['--space', 'train.optim.lr=0.1,0.2'])))"
     finished = run_command("python", "-c", check)
     assert finished.returncode == 1
-    assert finished.stderr == "error: sweep.py needs what is not installed: optuna; pip install -r requirements-extra.txt\n"
+    assert (
+        finished.stderr
+        == "error: sweep.py needs packages that are not installed: optuna; pip install -r requirements-extra.txt\n"
+    )
 
 
 def test_read_space_parses_ranges_steps_and_values():
