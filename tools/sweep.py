@@ -1,9 +1,8 @@
 #!/usr/bin/env python
-"""Search for the values of config keys with which a training ends best: a grid, at random, or by what was found so far (TPE)."""
+"""Search for the config values that train best: on a grid, at random, or by learning from the earlier trials (TPE)."""
 
 import shlex
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,22 @@ from engine.config.schema import flatten, to_dict
 from engine.plugins import Parser
 from tools.comparison.training import as_option
 from tools.comparison.variants import HARMLESS
-from tools.sweeps.space import Dimension, grid_of, read_space
+from tools.sweeps.space import Dimension, grid_points, read_space
 from tools.tables import write_text
 
-EXAMPLES = """
---space says which values a key may have; it is given once for each key:
-  KEY=a,b,c                 one of these
-  KEY=low..high             a number between the two; a whole one where both are whole
-  KEY=low..high..step       in such steps
-  KEY=log:low..high         a number whose logarithm is drawn evenly
+# torch, matplotlib and Optuna are imported inside functions, so that --help starts fast.
 
-Each trial is a run in a folder of its own, -o DIR/trial-0000 and so on, and every other option is given to all of them. The same
-command again goes on with what was cut off, up to --trials in all; typed on several machines or for several devices that share
-DIR, they share the work. A trial that is worse than the others were at the same step is ended early, unless --no_prune is given.
+EXAMPLES = """
+--space defines the values that a key may have; give it once for each key:
+  KEY=a,b,c                 one of these values
+  KEY=low..high             a number in this range; an integer if both ends are
+  KEY=low..high..step       a number in this range, in steps
+  KEY=log:low..high         a number in this range, sampled on a log scale
+
+Each trial is a run in its own folder, DIR/trial-0000 and so on. All other options are passed to every trial. The same command
+continues an interrupted sweep, up to --trials in all. If it is started several times, on one machine or on several that share
+DIR, the processes share the work. A trial that is worse than the others were at the same step is stopped early, unless
+--no_prune is given.
 
 examples:
   python tools/sweep.py -c configs/lenet_digits.yaml --space train.optim.lr=log:0.001..1 --trials 20 -o runs/sweep
@@ -39,7 +41,6 @@ examples:
   python tools/sweep.py -c configs/resnet18_cifar10.yaml --space train.optim.lr=log:0.01..1 --space augment.cutout=0..16..4 \\
       --train.n_epochs 20 -o runs/sweep-resnet
 """
-SEARCHES = ("tpe", "random", "grid")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,92 +51,78 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="%(prog)s [-c CONFIG] --space KEY=VALUES [--space ...] [--search tpe|random|grid] [--trials N] [-o DIR] "
         "[--metric NAME [--minimize]] [--no_prune] [--key.sub value ...]",
     )
-    parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, help="without it, LeNet on digits")
-    parser.add_argument(
-        "--space", action="append", default=[], metavar="KEY=VALUES", help="a key, and the values that it may have"
-    )
-    parser.add_argument("--search", choices=SEARCHES, default="tpe", help="how values are chosen (default: tpe)")
-    parser.add_argument("--trials", type=int, metavar="N", help="how many in all (default: 20; of a grid, all of it)")
+    parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, help="default: LeNet on digits")
+    parser.add_argument("--space", action="append", default=[], metavar="KEY=VALUES", help="a key and its possible values")
+    parser.add_argument("--search", choices=("tpe", "random", "grid"), default="tpe", help="how to choose values (default: tpe)")
+    parser.add_argument("--trials", type=int, metavar="N", help="total number of trials (default: 20; the whole grid)")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/sweep"), metavar="DIR", help="default: runs/sweep")
-    parser.add_argument("--metric", help="what is to be high, as metrics.jsonl names it (default: what the task monitors)")
-    parser.add_argument("--minimize", action="store_true", help="the metric is to be low, as valid/loss")
-    parser.add_argument("--no_prune", action="store_true", help="let hopeless trials go on to their end")
+    parser.add_argument("--metric", help="the metric to maximize, as in metrics.jsonl (default: the one that the task monitors)")
+    parser.add_argument("--minimize", action="store_true", help="minimize the metric, e.g. valid/loss")
+    parser.add_argument("--no_prune", action="store_true", help="train hopeless trials to the end")
     parser.add_argument("--markdown", metavar="PATH", type=Path, help="write the table as Markdown")
     parser.add_argument("--csv", metavar="PATH", type=Path, help="write the table as CSV, with unrounded numbers")
     args, overrides = parser.parse_with_overrides(argv)
     space = read_space(args.space)
-    _check(args, space, overrides)
-    require_packages("optuna", needed_by="sweep.py")
-    try:
-        return sweep(args, space, overrides)
-    except OSError as error:
-        raise RunError(f"{args.output} can't be written ({error.strerror}); the same command goes on") from error
-
-
-def _check(args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any]) -> None:
-    """Mistakes are found before the first trial: each end of a range, and each value, must be one that the config takes."""
-
     if not space:
-        raise ConfigError("--space KEY=VALUES says what to search; --help has its forms")
+        raise ConfigError("--space KEY=VALUES says what to search; see --help")
     if args.trials is not None and args.trials < 1:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")
     if args.minimize and args.metric is None:
-        raise ConfigError("--minimize: what a task monitors is better the higher it is; --metric names something else")
+        raise ConfigError("--minimize needs --metric: the metric that a task monitors is to be maximized")
+    _check_values(args.config, space, overrides)
+    n_grid = sum(1 for _ in grid_points(space)) if args.search == "grid" else None
+    require_packages("optuna", needed_by="sweep.py")
+    try:
+        return _sweep(args, space, overrides, args.trials or n_grid or 20)
+    except OSError as error:
+        raise RunError(f"{args.output} can't be written ({error.strerror}); the same command continues the sweep") from error
+
+
+def _check_values(config: Path, space: Sequence[Dimension], overrides: dict[str, Any]) -> None:
+    """Find mistakes before the first trial: load the config with each value, and with both ends of each range."""
     for dimension in space:
         if dimension.key in overrides:
-            raise ConfigError(
-                f"--space {dimension.key} and --{dimension.key}: a key is searched, or given; leave one of them out"
-            )
-        for value in dimension.ends:
-            load_config(args.config, {**overrides, dimension.key: value})
+            raise ConfigError(f"--space {dimension.key} and --{dimension.key}: a key is searched, or given; remove one of them")
+        for value in dimension.values or (dimension.low, dimension.high):
+            load_config(config, {**overrides, dimension.key: value})
 
 
-def sweep(args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any]) -> int:
-    from tools.sweeps.history import history_of
-    from tools.sweeps.study import open_study, take_trial
-    from tools.sweeps.trial import metric_in, pruner_of, run_trial
-
-    config = load_config(args.config, overrides)
-    meaning = {"search": args.search, "space": sorted(args.space), "metric": args.metric, "minimize": args.minimize}
-    meaning["config"] = {key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(HARMLESS)}
-    study = open_study(args.output, meaning, space)
-    n_trials = args.trials or (sum(1 for _ in grid_of(space)) if args.search == "grid" else 20)
-    signum = 0
-    while not signum and (taken := take_trial(study, args.output, n_trials, config.seed)) is not None:
-        values = {dimension.key: dimension.draw(taken.trial) for dimension in space}
-        print(f"{taken.folder.name}: {_as_options(values)}", flush=True)
-        options, study.pruner = {**overrides, **values}, pruner_of(study, args.output)
-        signum = run_trial(study, taken, args.config, options, args.metric, args.plugin, may_prune=not args.no_prune)
-        if not signum:
-            history = history_of(study, space, metric_in(args.output, args.metric), args.output)
-            print(f"{taken.folder.name}: {history.said_end(taken.trial.number)}", flush=True)
-        taken.lock.close()
-    if signum:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 128 + signum
-    return _report(study, args, space, overrides)
-
-
-def _report(study: Any, args: Namespace, space: Sequence[Dimension], overrides: dict[str, Any]) -> int:
+def _sweep(args: Any, space: Sequence[Dimension], overrides: dict[str, Any], n_trials: int) -> int:
+    """Run trials until there are enough, then report; return the exit code."""
     from engine.plots.style import new_figure
     from tools.pictures.output import write
-    from tools.sweeps.history import as_csv, as_markdown, as_text, draw, history_of
-    from tools.sweeps.study import name_of
-    from tools.sweeps.trial import metric_in
+    from tools.sweeps.history import History
+    from tools.sweeps.study import open_study, take_trial, trial_name
+    from tools.sweeps.trial import run_trial
 
-    history = history_of(study, space, metric_in(args.output, args.metric), args.output)
-    print(f"\n{as_text(history)}")
-    for path, text in ((args.markdown, as_markdown), (args.csv, as_csv)):
-        if path is not None:
-            write_text(path, text(history))
-    if history.best is None:
-        raise RunError(f"no trial of {args.output} was completed, so there is nothing to choose from")
-    draw(figure := new_figure(), history)
+    config = load_config(args.config, overrides)
+    definition = {"search": args.search, "space": sorted(args.space), "metric": args.metric, "minimize": args.minimize}
+    definition["config"] = {key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(HARMLESS)}
+    study = open_study(args.output, definition, space)
+    while (taken := take_trial(study, args.output, n_trials, config.seed)) is not None:
+        with taken.lock:
+            values = {dimension.key: dimension.suggest(taken.trial) for dimension in space}
+            print(f"{taken.run.name}: {_as_options(values)}", flush=True)
+            options = {**overrides, **values}
+            signum = run_trial(study, taken, args.config, options, args.metric, args.plugin, may_prune=not args.no_prune)
+        if signum:
+            print("interrupted; the same command continues the sweep", file=sys.stderr)
+            return 128 + signum
+        print(f"{taken.run.name}: {History(study, space, args.metric, args.output).outcome(taken.trial.number)}", flush=True)
+
+    history = History(study, space, args.metric, args.output)
+    print(f"\n{history.as_text()}")
+    if args.markdown is not None:
+        write_text(args.markdown, history.as_text(as_markdown=True))
+    if args.csv is not None:
+        write_text(args.csv, history.as_csv())
+    if (best := history.best) is None:
+        raise RunError(f"no trial of {args.output} was completed, so there is no best one")
+    history.draw(figure := new_figure())
     write(figure, args.output / "history.png")
-    best = {dimension.key: history.best.params[dimension.key] for dimension in space}
-    print(f"best: {name_of(history.best.number)}, {history.metric} {history.said(history.best.value)}")
-    config = "" if args.config == DEFAULT_CONFIG else f"-c {args.config} "
-    print(f"  python main.py {config}{_as_options({**overrides, **best})}")
+    print(f"best: {trial_name(best.number)}, {history.metric} {history.formatted(best.value)}")
+    config_option = "" if args.config == DEFAULT_CONFIG else f"-c {args.config} "
+    print(f"  python main.py {config_option}{_as_options({**overrides, **{key: best.params[key] for key in history.keys}})}")
     return 0
 
 

@@ -47,14 +47,14 @@ def exportable(name: str, model: nn.Module | None = None, **arguments) -> Export
 
 
 def as_trained(model: nn.Module, images: torch.Tensor) -> None:
-    """Weights that keep the signal through any depth, and statistics that fit it: initial ones make all logits alike."""
+    """Set weights that keep the signal's scale at any depth, with matching statistics: initial ones make all logits alike."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, generator=generator)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-            module.momentum = 1.0  # takes over what one batch shows
+            module.momentum = 1.0  # adopts the statistics of one batch
     with torch.no_grad():
         model.train()(images)
     model.eval()
@@ -66,7 +66,7 @@ def logits_of(made: Exportable, images: torch.Tensor) -> torch.Tensor:
 
 
 def shallow(name: str) -> dict:
-    """Arguments that leave each kind of layer once: depth adds time, and no other kind."""
+    """Return arguments for a shallow model that has each kind of layer once: depth only adds time."""
     parameters = model_signature(name).parameters
     if "n_modules" in parameters:
         return {"n_modules": (1, 1, 1), "n_blocks": 1}
@@ -86,33 +86,33 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
     return session.run(["logits"], {"images": images})[0]
 
 
-def bytes_of(trained: Trained, n: int) -> torch.Tensor:
-    """Validation images as they are before they are normalized."""
+def uint8_images(trained: Trained, n: int) -> torch.Tensor:
+    """Return validation images before normalization."""
     images, _ = next(trained.data.loader("valid").batches())
     return (255 * trained.normalize.undo(images[:n])).round().to(torch.uint8)
 
 
 @torch.no_grad()
-def assert_same_logits(given: torch.Tensor, expected: torch.Tensor) -> None:
-    """Float32 rounding, beside what tells one image from another."""
-    assert given.shape == expected.shape
+def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Allow for float32 rounding, relative to the differences between images."""
+    assert actual.shape == expected.shape
     spread = expected.std(dim=0).mean()
-    assert spread > 1e-2 * expected.abs().max(), "logits that are all alike would show nothing"
-    assert (given - expected).abs().max() < 1e-3 * spread
+    assert spread > 1e-2 * expected.abs().max(), "all logits are alike, so the comparison is useless"
+    assert (actual - expected).abs().max() < 1e-3 * spread
 
 
-# Of runs, through the command line
+# Runs, through the command line
 
 
 @pytest.mark.parametrize("n", [1, 7])
-def test_an_onnx_file_takes_bytes_and_gives_the_logits_of_the_model(small_runs, onnx_of_lenet, n):
+def test_an_onnx_file_computes_the_logits_of_the_model_from_uint8_images(small_runs, onnx_of_lenet, n):
     trained = load_trained(small_runs["lenet"], {})
-    images = bytes_of(trained, n)
+    images = uint8_images(trained, n)
     with torch.no_grad():
         expected = trained.model(trained.normalize(images))
-    given = torch.from_numpy(run_onnx(onnx_of_lenet, images.numpy()))
-    assert (given.argmax(1) == expected.argmax(1)).all()
-    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+    actual = torch.from_numpy(run_onnx(onnx_of_lenet, images.numpy()))
+    assert (actual.argmax(1) == expected.argmax(1)).all()
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def onnx_of_lenet(small_runs, tmp_path_factory) -> Path:
     return path
 
 
-def test_an_onnx_file_says_what_it_holds(onnx_of_lenet):
+def test_an_onnx_file_describes_itself(onnx_of_lenet):
     model = onnx.load(onnx_of_lenet)
     onnx.checker.check_model(model)
     assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", 20)]
@@ -134,7 +134,7 @@ def test_an_onnx_file_says_what_it_holds(onnx_of_lenet):
     assert "softmax" in held["output"]
 
 
-def test_torch_exports_file_takes_normalized_images_and_has_no_batch_norm_when_asked(small_runs, tmp_path, capsys):
+def test_a_torch_export_file_accepts_normalized_images_and_has_no_folded_batch_norm(small_runs, tmp_path, capsys):
     path = tmp_path / "resnet18.pt2"
     assert export("torch", small_runs["resnet18"], "--input", "float32", "--fold_bn", "-o", path) == 0
     assert "12 BatchNorms folded, 0 left" in capsys.readouterr().out  # of the stem, of four blocks and of three shortcuts
@@ -144,7 +144,7 @@ def test_torch_exports_file_takes_normalized_images_and_has_no_batch_norm_when_a
     assert json.loads(held[DESCRIPTION])["input"] == "float32, batch x 3 x 32 x 32, (value / 255 - mean) / std"
     trained = load_trained(small_runs["resnet18"], {})
     for n in (1, 6):
-        images = trained.normalize(bytes_of(trained, n))
+        images = trained.normalize(uint8_images(trained, n))
         with torch.no_grad():
             torch.testing.assert_close(program.module()(images), trained.model(images), rtol=1e-4, atol=1e-4)
 
@@ -155,18 +155,18 @@ def folder_of_resnet18(small_runs) -> Path:
     return small_runs["resnet18"] / "export" / "resnet18"
 
 
-def test_timm_loads_the_folder_and_prepares_images_as_the_run_did(small_runs, folder_of_resnet18):
+def test_timm_loads_the_folder_and_preprocesses_images_as_the_run_did(small_runs, folder_of_resnet18):
     trained = load_trained(small_runs["resnet18"], {})
     in_timm = timm.create_model(f"local-dir:{folder_of_resnet18}", pretrained=True).eval()
-    images = bytes_of(trained, 8)
+    images = uint8_images(trained, 8)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(in_timm), is_training=False)
-    seen_by_timm = torch.stack([transform(to_pil_image(image)) for image in images])
-    torch.testing.assert_close(seen_by_timm, trained.normalize(images), rtol=1e-5, atol=1e-5)
-    assert_same_logits(in_timm(seen_by_timm), trained.model(trained.normalize(images)))
+    preprocessed = torch.stack([transform(to_pil_image(image)) for image in images])
+    torch.testing.assert_close(preprocessed, trained.normalize(images), rtol=1e-5, atol=1e-5)
+    assert_same_logits(in_timm(preprocessed), trained.model(trained.normalize(images)))
     assert in_timm.pretrained_cfg["label_names"] == list(trained.classes)
 
 
-def test_the_model_card_has_the_metrics_of_the_checkpoint_the_data_and_the_command(small_runs, folder_of_resnet18):
+def test_the_model_card_has_the_metrics_the_data_and_the_command(small_runs, folder_of_resnet18):
     card = (folder_of_resnet18 / "README.md").read_text()
     best = results(small_runs["resnet18"])["best"]
     assert f"| top-1 accuracy | {100 * best['valid/acc@1']:.2f} % |" in card
@@ -180,16 +180,17 @@ def test_the_model_card_has_the_metrics_of_the_checkpoint_the_data_and_the_comma
     assert yaml12.parse(config)["model"] == {"name": "resnet18", "pretrained": False, "layers": [1, 1, 1, 1]}
 
 
-def test_the_line_of_the_card_loads_the_folder_in_this_project(small_runs, tmp_path):
+def test_the_code_in_the_card_loads_the_folder(small_runs, tmp_path):
     assert export("timm", small_runs["lenet"], "-o", tmp_path / "lenet") == 0
     card = (tmp_path / "lenet" / "README.md").read_text()
     assert "timm can't load it" in card
     assert "license" not in card
+    assert (tmp_path / "lenet" / "model.safetensors").stat().st_mode & 0o666 == (tmp_path / "lenet").stat().st_mode & 0o666
     code = re.search(r"```python\n(.+?)```", card, re.DOTALL)[1].replace("FOLDER", str(tmp_path / "lenet"))
     loaded: dict = {}
     exec(code, loaded)
     trained = load_trained(small_runs["lenet"], {})
-    images = trained.normalize(bytes_of(trained, 8))
+    images = trained.normalize(uint8_images(trained, 8))
     assert_same_logits(loaded["model"](images), trained.model(images))
     test = results(small_runs["lenet"])["test"]
     assert f"{100 * test['test/acc@1']:.2f} % |" in card
@@ -205,7 +206,7 @@ every_kind = pytest.mark.parametrize(
 
 
 @every_kind
-def test_exports_give_the_logits_of_the_model_for_any_number_of_images(name, tmp_path):
+def test_exports_compute_the_logits_of_the_model_for_any_batch_size(name, tmp_path):
     made = exportable(name, **shallow(name))
     graph = trace(made, "uint8", fold_bn=True)
     write_onnx(graph, tmp_path / "model.onnx", opset=18)
@@ -232,7 +233,7 @@ SAME_IN_TIMM = {
 
 
 @pytest.mark.parametrize("name", SAME_IN_TIMM)
-def test_timm_loads_what_is_its_architecture_too(name, tmp_path):
+def test_timm_loads_architectures_that_it_shares(name, tmp_path):
     loads_in_timm(name, SAME_IN_TIMM[name], tmp_path)
 
 
@@ -243,8 +244,7 @@ def test_timm_loads_a_vgg(tmp_path):
 
 def loads_in_timm(name: str, arguments: dict, tmp_path: Path) -> None:
     made = exportable(name, **arguments)
-    said = write_folder(made, tmp_path, lambda in_timm: "")
-    assert "timm (as " in said
+    assert "timm (as " in write_folder(made, tmp_path, lambda in_timm: "")
     images = made.images(4)
     in_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert type(in_timm).__module__.startswith("timm.")
@@ -258,7 +258,7 @@ def loads_in_timm(name: str, arguments: dict, tmp_path: Path) -> None:
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet26t", "convnext_atto", "efficientnet_lite0")),
     ],
 )
-def test_models_of_timm_are_exported_too(name, tmp_path):
+def test_timm_models_are_exported(name, tmp_path):
     arguments = {"img_size": 32, "patch_size": 8, "depth": 2} if name.startswith("vit") else {}
     model = create_model(f"timm/{name}", n_classes=7, **arguments)
     made = exportable(f"timm/{name}", model, **{key: value for key, value in arguments.items() if key != "img_size"})
@@ -271,19 +271,18 @@ def test_models_of_timm_are_exported_too(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("googlenet", marks=pytest.mark.slow)])
-def test_a_network_that_timm_has_not_or_has_otherwise_is_not_said_to_be_loadable_there(name, tmp_path):
+def test_a_network_that_timm_lacks_or_builds_differently_is_not_written_for_timm(name, tmp_path):
     """timm's ResNet-18 has another stem than the one for CIFAR-10, under the same names."""
-    asked = []
-    said = write_folder(exportable(name), tmp_path, lambda in_timm: asked.append(in_timm) or "")
-    assert "timm can't" in said
-    assert asked == [False]
+    calls = []
+    assert "timm can't" in write_folder(exportable(name), tmp_path, lambda in_timm: calls.append(in_timm) or "")
+    assert calls == [False]
 
 
 # Folding
 
 
 class Branch(nn.Module):
-    """One convolution whose BatchNorm can take it over, one whose output is needed besides, and one that is used twice."""
+    """One convolution that can be folded, one whose output is used elsewhere, and one that is used twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -296,7 +295,7 @@ class Branch(nn.Module):
         return self.bn2(y) + y + self.bn3(self.conv3(x)) * self.bn4(self.conv3(y))
 
 
-def test_only_what_can_be_folded_is_folded():
+def test_only_norms_after_an_unshared_layer_are_folded():
     model, images = Branch(), torch.rand(8, 3, 8, 8)
     as_trained(model, images)
     folded, n_folded, n_left = fold_batch_norm(model, images)
@@ -304,10 +303,10 @@ def test_only_what_can_be_folded_is_folded():
     assert isinstance(folded.bn1, nn.Identity)
     with torch.no_grad():
         torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-5)
-    assert isinstance(model.bn1, nn.BatchNorm2d), "the model itself stays as it is"
+    assert isinstance(model.bn1, nn.BatchNorm2d), "the model itself is unchanged"
 
 
-def test_a_norm_of_timm_that_holds_an_activation_leaves_that():
+def test_folding_a_norm_of_timm_keeps_its_activation():
     model = timm.create_model("efficientnet_lite0", num_classes=7)
     images = torch.rand(8, 3, 64, 64)
     as_trained(model, images)
@@ -318,7 +317,7 @@ def test_a_norm_of_timm_that_holds_an_activation_leaves_that():
         assert_same_logits(folded(images), model(images))
 
 
-# What goes wrong
+# Errors
 
 
 class Branching(nn.Module):
@@ -328,7 +327,7 @@ class Branching(nn.Module):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
 
-def test_a_model_that_cannot_be_traced_is_one_line():
+def test_a_model_that_cannot_be_traced_is_reported_in_one_line():
     made = replace(exportable("lenet"), name="branching", model=Branching(), channels=3, mean=(0.4,) * 3, std=(0.2,) * 3)
     with pytest.raises(RunError, match=r"branching can't be traced by torch\.export: ") as error:
         trace(made, "uint8", fold_bn=False)
@@ -341,45 +340,45 @@ def test_an_export_that_differs_from_the_model_is_not_written(small_runs, tmp_pa
     real = graph_module._onnx_runtime
     monkeypatch.setattr(graph_module, "_onnx_runtime", lambda path: lambda images: 1.01 * real(path)(images))
     assert export("onnx", small_runs["lenet"], "-o", before) == 1
-    assert "doesn't give what the model gives" in capsys.readouterr().err
+    assert "differs from the model" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["lenet.onnx"]
     assert before.read_bytes() == b"the one before"
 
 
-def test_equal_means_small_beside_what_tells_images_apart():
+def test_expect_equal_compares_the_error_with_the_differences_between_images():
     logits = torch.tensor([[100.0, 0.0], [100.2, 0.3]])
     assert "largest error" in expect_equal(lambda x: x + 1e-5, lambda x: x, [logits], "it")
-    with pytest.raises(RunError, match=r"it doesn't give what the model gives: logits are off by 0\.1, and differ by 0\.18"):
+    with pytest.raises(RunError, match=r"it differs from the model: logits are off by 0\.1, and differ by 0\.18"):
         expect_equal(lambda x: x + 0.1, lambda x: x, [logits], "it")
     with pytest.raises(RunError):
         expect_equal(lambda x: x * float("nan"), lambda x: x, [logits], "it")
 
 
 @pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(small_runs, module, monkeypatch, capsys):
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(small_runs, module, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
     assert export("onnx", small_runs["lenet"]) == 1
-    said = capsys.readouterr().err
-    assert f"export.py onnx needs what is not installed: {module}; pip install -r requirements-extra.txt" in said
+    error = capsys.readouterr().err
+    assert f"export.py onnx needs packages that are not installed: {module}; pip install -r requirements-extra.txt" in error
 
 
 @pytest.mark.parametrize(
-    ("argv", "code", "says"),
+    ("argv", "code", "message"),
     [
         ([], 2, "FORMAT"),
         (["onxx", "RUN"], 2, "onnx"),
         (["onnx", "/nowhere"], 1, "/nowhere is neither a run folder"),
         (["onnx", "RUN", "-o", "model.pt2"], 2, "ends in .onnx"),
-        (["torch", "RUN", "--ema"], 1, "holds no averaged weights"),
+        (["torch", "RUN", "--ema"], 1, "has no averaged weights"),
         (["torch", "RUN", "-o", "/proc/nowhere/model.pt2"], 1, "/proc/nowhere can't be written"),
         (["timm", "RUN", "--fold_bn"], 2, "--fold_bn"),
     ],
 )
-def test_a_mistake_is_one_line(small_runs, argv, code, says, capsys):
+def test_a_mistake_is_reported_in_one_line(small_runs, argv, code, message, capsys):
     assert export(*[small_runs["lenet"] if word == "RUN" else word for word in argv]) == code
-    said = capsys.readouterr().err
-    assert says in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_help_does_not_import_torch():

@@ -1,4 +1,4 @@
-"""tools/submit.slurm under stand-ins for SLURM's programs, which run it, preempt it and queue it again as SLURM does."""
+"""Run tools/submit.slurm with fakes of SLURM's programs, which start, preempt and requeue it as SLURM does."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests.running import ROOT, metrics, results
 SUBMIT = ROOT / "tools" / "submit.slurm"
 LENGTH = 2000
 
-# Starts the command once for each node, and passes SIGTERM on, as srun does.
+# Start the command once for each node, and forward SIGTERM, as srun does.
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 for ((node = 0; node < SLURM_NNODES; node++)); do
@@ -38,7 +38,7 @@ esac
 
 
 class Slurm:
-    """Runs a job of two nodes; `preempt` says when it has to leave."""
+    """Runs jobs on two nodes; a job is preempted as soon as `preempt()` is true."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,8 +49,8 @@ class Slurm:
     def run(self, *argv: object, preempt=None) -> int:
         options = dict(re.findall(r"^#SBATCH --(\S+?)(?:=(\S+))?$", SUBMIT.read_text(), re.MULTILINE))
         assert "requeue" in options
-        whom, signal_name, _ = re.split("[:@]", options["signal"])
-        assert whom == "B"  # the script alone, which decides what its steps get
+        receiver, signal_name, _ = re.split("[:@]", options["signal"])
+        assert receiver == "B"  # only the script, which forwards the signal
         job = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "QUEUE": str(self.folder)}
         job |= {"PATH": f"{self.folder}:{os.environ['PATH']}", "PYTHON": sys.executable}
         with (self.folder / "log").open("a") as log:
@@ -73,7 +73,7 @@ def slurm(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_that_is_preempted_goes_back_into_the_queue_and_ends_complete(slurm, tmp_path):
+def test_a_preempted_job_is_requeued_and_completes(slurm, tmp_path):
     run = tmp_path / "run"
     argv = ("-e", run, *SMALL, "--train.n_steps", LENGTH, "--train.print_freq", 100, "--train.save_freq", LENGTH)
     argv += ("--train.eval_freq", LENGTH)
@@ -92,12 +92,12 @@ def test_a_job_that_is_preempted_goes_back_into_the_queue_and_ends_complete(slur
     assert not (tmp_path / "requeued").exists()
 
 
-def test_a_job_without_a_folder_to_find_again_is_refused(slurm):
+def test_a_job_without_a_run_folder_is_rejected(slurm):
     assert slurm.run("-c", "configs/lenet_digits.yaml") == 2
-    assert "-e must name the run's folder" in slurm.log()
+    assert "-e must name the run folder" in slurm.log()
 
 
-def test_a_job_that_fails_is_not_put_back(slurm, tmp_path):
+def test_a_failed_job_is_not_requeued(slurm, tmp_path):
     assert slurm.run("-e", tmp_path / "run", "--train.optim.typo", 1) != 0
     assert "train.optim.typo" in slurm.log()
     assert not (tmp_path / "requeued").exists()

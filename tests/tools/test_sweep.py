@@ -30,7 +30,7 @@ def table(folder):
         return {int(row["trial"]): row for row in csv.DictReader(file)}
 
 
-def begun(*argv):
+def start(*argv):
     command = [sys.executable, "tools/sweep.py", *map(str, argv)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -41,7 +41,7 @@ def wait_for_step(run, step, process):
         if any(line["step"] >= step for line in (metrics(run) if (run / "metrics.jsonl").exists() else ())):
             return
         time.sleep(0.05)
-    pytest.fail(f"{run} never came to step {step}")
+    pytest.fail(f"{run} did not reach step {step}")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def random_sweep(tmp_path_factory):
     return folder
 
 
-def test_the_table_is_what_the_runs_report(random_sweep):
+def test_the_table_agrees_with_the_runs(random_sweep):
     rows = table(random_sweep)
     assert sorted(rows) == [0, 1, 2]
     for number, row in rows.items():
@@ -78,7 +78,7 @@ def _config(run):
     return yaml12.parse((run / "config.yaml").read_text())
 
 
-def test_more_trials_go_on_where_the_sweep_was(random_sweep, capsys):
+def test_more_trials_continue_the_sweep(random_sweep, capsys):
     argv = (*LR, "--space", "model.pdrop=0,0.2", "--search", "random", "-o", random_sweep, *SHORT, "--no_prune")
     assert sweep(*argv, "--trials", 4) == 0
     printed = capsys.readouterr().out
@@ -100,8 +100,8 @@ def test_a_grid_tries_each_combination_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_hopeless_trials_are_ended_early(tmp_path, capsys):
-    """Four good ones, and one with which nothing is learned."""
+def test_hopeless_trials_are_pruned(tmp_path, capsys):
+    """With four good learning rates, and one that is too low to learn anything."""
     rates = "0.05,0.06,0.07,0.08,0.000001"
     argv = ("--search", "grid", "--space", f"train.optim.lr={rates}", "-o", tmp_path / "sweep", "--train.n_steps", 400)
     argv += ("--train.eval_freq", 20, "--train.num_threads", 1)
@@ -114,10 +114,10 @@ def test_hopeless_trials_are_ended_early(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_sweep_and_no_trial_runs_twice(tmp_path):
+def test_two_processes_share_a_sweep_without_running_a_trial_twice(tmp_path):
     folder = tmp_path / "sweep"
     argv = (*LR, "--search", "random", "--trials", 4, "-o", folder, *SHORT, "--no_prune")
-    processes = [begun(*argv), begun(*argv)]
+    processes = [start(*argv), start(*argv)]
     printed = []
     for process in processes:
         out, err = process.communicate(timeout=240)
@@ -132,27 +132,27 @@ def test_two_processes_share_a_sweep_and_no_trial_runs_twice(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_a_sweep_that_is_ended_goes_on_with_the_trial_that_was_under_way(tmp_path, signum, capsys):
+def test_an_interrupted_sweep_continues_its_running_trial(tmp_path, signum, capsys):
     folder, run = tmp_path / "sweep", tmp_path / "sweep" / "trial-0000"
     argv = (*LR, "--trials", 2, "-o", folder, *LONG, "--no_prune")
-    process = begun(*argv)
+    process = start(*argv)
     wait_for_step(run, 20, process)
     process.send_signal(signum)
     _out, err = process.communicate(timeout=60)
     assert process.returncode == (130 if signum == signal.SIGINT else -signal.SIGKILL)
     if signum == signal.SIGINT:
-        assert err.strip() == "interrupted; the same command goes on"
+        assert err.strip() == "interrupted; the same command continues the sweep"
         assert results(run)["status"] == "interrupted"
     assert sweep(*argv, "--csv", folder / "table.csv") == 0
     assert sorted(table(folder)) == [0, 1]
     assert {row["status"] for row in table(folder).values()} == {"completed"}
     steps = [line["step"] for line in metrics(run) if "valid/acc@1" in line]
-    assert steps == [20, 40, 60, 80, 100, 120]  # nothing twice
+    assert steps == [20, 40, 60, 80, 100, 120]  # each once
     log = (folder / "trial-0000.log").read_text()
     assert log.count("training: lenet") == 1 or "resuming at step" in log
 
 
-def test_a_trial_that_fails_is_noted_with_its_reason_and_the_others_go_on(tmp_path, capsys):
+def test_a_failed_trial_is_listed_with_its_reason_and_the_sweep_continues(tmp_path, capsys):
     argv = ("--search", "grid", "--space", "train.optim.lr=0.05,1e30", "-o", tmp_path / "sweep", *SHORT)
     assert sweep(*argv, "--csv", tmp_path / "table.csv") == 0
     printed = capsys.readouterr().out
@@ -161,14 +161,14 @@ def test_a_trial_that_fails_is_noted_with_its_reason_and_the_others_go_on(tmp_pa
 
 
 @pytest.mark.slow
-def test_where_all_fail_there_is_nothing_to_choose_from(tmp_path, capsys):
+def test_without_a_completed_trial_the_sweep_fails(tmp_path, capsys):
     argv = ("--space", "train.optim.lr=1e30,1e31", "--search", "grid", "-o", tmp_path / "sweep", *SHORT)
     assert sweep(*argv) == 1
     assert "no trial of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         ((), "--space KEY=VALUES says what to search"),
         (("--space", "train.optim.lr"), "expected KEY=a,b,c"),
@@ -188,16 +188,16 @@ def test_where_all_fail_there_is_nothing_to_choose_from(tmp_path, capsys):
         ((*LR, "-c", "configs/nowhere.yaml"), "configs/nowhere.yaml"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, capsys, argv, says):
+def test_a_mistake_is_reported_in_one_line_before_training(tmp_path, capsys, argv, message):
     assert sweep(*argv, "-o", tmp_path / "sweep", *SHORT) == 2
     line = capsys.readouterr().err.strip()
     assert len(line.splitlines()) == 1
-    assert says in line
+    assert message in line
     assert not list(tmp_path.glob("sweep/trial-*"))
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (("--space", "train.optim.lr=log:0.001..1", "--space", "model.pdrop=0,0.2", "--search", "random"), "space"),
         ((*LR, "--space", "model.pdrop=0,0.2", "--search", "tpe"), "search"),
@@ -205,24 +205,24 @@ def test_a_mistake_is_one_line_before_anything_is_trained(tmp_path, capsys, argv
         ((*LR, "--space", "model.pdrop=0,0.2", "--search", "random", "--metric", "valid/loss", "--minimize"), "valid/loss"),
     ],
 )
-def test_another_search_in_the_same_folder_is_refused_with_both(random_sweep, capsys, argv, says):
+def test_another_search_in_the_same_folder_is_rejected_with_the_difference(random_sweep, capsys, argv, message):
     argv = argv if "--train.n_epochs" in argv else (*argv, *SHORT[:2])
     assert sweep(*argv, "-o", random_sweep, *SHORT[2:]) == 2
     line = capsys.readouterr().err.strip()
     assert f"{random_sweep} holds a sweep with" in line
-    assert says in line
+    assert message in line
 
 
 @pytest.mark.slow
-def test_a_metric_that_no_run_has_is_named_with_those_that_there_are(tmp_path, capsys):
+def test_an_unknown_metric_is_reported_with_the_known_ones(tmp_path, capsys):
     assert sweep(*LR, "--metric", "valid/acc", "-o", tmp_path / "sweep", *SHORT) == 2
-    said = capsys.readouterr().err
-    assert "--metric valid/acc" in said
-    assert "valid/acc@1" in said
+    error = capsys.readouterr().err
+    assert "--metric valid/acc" in error
+    assert "valid/acc@1" in error
 
 
 @pytest.mark.slow
-def test_a_low_metric_can_be_asked_for(tmp_path):
+def test_a_metric_can_be_minimized(tmp_path):
     argv = ("--space", "train.optim.lr=0.0001,0.05", "--search", "grid", "--metric", "valid/loss", "--minimize")
     assert sweep(*argv, "-o", tmp_path, *SHORT, "--csv", tmp_path / "table.csv") == 0
     rows = list(table(tmp_path).values())
@@ -232,31 +232,34 @@ def test_a_low_metric_can_be_asked_for(tmp_path):
         assert float(row["valid/loss"]) == min(losses)
 
 
-def test_a_file_that_is_no_study_is_named(tmp_path, capsys):
+def test_an_invalid_study_file_is_reported(tmp_path, capsys):
     (tmp_path / "study.log").write_text("no study\n")
     assert sweep(*LR, "-o", tmp_path, *SHORT) == 1
     assert f"{tmp_path / 'study.log'} is no study" in capsys.readouterr().err
 
 
-def test_runs_of_a_sweep_whose_study_is_gone_are_not_taken_for_new_ones(tmp_path, capsys):
+def test_runs_without_a_study_file_are_not_resumed_as_new_trials(tmp_path, capsys):
     (tmp_path / "trial-0000").mkdir()
     assert sweep(*LR, "-o", tmp_path, *SHORT) == 2
     assert f"{tmp_path / 'trial-0000'} is of a sweep whose study.log is gone" in capsys.readouterr().err
 
 
-def test_without_optuna_it_says_how_to_install_it():
+def test_without_optuna_the_error_tells_how_to_install_it():
     check = "import sys; sys.modules['optuna'] = None\nfrom importlib import util; import engine.config.command_line as c\n"
     check += "c.find_spec = lambda name: None if name == 'optuna' else util.find_spec(name)\n"
     check += "from tools.sweep import main; sys.exit(c.run_tool(lambda: main(['--space', 'train.optim.lr=0.1,0.2'])))"
     finished = run_command("python", "-c", check)
     assert finished.returncode == 1
-    assert finished.stderr == "error: sweep.py needs what is not installed: optuna; pip install -r requirements-extra.txt\n"
+    assert (
+        finished.stderr
+        == "error: sweep.py needs packages that are not installed: optuna; pip install -r requirements-extra.txt\n"
+    )
 
 
-def test_what_is_written_is_what_is_drawn_from():
-    whole, float_, steps, some = read_space(["a.b=4..64", "c=0.5..2", "d=1..9..4", "e=[1,2],x,null"])
-    assert (whole.low, whole.high, whole.step, whole.log) == (4, 64, None, False)
-    assert isinstance(whole.low, int)
-    assert (float_.low, float_.high) == (0.5, 2.0)
+def test_read_space_parses_ranges_steps_and_values():
+    integers, floats, steps, values = read_space(["a.b=4..64", "c=0.5..2", "d=1..9..4", "e=[1,2],x,null"])
+    assert (integers.low, integers.high, integers.step, integers.log) == (4, 64, None, False)
+    assert isinstance(integers.low, int)
+    assert (floats.low, floats.high) == (0.5, 2.0)
     assert steps.grid == [1, 5, 9]
-    assert some.grid == ([1, 2], "x", None)
+    assert values.grid == ([1, 2], "x", None)

@@ -1,4 +1,4 @@
-"""What an export is made of: the model as it evaluates, and how its images are prepared."""
+"""The input of every export (the model and its preprocessing), the check of an export against the model, and its safe writing."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -20,13 +20,15 @@ from engine.inference.trained import Trained
 
 @dataclass(frozen=True)
 class Exportable:
+    """A classifier, on the CPU in float32 and evaluation mode, with the preprocessing of its images."""
+
     name: str
-    arguments: dict[str, Any]  # of the model's constructor
-    model: nn.Module  # on the CPU, in float32, in evaluation mode
+    arguments: dict[str, Any]  # for create_model, besides the sizes
+    model: nn.Module
     classes: tuple[str, ...]
     channels: int
     img_size: int
-    built_for: int  # an image size that the model may have been built for instead
+    built_for: int  # the image size that create_model received
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
@@ -34,13 +36,17 @@ class Exportable:
     probabilities: Literal["softmax", "sigmoid"] = "softmax"
 
     @property
+    def all_arguments(self) -> dict[str, Any]:
+        sizes = {"n_classes": len(self.classes), "in_channels": self.channels, "img_size": self.built_for}
+        return {**sizes, **self.arguments}
+
+    @property
     def normalize(self) -> Normalize:
         return Normalize(self.mean, self.std, self.img_size, "cpu")
 
     def images(self, n: int) -> Tensor:
-        """Clouds of color, as bytes: for networks they differ more than noise does."""
-        generator = torch.Generator().manual_seed(n)
-        coarse = torch.rand(n, self.channels, 4, 4, generator=generator)
+        """Make uint8 images of color clouds: the logits of a network differ more between these than between images of noise."""
+        coarse = torch.rand(n, self.channels, 4, 4, generator=torch.Generator().manual_seed(n))
         clouds = F.interpolate(coarse, (self.img_size, self.img_size), mode="bilinear")
         return (255 * clouds).round().to(torch.uint8)
 
@@ -64,9 +70,9 @@ class Exportable:
 def exportable_from(trained: Trained) -> Exportable:
     config, prepare = trained.config, trained.prepare
     if config.task != "classification":
-        raise ConfigError(f"task {config.task}: export.py knows what classification gives, and nothing else")
+        raise ConfigError(f"export.py does not support task {config.task}, only classification")
     spec = find_dataset(config.data.name)
-    in_files = spec.in_files and not config.data.args.get("in_memory")  # else images are scaled as a whole
+    in_files = spec.in_files and not config.data.args.get("in_memory")  # images in memory are resized without a crop
     model = trained.accelerator.unwrap_model(copy.deepcopy(trained.model), keep_fp32_wrapper=False)
     as_published = {key: value for key, value in getattr(model, "PUBLISHED_WITH", {}).items() if getattr(model, key) == value}
     return Exportable(
@@ -86,21 +92,22 @@ def exportable_from(trained: Trained) -> Exportable:
 
 
 @torch.no_grad()
-def expect_equal(exported: Callable[[Tensor], Tensor], eager: Callable[[Tensor], Tensor], images: list[Tensor], what: str) -> str:
-    """Both must give the same logits; says how far they are apart, beside how much logits differ from image to image."""
-    given, expected = (torch.cat([model(batch) for batch in images]) for model in (exported, eager))
-    error, spread = float((given - expected).abs().max()), float(expected.std(dim=0).mean())
+def expect_equal(exported: Callable[[Tensor], Tensor], eager: Callable[[Tensor], Tensor], images: list[Tensor], name: str) -> str:
+    """Raise an error unless both compute the same logits; describe the difference, compared to that between images."""
+    actual, expected = (torch.cat([model(batch) for batch in images]) for model in (exported, eager))
+    error, spread = float((actual - expected).abs().max()), float(expected.std(dim=0).mean())
     if not error <= 1e-3 * spread + 1e-5 * float(expected.abs().max()):
-        raise RunError(f"{what} doesn't give what the model gives: logits are off by {error:.2g}, and differ by {spread:.2g}")
+        raise RunError(f"{name} differs from the model: logits are off by {error:.2g}, and differ by {spread:.2g} between images")
     return f"the largest error of a logit is {error:.2g}; from image to image they differ by {spread:.2g}"
 
 
 @contextmanager
 def complete(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files replace those of `folder` when all is well."""
+    """Yield a temporary folder, and move its files into `folder` if no error occurs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
+            Path(temporary).chmod(folder.stat().st_mode & 0o777)  # save_tensors copies the permissions of the directory
             yield Path(temporary)
             for file in sorted(Path(temporary).iterdir()):
                 file.replace(folder / file.name)

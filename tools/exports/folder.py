@@ -1,17 +1,16 @@
-"""A folder as timm and the Hugging Face Hub have it: model.safetensors, config.json, and a model card as README.md.
+"""A folder as timm and the Hugging Face Hub have it: model.safetensors, config.json, and a model card (README.md).
 
-Where timm builds the same network, the weights have timm's names, and timm loads the folder: that is tried before it is said. Any
-other folder is loaded by this project.
+If timm has the same network, the weights get timm's names, so that timm loads the folder. This project loads any such folder.
+timm's save_for_hf is not used: it would copy the license and the tag of the published weights into config.json.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config.errors import RunError
 from engine.run.checkpoint import save_tensors
@@ -19,112 +18,79 @@ from models import create_model
 from models.loading.factory import TIMM
 from tools.exports.exportable import Exportable, complete, expect_equal
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-KNOWN_TO_TIMM = ("layers", "depth", "patch_size")  # where the constructors of this project and of timm both take them
+SHARED_ARGUMENTS = ("layers", "depth", "patch_size")  # the same in the constructors of this project and of timm
 
 
-@dataclass(frozen=True)
-class Named:
-    """A network under the names that its loader knows."""
-
-    architecture: str
-    arguments: dict[str, Any]
-    weights: dict[str, Tensor]
-    layers: dict[str, Any]  # which of them read the image and give the classes
-
-
-def write_folder(exportable: Exportable, path: Path, card: Callable[[bool], str]) -> str:
-    """`card` is asked for the model card, and told whether timm loads the folder. Gives what there is to say of it."""
+def write_folder(exportable: Exportable, path: Path, make_card: Callable[[bool], str]) -> str:
+    """Write the folder, check that it loads, and return a summary. `make_card(in_timm)` returns the model card."""
     batches = [exportable.normalize(exportable.images(n)) for n in (1, 5)]
-
-    def expect(loaded: nn.Module) -> str:
-        return expect_equal(loaded.eval(), exportable.model, batches, str(path))
-
     with complete(path) as folder:
-        named = _in_timm(exportable)
-        if named is not None:
-            _write(folder, exportable, named)
-        is_of_timm = named is not None and _loads_in_timm(folder, expect)
-        if not is_of_timm:
-            _write(folder, exportable, _in_this_project(exportable))
-        checked = expect(_load(folder, exportable))
-        (folder / CARD).write_text(card(is_of_timm))
-    loaders = f"timm (as {named.architecture}) and this project load it" if is_of_timm else "this project loads it, timm can't"
-    return f"{loaders}; {checked}"
+        architecture = _write_for_timm(exportable, folder, batches)
+        if architecture is None:
+            own: Any = exportable.model
+            layers = {"first_conv": own.FIRST_CONV, "classifier": own.CLASSIFIERS[0]} if hasattr(own, "FIRST_CONV") else {}
+            _write(exportable, folder, exportable.name, exportable.arguments, own.state_dict(), layers)
+        loaded = create_model(exportable.name, pretrained=folder, **exportable.all_arguments)
+        difference = expect_equal(loaded.eval(), exportable.model, batches, str(path))
+        (folder / "README.md").write_text(make_card(architecture is not None))
+    loaders = f"timm (as {architecture}) and this project load it" if architecture else "this project loads it, timm can't"
+    return f"{loaders}; {difference}"
 
 
-def _write(folder: Path, exportable: Exportable, named: Named) -> None:
-    separate = {name: tensor.detach().clone().contiguous() for name, tensor in named.weights.items()}  # tied ones too
-    save_tensors(separate, folder / WEIGHTS, {"format": "pt"})
-    size = [exportable.channels, exportable.img_size, exportable.img_size]
-    n_classes = len(exportable.classes)
-    config = {
-        "architecture": named.architecture,
-        "num_classes": n_classes,
-        "num_features": exportable.model.num_features,
-        "label_names": list(exportable.classes),
-        "model_args": named.arguments,
-        "pretrained_cfg": {
-            "custom_load": False,
-            "input_size": size,
-            "interpolation": exportable.interpolation,
-            "crop_pct": exportable.crop_pct,
-            "crop_mode": "center",
-            "mean": list(exportable.mean),
-            "std": list(exportable.std),
-            "num_classes": n_classes,
-            **named.layers,
-        },
-    }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _in_this_project(exportable: Exportable) -> Named:
-    model = exportable.model
-    layers = {"first_conv": model.FIRST_CONV, "classifier": model.CLASSIFIERS[0]} if hasattr(model, "FIRST_CONV") else {}
-    return Named(exportable.name, exportable.arguments, model.state_dict(), layers)
-
-
-def _load(folder: Path, exportable: Exportable) -> nn.Module:
-    sizes = {"n_classes": len(exportable.classes), "in_channels": exportable.channels, "img_size": exportable.built_for}
-    return create_model(exportable.name, **sizes, **exportable.arguments, pretrained=folder)
-
-
-# timm
-
-
-def _in_timm(exportable: Exportable) -> Named | None:
-    """None where timm has no network of this name, or none that takes these arguments."""
-    name = getattr(exportable.model, "TIMM_NAMES", {}).get(exportable.name, exportable.name.removeprefix(TIMM))
+def _write_for_timm(exportable: Exportable, folder: Path, batches: list[Tensor]) -> str | None:
+    """Write the folder for timm, and return timm's name of the architecture; None if timm can't build the same network."""
+    own: Any = exportable.model
+    from_timm = exportable.name.startswith(TIMM)
+    name = getattr(own, "TIMM_NAMES", {}).get(exportable.name, exportable.name.removeprefix(TIMM))
     if not timm.is_model(name):
         return None
-    is_its_own = exportable.name.startswith(TIMM)
-    arguments = {key: value for key, value in exportable.arguments.items() if is_its_own or key in KNOWN_TO_TIMM}
+    arguments = {key: value for key, value in exportable.arguments.items() if from_timm or key in SHARED_ARGUMENTS}
     if exportable.channels != 3:
         arguments["in_chans"] = exportable.channels
     published = timm.get_pretrained_cfg(name)
     if published is not None and published.fixed_input_size:
         arguments["img_size"] = exportable.built_for
     try:
-        model = timm.create_model(name, num_classes=len(exportable.classes), **arguments)
-    except TypeError:
+        model: Any = timm.create_model(name, num_classes=len(exportable.classes), **arguments)
+    except TypeError:  # an argument that timm's constructor lacks
         return None
+
+    # The model may rename timm's weights when it loads them; invert this.
+    theirs = model.state_dict()
+    name_of = {id(tensor): key for key, tensor in theirs.items()}
+    renamed = getattr(own, "convert_pretrained", dict)(theirs)
+    weights = {name_of.get(id(renamed.get(key)), key): tensor for key, tensor in own.state_dict().items()}
+
     layers = {key: model.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "fixed_input_size")}
-    return Named(name, arguments, _under_names_of(model, exportable.model), layers)
+    _write(exportable, folder, name, arguments, weights, layers)
+    try:  # only loading it tells: other stems and other paddings have the same names
+        expect_equal(timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), own, batches, name)
+    except (RuntimeError, KeyError, RunError):  # missing or unknown weights, or other logits
+        return None
+    return name
 
 
-def _under_names_of(of_timm: nn.Module, own: nn.Module) -> dict[str, Tensor]:
-    """The weights of `own` under the names that its way to read timm's weights starts from."""
-    theirs = of_timm.state_dict()
-    names = {id(tensor): name for name, tensor in theirs.items()}
-    read = own.convert_pretrained(theirs) if hasattr(own, "convert_pretrained") else theirs
-    return {names.get(id(read.get(name)), name): tensor for name, tensor in own.state_dict().items()}
-
-
-def _loads_in_timm(folder: Path, expect: Callable[[nn.Module], str]) -> bool:
-    """Whether timm builds the network that this is, which nothing else says: other stems and paddings have the same names."""
-    try:
-        expect(timm.create_model(f"local-dir:{folder}", pretrained=True))
-    except (RuntimeError, KeyError, RunError):  # weights that it misses or doesn't know, or other logits
-        return False
-    return True
+def _write(
+    exportable: Exportable, folder: Path, name: str, arguments: dict[str, Any], weights: dict[str, Tensor], layers: dict[str, Any]
+) -> None:
+    unshared = {key: tensor.detach().clone().contiguous() for key, tensor in weights.items()}  # safetensors rejects tied weights
+    save_tensors(unshared, folder / "model.safetensors", {"format": "pt"})
+    config = {
+        "architecture": name,
+        "num_classes": len(exportable.classes),
+        "num_features": exportable.model.num_features,
+        "label_names": exportable.classes,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [exportable.channels, exportable.img_size, exportable.img_size],
+            "interpolation": exportable.interpolation,
+            "crop_pct": exportable.crop_pct,
+            "crop_mode": "center",
+            "mean": exportable.mean,
+            "std": exportable.std,
+            "num_classes": len(exportable.classes),
+            **layers,
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

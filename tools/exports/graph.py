@@ -1,4 +1,4 @@
-"""The computation as one file that needs none of this project's code: ONNX, or torch.export's."""
+"""The network and its preprocessing in one file that needs none of this project's code: ONNX, or torch.export's format."""
 
 import json
 import logging
@@ -19,14 +19,15 @@ from tools.exports.exportable import Exportable, complete, expect_equal
 from tools.exports.fold import fold_batch_norm
 
 INPUT, OUTPUT = "images", "logits"
-DESCRIPTION = "description.json"  # in the file of torch.export
-TRACED_SIZE, CHECKED_SIZES = 2, (1, 5)  # batches
-
-InputType = Literal["uint8", "float32"]
+DESCRIPTION = "description.json"  # inside of a torch.export file
+TRACED_SIZE, CHECKED_SIZES = 2, (1, 5)  # of batches
 
 
 class WithPreprocessing(nn.Module):
-    """Bytes in, logits out."""
+    """A network whose input is uint8 images."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, model: nn.Module, normalize: Normalize) -> None:
         super().__init__()
@@ -40,37 +41,37 @@ class WithPreprocessing(nn.Module):
 
 @dataclass(frozen=True)
 class Graph:
-    """What is exported, in the form that a file holds."""
+    """A traced network, with the original to compare it with."""
 
     program: ExportedProgram
     description: dict[str, Any]
-    eager: Callable[[Tensor], Tensor]  # what it must equal
-    batches: list[Tensor]  # to compare them on
-    said: str
+    eager: nn.Module
+    batches: list[Tensor]  # for the comparison
+    summary: str
 
 
-def trace(exportable: Exportable, input_type: InputType, *, fold_bn: bool) -> Graph:
-    normalize, model = exportable.normalize, exportable.model
+def trace(exportable: Exportable, input_type: Literal["uint8", "float32"], *, fold_bn: bool) -> Graph:
+    normalize, eager = exportable.normalize, exportable.model
     traced, *batches = [exportable.images(n) for n in (TRACED_SIZE, *CHECKED_SIZES)]
+    shape = f"{exportable.channels} x {exportable.img_size} x {exportable.img_size}"
+    summary = f"{INPUT} {input_type} N x {shape} -> {OUTPUT} N x {len(exportable.classes)}"
     with _quiet(), _explained(f"{exportable.name} can't be traced by torch.export"):
-        eager, said = model, ""
+        model = eager
         if fold_bn:
             model, n_folded, n_left = fold_batch_norm(model, normalize(traced))
-            said = f", {n_folded} BatchNorms folded, {n_left} left"
+            summary += f", {n_folded} BatchNorms folded, {n_left} left"
         if input_type == "uint8":
             eager, model = (WithPreprocessing(each, normalize).eval() for each in (eager, model))
         else:
             traced, *batches = map(normalize, (traced, *batches))
         program = torch.export.export(model, (traced,), dynamic_shapes=({0: Dim("batch")},))
-    shape = f"{exportable.channels} x {exportable.img_size} x {exportable.img_size}"
     values = {"uint8": "0 to 255, normalized by the graph", "float32": "(value / 255 - mean) / std"}[input_type]
     description = {**exportable.describe(), "input": f"{input_type}, batch x {shape}, {values}"}
-    said = f"{INPUT} {input_type} N x {shape} -> {OUTPUT} N x {len(exportable.classes)}{said}"
-    return Graph(program, description, eager, batches, said)
+    return Graph(program, description, eager, batches, summary)
 
 
 def write_onnx(graph: Graph, path: Path, opset: int) -> str:
-    """Gives what there is to say of the file."""
+    """Write and check an ONNX file; return a summary."""
     with complete(path.parent) as folder, _quiet():
         with _explained(f"{graph.description['model']} can't be translated to ONNX"):
             onnx = torch.onnx.export(
@@ -82,40 +83,41 @@ def write_onnx(graph: Graph, path: Path, opset: int) -> str:
                 dynamic_shapes=({0: "batch"},),
                 verbose=False,
             )
+        assert onnx is not None, "with dynamo=True, torch returns the program"
         for key, value in graph.description.items():
             onnx.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
         onnx.save(str(folder / path.name))
-        checked = expect_equal(_onnx_runtime(folder / path.name), graph.eager, graph.batches, str(path))
-    return f"ONNX of opset {onnx.model.opset_imports['']}, {graph.said}; in ONNX Runtime {checked}"
+        difference = expect_equal(_onnx_runtime(folder / path.name), graph.eager, graph.batches, str(path))
+    return f"ONNX of opset {onnx.model.opset_imports['']}, {graph.summary}; in ONNX Runtime {difference}"
 
 
 def write_torch(graph: Graph, path: Path) -> str:
-    """Gives what there is to say of the file."""
+    """Write and check a torch.export file; return a summary."""
     with complete(path.parent) as folder, _quiet():
         description = json.dumps(graph.description, indent=2)
         torch.export.save(graph.program, folder / path.name, extra_files={DESCRIPTION: description})
-        checked = expect_equal(torch.export.load(folder / path.name).module(), graph.eager, graph.batches, str(path))
-    return f"torch.export's program, {graph.said}; {checked}"
+        difference = expect_equal(torch.export.load(folder / path.name).module(), graph.eager, graph.batches, str(path))
+    return f"torch.export's program, {graph.summary}; {difference}"
 
 
 def _onnx_runtime(path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
+    import onnxruntime  # from requirements-extra.txt
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(problem: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever a model that isn't made for it makes torch stumble over
-        raise RunError(f"{what}: {(str(error) or type(error).__name__).strip().splitlines()[0]}") from error
+    except Exception as error:  # torch raises many kinds for a model that it can't export
+        raise RunError(f"{problem}: {(str(error) or type(error).__name__).strip().splitlines()[0]}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters tell their own developers."""
+    """Suppress warnings and log lines, which the exporters write for their own developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

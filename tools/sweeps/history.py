@@ -1,162 +1,128 @@
-"""What a sweep has found: a table of its trials, and a picture of them."""
+"""The results of a sweep: a table of its trials, and a plot of them."""
 
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tools.comparison.runs import is_run, read_run
 from tools.sweeps.space import Dimension
-from tools.sweeps.study import WHY, name_of
+from tools.sweeps.study import trial_name
+from tools.sweeps.trial import REASON, metric_name
 from tools.tables import IN_PERCENT, duration, markdown, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STATES = {
+STATUS = {  # from the best to the worst
     TrialState.COMPLETE: "completed",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "under way",
 }
-COLUMNS = 3  # of panels in the picture
+N_COLUMNS = 3  # of panels in the plot
+RIGHT_ALIGNED = {2, 3, 4}
 
 
-@dataclass(frozen=True)
 class History:
-    trials: Sequence[FrozenTrial]  # the best first, then what has no value
-    space: Sequence[Dimension]
-    metric: str
-    minimize: bool
-    folder: Path
+    """The trials of a sweep: completed ones first, then others with a value, then those without; the best first."""
+
+    def __init__(self, study: optuna.Study, space: Sequence[Dimension], metric: str | None, folder: Path) -> None:
+        self.keys, self.space, self.folder = [dimension.key for dimension in space], space, folder
+        self.metric = metric_name(metric, sorted(folder.glob("trial-*/")))
+        self.in_percent = self.metric.rpartition("/")[2] in IN_PERCENT
+        self.better = min if study.direction == StudyDirection.MINIMIZE else max
+
+        def rank(trial: FrozenTrial) -> tuple[int, float, int]:
+            value = self.value(trial)
+            if value is None:
+                return list(STATUS).index(trial.state), 0.0, trial.number
+            return int(trial.state != TrialState.COMPLETE), value if self.better is min else -value, trial.number
+
+        self.trials = sorted((t for t in study.get_trials(deepcopy=False) if t.state in STATUS), key=rank)
 
     @property
     def best(self) -> FrozenTrial | None:
         return next((trial for trial in self.trials if trial.state == TrialState.COMPLETE), None)
 
-    @property
-    def scale(self) -> float:
-        return 100 if self.metric.rpartition("/")[2] in IN_PERCENT else 1
+    def value(self, trial: FrozenTrial) -> float | None:
+        """Return the value of a completed trial, and the best value that another trial has reported."""
+        if trial.state == TrialState.COMPLETE:
+            return trial.value
+        return self.better(trial.intermediate_values.values(), default=None)
 
-    def said_end(self, number: int) -> str:
-        """How a trial has ended."""
-        trial = next(trial for trial in self.trials if trial.number == number)
-        value = self.said(value_of(trial, minimize=self.minimize))
-        return f"{STATES[trial.state]}, {trial.user_attrs.get(WHY, f'{self.metric} {value}')}"
-
-    def said(self, value: float | None) -> str:
+    def formatted(self, value: float | None) -> str:
         if value is None:
             return ""
-        return f"{100 * value:.2f} %" if self.scale == 100 else f"{value:.4g}"
+        return f"{100 * value:.2f} %" if self.in_percent else f"{value:.4g}"
 
+    def outcome(self, number: int) -> str:
+        """Describe how a trial has ended."""
+        trial = next(trial for trial in self.trials if trial.number == number)
+        return f"{STATUS[trial.state]}, {trial.user_attrs.get(REASON, f'{self.metric} {self.formatted(self.value(trial))}')}"
 
-def history_of(study: optuna.Study, space: Sequence[Dimension], metric: str, folder: Path) -> History:
-    minimize = study.direction == optuna.study.StudyDirection.MINIMIZE
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state in STATES]
+    @cached_property
+    def rows(self) -> list[list[Any]]:
+        """Trial, status, value, step, seconds, the value of each key, reason, and run of each trial."""
+        rows = []
+        for trial in self.trials:
+            path = self.folder / trial_name(trial.number)
+            run = read_run(path, path.name) if is_run(path) else None
+            progress = [run.step, run.wall_time] if run is not None else [None, None]
+            params = [trial.params.get(key) for key in self.keys]
+            reason = trial.user_attrs.get(REASON, "")
+            rows.append([trial.number, STATUS[trial.state], self.value(trial), *progress, *params, reason, path])
+        return rows
 
-    def rank(trial: FrozenTrial) -> tuple[int, float, int]:
-        value = value_of(trial, minimize=minimize)
-        worth = 0.0 if value is None else value if minimize else -value
-        return list(STATES).index(trial.state) if value is None else trial.state != TrialState.COMPLETE, worth, trial.number
+    def as_csv(self) -> str:
+        """Write the table with unrounded numbers."""
+        text = io.StringIO()
+        head = ["trial", "status", self.metric, "step", "time", *self.keys, REASON, "run"]
+        csv.writer(text, lineterminator="\n").writerows([head, *self.rows])
+        return text.getvalue()
 
-    return History(sorted(trials, key=rank), space, metric, minimize, folder)
+    def as_text(self, *, as_markdown: bool = False) -> str:
+        cells = [["trial", "status", self.metric, "step", "time", *self.keys, REASON]]
+        for number, status, value, step, seconds, *params, reason, _ in self.rows:
+            progress = ["" if step is None else str(step), "" if seconds is None else duration(seconds)]
+            rounded = [f"{param:.4g}" if isinstance(param, float) else str(param) for param in params]
+            cells.append([trial_name(number), status, self.formatted(value), *progress, *rounded, reason])
+        if not any(row[-1] for row in cells[1:]):
+            cells = [row[:-1] for row in cells]
+        return markdown(cells, RIGHT_ALIGNED) + "\n" if as_markdown else plain(cells, RIGHT_ALIGNED)
 
+    def draw(self, figure: "Figure") -> None:
+        """Plot the values by trial, with the best so far, and against each key."""
+        from engine.plots.style import COLORS, style
 
-def value_of(trial: FrozenTrial, *, minimize: bool) -> float | None:
-    """Of a trial that hasn't ended as it should, the best of what it has reported."""
-    if trial.state == TrialState.COMPLETE:
-        return trial.value
-    return (min if minimize else max)(trial.intermediate_values.values(), default=None)
-
-
-def as_text(history: History) -> str:
-    rows, right = _rows(history)
-    return plain(rows, right)
-
-
-def as_markdown(history: History) -> str:
-    rows, right = _rows(history)
-    return markdown(rows, right) + "\n"
-
-
-def _rows(history: History) -> tuple[list[tuple[str, ...]], set[int]]:
-    keys = [dimension.key for dimension in history.space]
-    rows: list[tuple[str, ...]] = [("trial", "status", history.metric, "step", "time", *keys, WHY)]
-    for trial in history.trials:
-        value, facts = value_of(trial, minimize=history.minimize), _facts(history.folder, trial)
-        time = duration(facts["time"]) if facts["time"] is not None else ""
-        params = [_param(trial.params.get(key)) for key in keys]
-        rows.append((name_of(trial.number), STATES[trial.state], history.said(value), facts["step"], time, *params, facts[WHY]))
-    if not any(row[-1] for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
-    return rows, {2, 3, 4}
-
-
-def _param(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _facts(folder: Path, trial: FrozenTrial) -> dict[str, Any]:
-    path = folder / name_of(trial.number)
-    run = read_run(path, path.name) if is_run(path) else None
-    why = trial.user_attrs.get(WHY, "")
-    return {"step": str(run.step) if run else "", "time": run.wall_time if run else None, WHY: why}
-
-
-def as_csv(history: History) -> str:
-    """With unrounded numbers."""
-    keys, text = [dimension.key for dimension in history.space], io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["trial", "status", history.metric, "step", "time", *keys, WHY, "run"])
-    for trial in history.trials:
-        value, facts = value_of(trial, minimize=history.minimize), _facts(history.folder, trial)
-        params, run = [trial.params.get(key) for key in keys], history.folder / name_of(trial.number)
-        table.writerow([trial.number, STATES[trial.state], value, facts["step"], facts["time"], *params, facts[WHY], run])
-    return text.getvalue()
-
-
-def draw(figure: "Figure", history: History) -> None:
-    """The values in the order of the trials with the best so far, and against each key."""
-    from engine.plots.style import COLORS, style
-
-    panels = 1 + len(history.space)
-    rows = -(-panels // COLUMNS)
-    trials = sorted(history.trials, key=lambda trial: trial.number)
-    label = f"{history.metric} (%)" if history.scale == 100 else history.metric
-    with style(font_size=9):
-        figure.set_size_inches(4 * min(panels, COLUMNS), 3.2 * rows + 0.5)
-        axes = figure.subplots(rows, min(panels, COLUMNS), squeeze=False, sharey=True).flat
-        looks = {
-            TrialState.COMPLETE: {"marker": "o", "color": COLORS[0]},
-            TrialState.PRUNED: {"marker": "x", "color": COLORS[1]},
-        }
-        for state, look in looks.items():
-            there = [trial for trial in trials if trial.state == state and value_of(trial, minimize=history.minimize) is not None]
-            values = [history.scale * value_of(trial, minimize=history.minimize) for trial in there]
-            axes[0].scatter([trial.number for trial in there], values, label=STATES[state], s=22, **look)
-            for panel, dimension in zip(axes[1:panels], history.space, strict=True):
-                at = [trial.params[dimension.key] for trial in there]
-                panel.scatter([str(value) for value in at] if dimension.values else at, values, s=22, **look)
-        completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        best = _best_so_far([history.scale * trial.value for trial in completed], minimize=history.minimize)
-        axes[0].step([trial.number for trial in completed], best, where="post", color=COLORS[2], label="the best so far")
-        axes[0].set(xlabel="trial", ylabel=label)
-        axes[0].legend(loc="best", fontsize=8)
-        for panel, dimension in zip(axes[1:panels], history.space, strict=True):
-            panel.set_xlabel(dimension.key)
-            if dimension.log:
-                panel.set_xscale("log")
-        for panel in axes[panels:]:
-            panel.set_axis_off()
-
-
-def _best_so_far(values: Sequence[float], *, minimize: bool) -> list[float]:
-    best: list[float] = []
-    for value in values:
-        best.append(value if not best else (min if minimize else max)(best[-1], value))
-    return best
+        n_panels, scale = 1 + len(self.space), 100 if self.in_percent else 1
+        n_rows, n_columns = -(-n_panels // N_COLUMNS), min(n_panels, N_COLUMNS)
+        with style(font_size=9):
+            figure.set_size_inches(4 * n_columns, 3.2 * n_rows + 0.5)
+            first, *others = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).flat
+            for state, marker, color in ((TrialState.COMPLETE, "o", COLORS[0]), (TrialState.PRUNED, "x", COLORS[1])):
+                valued = [(trial, self.value(trial)) for trial in self.trials if trial.state == state]
+                points = sorted((trial.number, scale * value, trial.params) for trial, value in valued if value is not None)
+                numbers, values, params = [list(column) for column in zip(*points, strict=True)] or ([], [], [])
+                first.scatter(numbers, values, label=STATUS[state], s=22, marker=marker, color=color)
+                if state == TrialState.COMPLETE:
+                    best = list(accumulate(values, self.better))
+                    first.step(numbers, best, where="post", color=COLORS[2], label="the best so far")
+                for panel, dimension in zip(others, self.space, strict=False):
+                    at = [param[dimension.key] for param in params]
+                    panel.scatter([str(x) for x in at] if dimension.values else at, values, s=22, marker=marker, color=color)
+            first.set(xlabel="trial", ylabel=f"{self.metric} (%)" if self.in_percent else self.metric)
+            first.legend(loc="best", fontsize=8)
+            for panel, dimension in zip(others, self.space, strict=False):
+                panel.set_xlabel(dimension.key)
+                if dimension.log:
+                    panel.set_xscale("log")
+            for panel in others[len(self.space) :]:
+                panel.set_axis_off()

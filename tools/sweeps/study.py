@@ -1,6 +1,7 @@
-"""The study of a sweep: one file that every process of it reads and writes, and a lock for each trial that is under way.
+"""The study of a sweep: Optuna's journal, which all processes of the sweep share, and a lock file for each running trial.
 
-A trial whose process has gone is taken over by the next process that looks for work: its run goes on from its checkpoint.
+When the process of a trial dies, its lock is released, and the next process that needs work continues the trial from its
+checkpoint. Optuna's heartbeat would serve, but only its SQL storage has one, and it restarts a trial under another number.
 """
 
 import json
@@ -15,149 +16,123 @@ from typing import IO, Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from datasets.pipeline.counters import derive
 from engine.config.errors import ConfigError, RunError
 from engine.run.folder import take_lock
-from tools.sweeps.space import Dimension, grid_of
+from tools.sweeps.space import Dimension, grid_points
 
-FILE, LOCK = "study.log", ".lock"
+JOURNAL, LOCK = "study.log", ".lock"
+DEFINITION = "sweep"  # the study's attribute that holds what it searches, and the study's name
 SAMPLE = 9  # separates this use of the seed from the others
-PAUSE = 0.2  # seconds between two looks at what another process holds
-MEANING = "sweep"  # the attribute of the study that says what it searches
-WHY = "why"  # the attribute of a trial that has failed
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+POLL_INTERVAL = 0.2  # seconds, while another process holds a lock
 
 
 @dataclass
-class Taken:
-    """A trial that is this process's own, as long as the lock is held."""
+class TakenTrial:
+    """A trial that belongs to this process until it closes the lock."""
 
     trial: optuna.Trial
-    folder: Path
+    run: Path
     lock: IO
 
 
-def name_of(number: int) -> str:
+def trial_name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
-def open_study(folder: Path, meaning: Mapping[str, Any], space: Sequence[Dimension]) -> optuna.Study:
-    """The study in the folder, which must be of the same search; a new one where there is none."""
+def open_study(folder: Path, definition: Mapping[str, Any], space: Sequence[Dimension]) -> optuna.Study:
+    """Open the study in the folder, which must have the same definition, or create it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    definition = json.loads(json.dumps(definition))  # as the journal returns it
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with _exclusive(folder):
             study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(folder / FILE))),
-                study_name=MEANING,
-                direction="minimize" if meaning["minimize"] else "maximize",
+                storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+                study_name=DEFINITION,
+                direction="minimize" if definition["minimize"] else "maximize",
                 load_if_exists=True,
             )
-            there = study.user_attrs.get(MEANING)
-            if there is None and (runs := sorted(folder.glob("trial-*/"))):  # a new trial would go on with one of them
-                raise ConfigError(f"{runs[0]} is of a sweep whose {FILE} is gone; -o names another folder")
-            if there is None:
-                if meaning["search"] == "grid":
-                    for values in grid_of(space):
-                        study.enqueue_trial(values)
-                study.set_user_attr(MEANING, dict(meaning))
+            stored = study.user_attrs.get(DEFINITION)
+            if stored is None:
+                if runs := sorted(folder.glob("trial-*/")):  # a new trial would resume one of them
+                    raise ConfigError(f"{runs[0]} is of a sweep whose {JOURNAL} is gone; choose another folder with -o")
+                for point in grid_points(space) if definition["search"] == "grid" else ():
+                    study.enqueue_trial(point, skip_if_exists=True)
+                study.set_user_attr(DEFINITION, definition)
     except OSError as error:
         raise RunError(f"{folder}: the study can't be opened ({error.strerror or error})") from error
-    except (ValueError, KeyError, json.JSONDecodeError) as error:
-        raise RunError(f"{folder / FILE} is no study of a sweep ({error})") from error
-    if there is not None:
-        _expect_same(folder, there, meaning)
+    except (ValueError, KeyError) as error:
+        raise RunError(f"{folder / JOURNAL} is no study of a sweep ({error})") from error
+    for key, new in definition.items():
+        old = new if stored is None else stored.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            same = {name for name, value in new.items() if name in old and old[name] == value}
+            old, new = ({name: value for name, value in config.items() if name not in same} for config in (old, new))
+        raise ConfigError(f"{folder} holds a sweep with {key} {old}, not {new}; choose another folder with -o")
     return study
 
 
-def _expect_same(folder: Path, there: Mapping[str, Any], meaning: Mapping[str, Any]) -> None:
-    for key in meaning:
-        if there.get(key) != meaning[key]:
-            old, new = (_differing(one, other) for one, other in ((there[key], meaning[key]), (meaning[key], there[key])))
-            raise ConfigError(f"{folder} holds a sweep with {key} {old}, and this one asks for {new}; -o names another folder")
+def take_trial(study: optuna.Study, folder: Path, n_trials: int, seed: int) -> TakenTrial | None:
+    """Take over an abandoned trial or start the next one; None if all are finished or running elsewhere.
 
-
-def _differing(one: Any, other: Any) -> Any:
-    """Of two configs, only what is not the same."""
-    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
-        return one
-    return {key: value for key, value in one.items() if other.get(key, ...) != value}
-
-
-def sampler_of(search: str, seed: int, n_trials: int) -> optuna.samplers.BaseSampler:
-    """A new one for each trial, so that what is drawn depends on the trials that are there, and not on who draws."""
-    drawn = derive(seed, SAMPLE, n_trials) % 2**32
-    if search == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(seed=drawn, constant_liar=True)  # which knows of trials that are under way
-    return optuna.samplers.RandomSampler(seed=drawn)
-
-
-def take_trial(study: optuna.Study, folder: Path, n_trials: int, seed: int) -> Taken | None:
-    """One that was left, or a new one; None where all are done, or under way elsewhere.
-
-    A killed process may leave a training behind, which goes on by itself. Where nothing else is to be done, we wait for its end.
+    A killed process may leave its training running. If there is nothing else to do, wait for the training to end.
     """
+    search = study.user_attrs[DEFINITION]["search"]
     while True:
-        with _alone(folder):
+        is_orphan_running = False
+        with _exclusive(folder):
             trials = study.get_trials(deepcopy=False)
-            left, waits = _abandoned(study, folder, trials)
-            if left is not None:
-                return left
-            n_begun = sum(trial.state in (*ENDED, TrialState.RUNNING) for trial in trials)
-            has_more = study.user_attrs[MEANING]["search"] != "grid" or any(t.state == TrialState.WAITING for t in trials)
-            if n_begun < n_trials and has_more:
-                return _new(study, folder, seed, len(trials))
-        if not waits:
+            for abandoned in (trial for trial in trials if trial.state == TrialState.RUNNING):
+                run = folder / trial_name(abandoned.number)
+                lock = take_lock(run.with_suffix(LOCK))
+                if lock is None:
+                    continue
+                if not _is_in_use(run):
+                    study.sampler = _make_sampler(search, seed, abandoned.number)
+                    return TakenTrial(optuna.Trial(study, abandoned._trial_id), run, lock)
+                lock.close()
+                is_orphan_running = True
+            n_started = sum(trial.state != TrialState.WAITING for trial in trials)
+            if n_started < n_trials and (search != "grid" or n_started < len(trials)):
+                study.sampler = _make_sampler(search, seed, len(trials))
+                trial = study.ask()
+                run = folder / trial_name(trial.number)
+                lock = take_lock(run.with_suffix(LOCK))
+                assert lock is not None, f"{run} is new, so no other process has its lock"
+                return TakenTrial(trial, run, lock)
+        if not is_orphan_running:
             return None
-        time.sleep(PAUSE)
+        time.sleep(POLL_INTERVAL)
 
 
-def _abandoned(study: optuna.Study, folder: Path, trials: Sequence[FrozenTrial]) -> tuple[Taken | None, bool]:
-    """A trial that nobody holds, and whether there is one whose training goes on without its process."""
-    waits = False
-    for trial in trials:
-        if trial.state != TrialState.RUNNING:
-            continue
-        run = folder / name_of(trial.number)
-        lock = take_lock(run.with_suffix(LOCK))
-        if lock is None:
-            continue
-        if _is_in_use(run):
-            lock.close()
-            waits = True
-            continue
-        return Taken(optuna.Trial(study, trial._trial_id), run, lock), waits
-    return None, waits
+def _make_sampler(search: str, seed: int, n_trials: int) -> optuna.samplers.BaseSampler:
+    """Seed a sampler for one trial, so that its values depend on the trials before it and not on the process."""
+    trial_seed = derive(seed, SAMPLE, n_trials) % 2**32
+    if search != "tpe":
+        return optuna.samplers.RandomSampler(seed=trial_seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=trial_seed, constant_liar=True)  # avoids the values of running trials
 
 
 def _is_in_use(run: Path) -> bool:
+    """Return whether a training holds the lock of the run folder."""
     if not (run / LOCK).is_file():
         return False
-    lock = take_lock(run / LOCK)
-    if lock is not None:
+    if (lock := take_lock(run / LOCK)) is not None:
         lock.close()
     return lock is None
 
 
-def _new(study: optuna.Study, folder: Path, seed: int, n_there: int) -> Taken:
-    study.sampler = sampler_of(study.user_attrs[MEANING]["search"], seed, n_there)
-    trial = study.ask()
-    run = folder / name_of(trial.number)
-    lock = take_lock(run.with_suffix(LOCK))
-    assert lock is not None, f"{run} is new, and nobody else is here"
-    return Taken(trial, run, lock)
-
-
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of the sweep at a time."""
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Let one process of the sweep in at a time."""
     while (lock := take_lock(folder / LOCK)) is None:
-        time.sleep(PAUSE)
-    try:
+        time.sleep(POLL_INTERVAL)
+    with lock:
         yield
-    finally:
-        lock.close()

@@ -1,14 +1,13 @@
-"""One trial: a training in a process and a run folder of its own, watched as it goes."""
+"""One trial: a training in its own process and run folder, whose metrics are reported to Optuna while it runs."""
 
-import math
-import signal
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.pruners import MedianPruner
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from engine.config.errors import ConfigError
@@ -16,12 +15,14 @@ from engine.run.metrics import read_metrics
 from tools.comparison.runs import read_run
 from tools.comparison.training import PAUSE, Child, noted_signals
 from tools.comparison.variants import Variant
-from tools.sweeps.study import WHY, Taken, name_of
+from tools.sweeps.study import TakenTrial
+
+REASON = "why"  # the attribute of a failed trial
 
 
 def run_trial(
     study: optuna.Study,
-    taken: Taken,
+    taken: TakenTrial,
     config: Path,
     overrides: Mapping[str, Any],
     metric: str | None,
@@ -29,88 +30,62 @@ def run_trial(
     *,
     may_prune: bool,
 ) -> int:
-    """Train, and tell the study how it ended; gives the signal by which we were told to stop, 0 for none.
+    """Train, and tell the study how the trial ended. Return the signal that interrupted the sweep, or 0.
 
-    After such a signal the trial stays under way in the study, so that the next process goes on with it.
+    An interrupted trial keeps the state RUNNING, so the next process continues it. A trial is pruned if the others' median was
+    better at the same step, but not in the first quarter of the training, where luck decides.
     """
-    trial, variant = taken.trial, Variant(taken.folder.name, config, overrides, taken.folder)
+    trial, run = taken.trial, taken.run
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    n_steps = max(completed[0].intermediate_values, default=0) if completed else 0
+    study.pruner = MedianPruner(n_startup_trials=4, n_warmup_steps=n_steps // 4)
     reported = set(study.get_trials(deepcopy=False)[trial.number].intermediate_values)
-    is_pruned = False
-    with noted_signals() as noted:
-        child = Child.start(variant, 0, {}, plugins)
+    is_pruned, is_over, signum = False, False, 0
+    with noted_signals() as signals:
+        child = Child.start(Variant(run.name, config, overrides, run), 0, {}, plugins)
         try:
-            ended_by = _watch(child, trial, metric, noted, reported, may_prune=may_prune)
-            is_pruned = ended_by is None
+            while not is_over:
+                time.sleep(PAUSE)
+                is_over = child.process.poll() is not None  # before reading, so that the last values are read as well
+                for step, value in read_values(run, metric):
+                    if step in reported:
+                        continue
+                    reported.add(step)
+                    trial.report(value, step)
+                    if may_prune and not (is_over or is_pruned or signum) and trial.should_prune():
+                        is_pruned = True
+                        child.process.terminate()
+                while signals:
+                    signum = signals.popleft()
+                    child.process.send_signal(signum)
         finally:
             if child.process.poll() is None:
                 child.process.terminate()
             child.process.wait()
-    if ended_by:
-        return ended_by
-    why = None if is_pruned else child.why_not_complete()
     if is_pruned:
         study.tell(trial, state=TrialState.PRUNED)
-    elif why is not None:
-        trial.set_user_attr(WHY, why)
+    elif signum:
+        pass
+    elif (reason := child.why_not_complete()) is not None:
+        trial.set_user_attr(REASON, reason)
         study.tell(trial, state=TrialState.FAIL)
     else:
-        study.tell(trial, best_of(taken.folder, metric, minimize=study.direction == optuna.study.StudyDirection.MINIMIZE))
-    return 0
+        values = [value for _, value in read_values(run, metric)]
+        if not values:
+            known = ", ".join(sorted({name for line in read_metrics(run) for name in line if "/" in name}))
+            raise ConfigError(f"--metric {metric_name(metric, [run])}: {run} has no such value; it has {known}")
+        study.tell(trial, min(values) if study.direction == StudyDirection.MINIMIZE else max(values))
+    return signum
 
 
-def _watch(
-    child: Child, trial: optuna.Trial, metric: str | None, noted: deque[int], reported: set[int], *, may_prune: bool
-) -> int | None:
-    """Until it ends: 0, or the signal that was passed on to it; None where it was ended because it is hopeless."""
-    ended_by = 0
-    while True:
-        is_over = child.process.poll() is not None
-        for step, value in evaluations(child.variant.folder, metric):
-            if step not in reported and math.isfinite(value):
-                reported.add(step)
-                trial.report(value, step)
-                if may_prune and not is_over and not ended_by and trial.should_prune():
-                    child.process.send_signal(signal.SIGTERM)
-                    child.process.wait()
-                    return None
-        if is_over:
-            return ended_by
-        while noted:
-            ended_by = noted.popleft()
-            child.process.send_signal(ended_by)
-        time.sleep(PAUSE)
-
-
-def pruner_of(study: optuna.Study, sweep: Path) -> optuna.pruners.BasePruner:
-    """A trial ends early if the median of the others was better at the same step; in the first quarter luck would decide."""
-    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    runs = (read_run(sweep / name_of(trial.number), name_of(trial.number)) for trial in completed[:1])
-    n_steps = next((run.results.get("n_steps", 0) for run in runs), 0)
-    return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=n_steps // 4)
-
-
-def metric_of(folder: Path, metric: str | None) -> str:
-    return metric or f"valid/{read_run(folder, folder.name).monitor}"
-
-
-def metric_in(sweep: Path, metric: str | None) -> str:
-    """The same, of any of its runs that has come so far."""
-    begun = next((path for path in sorted(sweep.glob("trial-*/")) if (path / "metrics.jsonl").is_file()), None)
-    return metric_of(begun, metric) if begun is not None else metric or "value"
-
-
-def evaluations(folder: Path, metric: str | None) -> list[tuple[int, float]]:
-    """Steps and values, as far as they are written."""
-    lines = read_metrics(folder)
-    if not lines:
-        return []
-    name = metric_of(folder, metric)
+def read_values(run: Path, metric: str | None) -> list[tuple[int, float]]:
+    """Return the steps at which the metric has been written so far, with its values."""
+    lines = read_metrics(run)
+    name = metric_name(metric, [run]) if lines else ""
     return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
 
 
-def best_of(folder: Path, metric: str | None, *, minimize: bool) -> float:
-    values = [value for _, value in evaluations(folder, metric)]
-    if not values:
-        known = sorted({name for line in read_metrics(folder) for name in line if "/" in name})
-        raise ConfigError(f"--metric {metric_of(folder, metric)}: {folder} has no such value; it has {', '.join(known)}")
-    return min(values) if minimize else max(values)
+def metric_name(metric: str | None, runs: Iterable[Path]) -> str:
+    """Return `metric` or, by default, what the first of the runs that has metrics monitors."""
+    monitors = (f"valid/{read_run(run, run.name).monitor}" for run in runs if (run / "metrics.jsonl").is_file())
+    return metric or next(monitors, "value")
