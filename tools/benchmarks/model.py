@@ -9,8 +9,8 @@ from itertools import product
 from typing import Any, get_args
 
 from engine import load_config
+from engine.config import yaml12
 from engine.config.errors import ConfigError
-from engine.config.resolve import yaml12
 from engine.config.schema import Precision
 from tools.benchmarks import ours
 from tools.benchmarks.measure import Ratio, add_threads, figure, n_cores, ratio

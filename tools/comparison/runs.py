@@ -10,8 +10,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
+from engine.config import yaml12
 from engine.config.errors import RunError
-from engine.config.resolve import yaml12
 from engine.config.schema import Config, flatten, to_dict
 from engine.run.folder import MANIFEST
 from engine.run.metrics import read_metrics
