@@ -67,14 +67,14 @@ def resolve(layers: Sequence[Layer], catalog: Catalog) -> ResolvedConfig:
         task = find("task", catalog.task, values["task"])
         dataset, options = find("data.name", catalog.dataset, values["data.name"], task.targets)
         draft = Draft(values, arguments, origins, task, dataset)
+        for rule in RULES:
+            rule(draft)
         check_arguments("data", arguments["data"], options)
         _settle_model_arguments(draft, find("model.name", catalog.model, values["model.name"]), catalog.model_arguments())
         _settle_optimizer_arguments(
             draft, find("train.optim.type", catalog.optimizer, values["train.optim.type"]), catalog.optimizer_arguments()
         )
         _check_teacher(draft, catalog)
-        for rule in RULES:
-            rule(draft)
     except ConfigError as error:
         raise error.located(origins) from error.__cause__
     return _frozen(draft)

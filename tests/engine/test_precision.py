@@ -58,16 +58,16 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights():
 @pytest.mark.parametrize(
     ("launched", "wish", "says"),
     [
-        ("no", "fp16", "precision fp16 (train.precision, --train.precision) needs a GPU"),
-        ("no", "tf32", "precision tf32 (train.precision, --train.precision) needs an NVIDIA GPU"),
-        ("fp16", None, "precision fp16 (the launcher's mixed precision, as train.precision is null) needs a GPU"),
-        ("fp8", None, "precision fp8 (the launcher's mixed precision, as train.precision is null) isn't offered"),
+        ("no", "fp16", "train.precision: precision fp16 needs a GPU"),
+        ("no", "tf32", "train.precision: precision tf32 needs an NVIDIA GPU"),
+        ("fp16", None, "the launcher's mixed precision: precision fp16 needs a GPU"),
+        ("fp8", None, "the launcher's mixed precision: fp8 is not offered"),
     ],
 )
 def test_what_this_machine_can_not_do_names_who_asked_and_what_would_do(launched, wish, says, monkeypatch):
     monkeypatch.setenv(LAUNCHER, launched)
     with pytest.raises(ConfigError) as caught:
-        make_accelerator(load_config(None, {"train.n_steps": 1, "train.precision": wish}))
+        make_accelerator(load_config(None, {"train.n_steps": 1, "train.precision": wish}).train)
     assert str(caught.value).startswith(says)
     assert "train.precision" in str(caught.value).removeprefix(says)
     assert "\n" not in str(caught.value)

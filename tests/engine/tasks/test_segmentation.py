@@ -114,7 +114,7 @@ class TestMetric:
         assert torch.equal(torch.stack(prediction), expected.argmax(1).to(torch.uint8))
 
     def test_nothing_to_evaluate_is_said(self):
-        with pytest.raises(ValueError, match="no pixel of these masks has a class"):
+        with pytest.raises(ValueError, match="these masks have no valid pixel"):
             evaluated(Segmentation(CLASSES), [(LOGITS, torch.full_like(MASKS, IGNORED))])
 
 
@@ -168,7 +168,7 @@ def printed_by_evaluate(capsys, *argv):
     capsys.readouterr()
     assert run_tool(lambda: evaluate([str(word) for word in argv])) == 0
     lines = capsys.readouterr().out.splitlines()
-    return "\n".join(line for line in lines if not line.startswith("validation uses"))
+    return "\n".join(line for line in lines if not line.startswith("no separate validation split"))
 
 
 @pytest.fixture(scope="module")
@@ -258,18 +258,18 @@ def test_pairs_of_files_train_with_any_number_of_workers_and_are_evaluated_at_th
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("--augment.mixup", 0.2), ["augment.mixup 0.2", "task segmentation"]),
-        (("--train.label_smoothing", 0.1), ["train.label_smoothing 0.1", "task segmentation"]),
-        (("--augment.cutout", 4), ["augment.cutout 4", "task segmentation"]),
-        (("--augment.zoom", "[1,2]"), ["augment.zoom [1.0, 2.0]", "in files", "in memory"]),
+        (("--augment.mixup", 0.2), ["augment.mixup: 0.2", "task segmentation"]),
+        (("--train.label_smoothing", 0.1), ["train.label_smoothing: 0.1", "task segmentation"]),
+        (("--augment.cutout", 4), ["augment.cutout: 4", "task segmentation"]),
+        (("--augment.zoom", "[1,2]"), ["augment.zoom: [1.0, 2.0]", "in files", "in memory"]),
         (("--augment.zoom", "[2,1]"), ["augment.zoom", "low <= high"]),
         (("--segmentation.head", "unet"), ["segmentation.head", "fcn or deeplabv3 or hrnet"]),
         (("--segmentation.heads", "fcn"), ["segmentation.heads", "did you mean segmentation.head"]),
         (("--task", "segmentatoin"), ["task", "did you mean segmentation"]),
-        (("--task", "classification", "--segmentation.head", "hrnet"), ["segmentation.head hrnet", "task classification"]),
+        (("--task", "classification", "--segmentation.head", "hrnet"), ["segmentation.head: hrnet", "task classification"]),
         (("--task", "classification"), ["data.max_objects"]),
         (("--data.name", "digits"), ["data.name", "digits gives classes, not masks"]),
-        (("--data.n_classes", 10), ["data.n_classes 10", "11 classes"]),
+        (("--data.n_classes", 10), ["data.n_classes: 10", "11 classes"]),
         (("--model.name", "lenet", "--segmentation.head", "hrnet"), ["lenet", "reads 4 feature maps", "has 2"]),
         (("--model.name", "vgg11", "--segmentation.output_stride", 4), ["vgg11", "output_stride 4", "can't be dilated"]),
         (("--segmentation.output_stride", 0), ["segmentation.output_stride", "at least 1"]),
@@ -298,7 +298,7 @@ def test_a_mask_that_is_wrong_is_named_before_the_first_step(pairs, tmp_path, ca
 
 
 def test_an_output_stride_for_a_head_that_has_none_is_warned_of():
-    said = {"task": "segmentation", "segmentation.output_stride": 16}
+    said = {"task": "segmentation", "data.name": "shapes", "model.name": "resnet18", "segmentation.output_stride": 16}
     assert not load_config(None, said).notes
     (note,) = load_config(None, said | {"segmentation.head": "hrnet"}).notes
     assert "segmentation.output_stride (--segmentation.output_stride) has no effect with segmentation.head hrnet" in note
