@@ -62,8 +62,8 @@ function drawCurves() {
   find("curves-hover").tooltips = [["", "@run"], [data.y[y], "@y{0.0000}"], [data.x[x], "@x{0,0.[00]}"]]
 }
 
-// They are drawn on canvases, which know nothing of the page's colours. Black lines are in the colour of the text.
-function colour() {
+// They are drawn on canvases, which do not inherit the page's colors. Black lines have the color of the text.
+function setColors() {
   const style = getComputedStyle(document.documentElement)
   const [text, quiet, line] = ["--text", "--quiet", "--line"].map((name) => style.getPropertyValue(name).trim())
   for (const axis of [...models("LinearAxis"), ...models("LogAxis")]) {
@@ -85,8 +85,8 @@ function colour() {
 async function start() {
   for (const [name, chart] of Object.entries(data.charts)) await Bokeh.embed.embed_item(chart, name)
   drawCurves()
-  colour()
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colour)
+  setColors()
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", setColors)
   heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => sortBy(column)))
   document.getElementById("filter").addEventListener("input", filter)
   for (const axis of ["x", "y"]) document.getElementById(axis).addEventListener("change", drawCurves)
