@@ -14,8 +14,7 @@ import pytest
 from engine.config.command_line import run_tool
 from tests.running import ROOT, results, run_command
 from tools.compare import main
-from tools.comparison.training import environments
-from tools.comparison.variants import Variant, find_configs, make_variants
+from tools.comparison.training import Variant, environments, find_configs, make_variants
 
 DIGITS = ROOT / "configs" / "lenet_digits.yaml"
 SHORT = ("--train.n_steps", 20, "--train.eval_freq", 10, "--data.valid_ratio", 0.2)
@@ -320,7 +319,7 @@ def test_side_by_side_each_has_a_gpu_or_its_part_of_the_cores(monkeypatch):
     assert environments(2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
     assert environments(2) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    with pytest.raises(Exception, match="--jobs 4: each variant is trained on a device of its own, and there are 3"):
+    with pytest.raises(Exception, match="--jobs 4: each variant is trained on its own device, and there are 3"):
         environments(4)
 
 

@@ -291,9 +291,9 @@ def test_the_package_that_draws_it_is_named_where_it_is_missing(runs, tmp_path, 
 
 
 def test_the_picture_shows_curves_and_accuracy_over_cost(runs, tmp_path, capsys):
-    from tools.comparison.charts import draw_comparison
+    from tools.comparison.figure import draw_comparison
+    from tools.comparison.rows import rows_of
     from tools.comparison.runs import read_runs
-    from tools.comparison.table import rows_of
 
     compare(runs, "--png", tmp_path / "runs.png", "--x", "epoch")
     assert f"wrote {tmp_path / 'runs.png'}" in capsys.readouterr().out
@@ -317,9 +317,9 @@ def test_the_picture_shows_curves_and_accuracy_over_cost(runs, tmp_path, capsys)
 
 
 def test_metrics_of_different_tasks_are_drawn_apart(runs, tmp_path):
-    from tools.comparison.charts import draw_comparison
+    from tools.comparison.figure import draw_comparison
+    from tools.comparison.rows import rows_of
     from tools.comparison.runs import read_runs
-    from tools.comparison.table import rows_of
 
     shutil.copytree(runs / "lenet", tmp_path / "other", symlinks=True)
     for name in ("results.json", "metrics.jsonl"):
