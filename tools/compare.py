@@ -57,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--png", metavar="PATH", type=Path, help="draw curves, and accuracy over cost and time")
     parser.add_argument("--html", metavar="PATH", type=Path, help="write all of this as a page that needs no network")
     parser.add_argument("--x", choices=["step", "epoch", "time"], default="step", help="x-axis of the curves (default: step)")
-    parser.add_argument(
-        "--mistakes", type=int, metavar="N", default=8, help="with --html: N of each run; 0 for none (default: 8)"
-    )
+    parser.add_argument("--mistakes", type=int, metavar="N", default=8, help="with --html: of each run; 0 for none (default: 8)")
     parser.add_argument("--show", action="store_true", help="with --png: also open a window")
     args, overrides = parser.parse_with_overrides(argv)
     _check(args, overrides)
@@ -91,9 +89,9 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
     seeds, key = args.seeds or [], next(iter(overrides), "")
     problems = (
         (len(given) != 1, f"{' and '.join(given) or 'nothing to compare'}: give one of {', '.join(sources)}"),
-        (for_training and not args.train, f"--{''.join(for_training[:1])} is for --train"),
+        (for_training and not args.train, f"--{', --'.join(for_training)} is for --train"),
         (key and not (args.train or args.html), f"--{key}: a key of the config is for --train, or for the mistakes in --html"),
-        (args.diff and files, f"--{''.join(files[:1])} and --diff: differences are only printed; files need RUN ..."),
+        (args.diff and files, f"--{', --'.join(files)} and --diff: differences are only printed; give the runs as RUN"),
         (args.jobs is not None and args.jobs < 1, f"--jobs must be at least 1, got {args.jobs}"),
         (args.mistakes < 0, f"--mistakes must be at least 0, got {args.mistakes}"),
         (len(set(seeds)) < len(seeds), f"--seeds {','.join(map(str, seeds))}: each seed once"),
@@ -107,13 +105,13 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
     if args.html:
         require_packages("bokeh", needed_by="--html")
     if args.png:
-        from tools.pictures.output import expect_picture
+        from tools.pictures.output import expect_picture  # this and the imports below: so that --help starts fast
 
         expect_picture(args.png, "--png")
 
 
 def _train(args: Namespace, overrides: dict[str, Any]) -> int:
-    variants = make_variants(find_configs(args.train), args.models or [], args.seeds or [], overrides, args.output)
+    variants = make_variants(find_configs(args.train), args.models or [None], args.seeds or [None], overrides, args.output)
     slots = environments(args.jobs or 1)
     done = [variant for variant in variants if is_done(variant)]
     for variant in done:

@@ -319,7 +319,7 @@ def test_side_by_side_each_has_a_gpu_or_its_part_of_the_cores(monkeypatch):
     assert environments(2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
     assert environments(2) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    with pytest.raises(Exception, match="--jobs 4: each variant is trained on its own device, and there are 3"):
+    with pytest.raises(Exception, match="--jobs 4: each variant is trained on its own device; found 3"):
         environments(4)
 
 

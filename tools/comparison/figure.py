@@ -15,14 +15,13 @@ from tools.comparison.rows import COLUMNS, Row
 
 MARKERS = {"-": "o", "--": "s", ":": "^"}
 MAX_NAME = 60  # characters
-LEGEND_COLUMNS = 3
 
 
 def draw_comparison(figure: Figure, rows: Sequence[Row], x: str) -> None:
     """Draw three panels for each monitored metric: curves by `x`, and accuracy over MACs and over time."""
     metrics = list(dict.fromkeys(row.first.monitor for row in rows))
     labels, seconds = x_labels(rows)
-    n_columns = min(len(rows), LEGEND_COLUMNS)
+    n_columns = min(len(rows), 3)  # of the legend
     styles: list[Mapping[str, Any]] = [line_style(i) for i in range(len(rows))]
     with style():
         figure.set_size_inches(13, 3.9 * len(metrics) + 0.22 * -(-len(rows) // n_columns))
@@ -56,6 +55,6 @@ def _draw_points(axes: Axes, rows: Sequence[tuple[Row, Mapping[str, Any]]], cost
     for row, options in rows:
         (x, x_error), (best, error) = (COLUMNS[name].mean_and_deviation(row) for name in (cost, "best"))
         if x is not None and best is not None:
-            errors = {"xerr": x_error and x_error / unit, "yerr": error and 100 * error, "capsize": 3}
+            errors: dict[str, Any] = {"xerr": x_error and x_error / unit, "yerr": error and 100 * error, "capsize": 3}
             marker = {"color": options["color"], "marker": MARKERS[options["linestyle"]], "markersize": 7}
             axes.errorbar(x / unit, 100 * best, **errors, **marker)

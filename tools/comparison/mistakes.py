@@ -52,11 +52,8 @@ def _data_url(image: Tensor) -> str:
     """Encode an image, C H W from 0 to 1: PNG if it is small, else a JPEG thumbnail."""
     levels = (255 * image).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()  # C H W -> H W C
     picture, encoded = Image.fromarray(np.squeeze(levels, -1) if levels.shape[-1] == 1 else levels), io.BytesIO()
-    if max(picture.size) <= LOSSLESS_SIDE:
-        kind = "png"
-        picture.save(encoded, kind, optimize=True)
-    else:
-        kind = "jpeg"
-        picture.thumbnail((MAX_SIDE, MAX_SIDE))
-        picture.save(encoded, kind, quality=80)
+    is_small = max(picture.size) <= LOSSLESS_SIDE
+    kind = "png" if is_small else "jpeg"
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))  # never enlarges
+    picture.save(encoded, kind, optimize=is_small, quality=80)
     return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, HoverTool
 from bokeh.plotting import figure
 from bokeh.resources import Resources
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.plots.style import line_style
 from tools.comparison.curves import MONITORED, curve_of, has_wide_range, x_labels, y_labels
@@ -17,6 +18,7 @@ from tools.comparison.mistakes import mistakes_of
 from tools.comparison.rows import COLUMNS, Row, columns_for, differences, failure_reasons, machine_of
 
 TEMPLATE = Path(__file__).with_name("template")
+color_and_dashes = itemgetter("color", "linestyle")
 BLACK = "#000000"  # is drawn in the color of the page's text, as the page may be dark
 HEIGHT = 380  # of a chart, in pixels
 SVG_DASHES = {"-": "none", "--": "6 3", ":": "2 3"}
@@ -33,24 +35,15 @@ def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]
     """Render the page. `overrides` are config keys for the mistakes, such as the place of the data."""
     columns = sorted(columns_for(rows), key=lambda column: not (column.name == "run" or column.is_in_percent))
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of Bokeh's models: definitions precede references
     table = []
     for i, row in enumerate(rows):
-        style = line_style(i)
-        table.append(
-            {
-                "color": "currentColor" if style["color"] == BLACK else style["color"],
-                "dashes": SVG_DASHES[style["linestyle"]],
-                "completed": row.first.is_completed,
-                "cells": [(column, column.cell(row), column.mean_and_deviation(row)[0]) for column in columns],
-            }
-        )
+        color, dashes = color_and_dashes(line_style(i))
+        key = {"color": "currentColor" if color == BLACK else color, "dashes": SVG_DASHES[dashes]}
+        cells = [(column, column.cell(row), column.mean_and_deviation(row)[0]) for column in columns]
+        table.append({**key, "completed": row.first.is_completed, "cells": cells})
     return environment.get_template("page.html").render(
         title=rows[0].name if len(rows) == 1 else f"{len(rows)} trainings compared",
         date=time.strftime("%Y-%m-%d %H:%M"),
@@ -88,22 +81,15 @@ def _chart_data(rows: Sequence[Row]) -> dict[str, Any]:
             name = f"curve-{i}-{n}"
             curves.append({"row": i, "name": name, "run": run.name, "places": places, "series": series})
             source = ColumnDataSource({"x": [], "y": [], "run": []}, name=name)
-            color, dashes = line_style(i)["color"], DASHES[line_style(i)["linestyle"]]
-            line = chart.line("x", "y", source=source, line_color=color, line_dash=dashes, line_width=2)
+            color, dashes = color_and_dashes(line_style(i))
+            line = chart.line("x", "y", source=source, line_color=color, line_dash=DASHES[dashes], line_width=2)
             points = chart.scatter("x", "y", source=source, size=4, color=color)
             line.tags = points.tags = [i]
-    charts = {
-        "curves": chart,
-        "macs": _point_chart(rows, "macs", "multiply-accumulates of an image", unit=1),
-        "wall_time": _point_chart(rows, "wall_time", x["time"], unit=seconds),
-    }
-    return {
-        "x": x,
-        "y": y,
-        "curves": curves,
-        "charts": {name: json_item(chart) for name, chart in charts.items()},
-        "black": [i for i in range(len(rows)) if line_style(i)["color"] == BLACK],
-    }
+    macs = _point_chart(rows, "macs", "multiply-accumulates of an image", unit=1)
+    charts = {"curves": chart, "macs": macs, "wall_time": _point_chart(rows, "wall_time", x["time"], unit=seconds)}
+    items = {name: json_item(chart) for name, chart in charts.items()}
+    black = [i for i in range(len(rows)) if line_style(i)["color"] == BLACK]
+    return {"x": x, "y": y, "curves": curves, "charts": items, "black": black}
 
 
 def _point_chart(rows: Sequence[Row], cost: str, label: str, unit: float) -> figure:
@@ -116,9 +102,9 @@ def _point_chart(rows: Sequence[Row], cost: str, label: str, unit: float) -> fig
             continue
         low, high = (100 * (best + sign * (deviation or 0)) for sign in (-1, 1))
         source = ColumnDataSource({"x": [x / unit], "y": [100 * best], "low": [low], "high": [high], "run": [row.name]})
-        color, marker = line_style(i)["color"], MARKERS[line_style(i)["linestyle"]]
+        color, dashes = color_and_dashes(line_style(i))
         bar = chart.segment("x", "low", "x", "high", source=source, line_color=color, line_width=2)
-        point = chart.scatter("x", "y", source=source, size=12, color=color, marker=marker)
+        point = chart.scatter("x", "y", source=source, size=12, color=color, marker=MARKERS[dashes])
         bar.tags = point.tags = [i]
     return chart
 
@@ -126,21 +112,13 @@ def _point_chart(rows: Sequence[Row], cost: str, label: str, unit: float) -> fig
 def _chart(name: str, x: str, y: str, x_type: Literal["linear", "log"] = "linear") -> figure:
     """Make an empty chart. page.js finds its parts by name, and sets the colors of a light or dark page."""
     hover = HoverTool(tooltips=[("", "@run"), (y, "@y{0.0000}"), (x, "@x{0,0.[00]}")], name=f"{name}-hover")
-    chart = figure(
-        height=HEIGHT,
-        sizing_mode="stretch_width",
-        tools=[hover, "box_zoom", "pan", "wheel_zoom", "reset", "save"],
-        active_drag=None,  # a moving finger scrolls the page
-        x_range=DataRange1d(only_visible=True),
-        y_range=DataRange1d(only_visible=True),
-        x_axis_label=x,
-        x_axis_type=x_type,
-        y_axis_label=y,
-        background_fill_alpha=0,
-        border_fill_alpha=0,
-        outline_line_color=None,
+    tools: list[HoverTool | str] = [hover, "box_zoom", "pan", "wheel_zoom", "reset", "save"]
+    x_range, y_range = DataRange1d(only_visible=True), DataRange1d(only_visible=True)
+    chart = figure(  # active_drag: a moving finger scrolls the page
+        x_range=x_range, y_range=y_range, x_axis_label=x, x_axis_type=x_type, y_axis_label=y, tools=tools, active_drag=None
     )
-    chart.toolbar.logo = None
+    chart.update(height=HEIGHT, sizing_mode="stretch_width", background_fill_alpha=0, border_fill_alpha=0)
+    chart.toolbar.logo = chart.outline_line_color = None
     chart.xaxis.formatter = CustomJSTickFormatter(code=SHORT_NUMBERS)
     chart.xaxis.name, chart.yaxis.name = f"{name}-x", f"{name}-y"
     return chart

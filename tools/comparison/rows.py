@@ -42,18 +42,16 @@ def rows_of(runs: Sequence[RunRecord]) -> list[Row]:
                 break
         else:
             groups.append([run])
-    names = []
+    rows = []
     for group in groups:
         name, n_others = group[0].name, len(group) - 1
         stems = {SEED_SUFFIX.sub("", run.name) for run in group}
         if n_others:
             name = stems.pop() if len(stems) == 1 and "" not in stems else f"{name} and {n_others} more"
-        names.append(name)
-    rows = []
-    for name, group in zip(names, groups, strict=True):
-        is_unique = names.count(name) == 1
-        rows.append(Row(name if is_unique else f"{group[0].path.absolute().parent.name}/{name}", tuple(group)))
-    return rows
+        rows.append(Row(name, tuple(group)))
+    names = [row.name for row in rows]
+    full_names = [f"{row.first.path.absolute().parent.name}/{row.name}" for row in rows]
+    return [row if names.count(row.name) == 1 else replace(row, name=name) for row, name in zip(rows, full_names, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,8 @@ def differences(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         return f"[{', '.join(map(as_yaml, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
     keys = dict.fromkeys(key for mapping in mappings for key in mapping)
-    values = {key: [as_yaml(mapping.get(key, "-")) for mapping in mappings] for key in keys}
-    return {key: of_each for key, of_each in values.items() if len(set(of_each)) > 1}
+    written = {key: [as_yaml(mapping.get(key, "-")) for mapping in mappings] for key in keys}
+    return {key: values for key, values in written.items() if len(set(values)) > 1}
 
 
 def machine_of(run: RunRecord) -> dict[str, Any]:

@@ -53,17 +53,20 @@ def read_runs(words: Sequence[str]) -> list[RunRecord]:
     """Read the runs that `words` refer to (run folders, folders of runs, checkpoints, globs): each once, in this order."""
     found: dict[Path, Path] = {}
     for word in words:
-        path = Path(word).expanduser()
-        is_glob = has_magic(word) and not path.exists()
-        matches = [Path(match) for match in sorted(glob(str(path), recursive=True))] if is_glob else [path]
-        runs = [run for match in matches for run in _runs_in(match)]
+        matches = expand(word)
+        runs = [run for path in matches for run in _runs_in(path)]
         if not runs:
-            is_missing = not is_glob and not path.exists()
             problem = "there is no run here (a folder with config.yaml and environment.json)"
-            raise RunError(f"{word}: {'no such folder' if is_missing else problem}")
+            raise RunError(f"{word}: {problem if all(path.exists() for path in matches) else 'no such folder'}")
         found |= {run.resolve(): run for run in runs}
     paths = list(found.values())
     return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+
+
+def expand(word: str) -> list[Path]:
+    """Return the paths that a glob matches, or the one path that `word` is."""
+    path = Path(word).expanduser()
+    return [Path(match) for match in sorted(glob(str(path), recursive=True))] if has_magic(word) and not path.exists() else [path]
 
 
 def _runs_in(path: Path) -> Iterator[Path]:
@@ -85,7 +88,7 @@ def is_run(path: Path) -> bool:
 
 
 def read_run(path: Path, name: str) -> RunRecord:
-    """Read one run folder. Its config has defaults for the keys that it lacks. A run without results is as far as its history."""
+    """Read one run folder. Keys that its config lacks have their defaults; results that it lacks come from its history."""
     file = path / "config.yaml"
     try:
         config = {**flatten(to_dict(Config())), **flatten(yaml12.parse(file.read_text()))}
@@ -103,16 +106,9 @@ def read_run(path: Path, name: str) -> RunRecord:
         file = path / "results.json"
         if results:
             best, last = (results.get(which, {}).get(tag) for which in ("best", "last"))
-        return RunRecord(
-            *(path, name, config, results, environment, history),
-            status=results.get("status", "unfinished"),
-            step=results.get("step", end.get("step", 0)),
-            wall_time=results.get("wall_time", end.get("elapsed")),
-            monitor=monitor,
-            best=best,
-            last=last,
-            test=results.get("test", {}).get(f"test/{monitor}"),
-        )
+        status, test = results.get("status", "unfinished"), results.get("test", {}).get(f"test/{monitor}")
+        step, wall_time = results.get("step", end.get("step", 0)), results.get("wall_time", end.get("elapsed"))
+        return RunRecord(path, name, config, results, environment, history, status, step, wall_time, monitor, best, last, test)
     except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: not in the expected form
         raise RunError(f"{file} can't be read: {str(error).splitlines()[0]}") from error
 

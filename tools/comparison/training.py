@@ -4,15 +4,14 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob, has_magic
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
 from typing import Any
 
 from tqdm import tqdm
@@ -22,7 +21,7 @@ from engine.config import yaml12
 from engine.config.errors import ConfigError, RunError
 from engine.config.schema import WITHOUT_EFFECT_ON_WEIGHTS, flatten, to_dict
 from tools.comparison.rows import differences
-from tools.comparison.runs import is_run, read_run, short_names
+from tools.comparison.runs import expand, is_run, read_run, short_names
 from tools.tables import duration
 
 # A finished run that differs only in these keys can be used instead of a new one: keys without effect on the weights, except those
@@ -55,27 +54,24 @@ def find_configs(words: Sequence[str]) -> list[Path]:
     """Return the configs that paths and globs refer to, each once."""
     found: dict[Path, Path] = {}
     for word in words:
-        path = Path(word).expanduser()
-        matches = [Path(match) for match in sorted(glob(str(path)))] if has_magic(word) and not path.exists() else [path]
-        if not matches:
+        paths = expand(word)
+        if not paths:
             raise ConfigError(f"--train {word}: no config has such a name")
-        found |= {match.resolve(): match for match in matches}
+        found |= {path.resolve(): path for path in paths}
     return list(found.values())
 
 
 def make_variants(
-    configs: Sequence[Path], models: Sequence[str], seeds: Sequence[int], overrides: Mapping[str, Any], output: Path | None
+    configs: list[Path], models: Sequence[str | None], seeds: Sequence[int | None], overrides: dict[str, Any], output: Path | None
 ) -> list[Variant]:
-    """Combine every config with every model and every seed, if any. The same arguments lead to the same run folders."""
+    """Combine configs, models and seeds; None keeps the config's. The same arguments lead to the same run folders."""
     stems = [name.removesuffix(".yaml").replace("/", "-") for name in short_names([config.absolute() for config in configs])]
     if output is None:
-        words = [word.replace("/", "-") for word in (*stems, *models)]
+        words = [word.replace("/", "-") for word in (*stems, *models) if word]
         folder = "-".join(["compare", *words])
         output = Path("runs", folder if len(folder) <= MAX_FOLDER_NAME else f"compare-{words[0]}-and-{len(words) - 1}-more")
-    models_or_none: Sequence[str | None] = models or [None]
-    seeds_or_none: Sequence[int | None] = seeds or [None]
     variants = []
-    for (config, name), model, seed in itertools.product(zip(configs, stems, strict=True), models_or_none, seeds_or_none):
+    for (config, name), model, seed in itertools.product(zip(configs, stems, strict=True), models, seeds):
         values = dict(overrides)
         if model is not None:
             name, values["model.name"] = f"{name}-{model.replace('/', '-')}", model
@@ -116,21 +112,14 @@ def environments(jobs: int) -> list[dict[str, str]]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         slots = [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}] * jobs
     if jobs > len(slots):
-        there = "is 1" if len(slots) == 1 else f"are {len(slots)}"
-        raise ConfigError(f"--jobs {jobs}: each variant is trained on its own device, and there {there}")
+        raise ConfigError(f"--jobs {jobs}: each variant is trained on its own device; found {len(slots)}")
     return slots[:jobs]
 
 
-@dataclass
 class Child:
     """The process of a training."""
 
-    variant: Variant
-    process: subprocess.Popen
-    began: float
-
-    @classmethod
-    def start(cls, variant: Variant, environment: Mapping[str, str], plugins: Sequence[str]) -> "Child":
+    def __init__(self, variant: Variant, environment: Mapping[str, str], plugins: Sequence[str]) -> None:
         options = [f"--{key}={as_option(value)}" for key, value in variant.overrides.items()]
         options += [f"--plugin={file}" for file in plugins]
         command = [sys.executable, str(MAIN), "-c", str(variant.config), "-e", str(variant.folder), "-r", "auto", *options]
@@ -139,10 +128,10 @@ class Child:
             log = variant.log.open("ab")
         except OSError as error:
             raise RunError(f"{variant.log} can't be written: {error.strerror}") from error
-        env, streams = {**os.environ, **environment}, {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-        with log:  # in a new session, as Ctrl-C would reach it twice otherwise: from the terminal, and from us
-            process = subprocess.Popen(command, stdout=log, **streams, env=env, start_new_session=True)
-        return cls(variant, process, time.monotonic())
+        with log:  # a new session, as Ctrl-C would reach it twice otherwise: from the terminal, and from us
+            env = {**os.environ, **environment}
+            self.process = Popen(command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True)
+        self.variant, self.began = variant, time.monotonic()
 
     def progress(self) -> str:
         """The last line of the log with metrics; without those of the training if it has those of an evaluation."""
@@ -156,10 +145,10 @@ class Child:
         """Say why the process ended without a complete run; None if the run is complete."""
         code, folder = self.process.returncode, self.variant.folder
         run = read_run(folder, self.variant.name) if is_run(folder) else None
-        if code == 0 and run is not None and run.is_completed:
+        if code == 0 and run and run.is_completed:
             return None
         if any(code in (128 + signum, -signum) for signum in INTERRUPTIONS):
-            return run.progress if run is not None else "interrupted before its first step"
+            return run.progress if run else "interrupted before its first step"
         line = (_last_lines(self.variant.log) or ["no output"])[-1]
         return f"failed with exit code {code}: {line.removeprefix('error: ')} ({self.variant.log})"
 
@@ -175,9 +164,7 @@ def _last_lines(log: Path) -> list[str]:
         return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
 
 
-def train_all(
-    variants: Sequence[Variant], slots: Sequence[Mapping[str, str]], plugins: Sequence[str]
-) -> tuple[int, dict[str, str]]:
+def train_all(variants: list[Variant], slots: list[dict[str, str]], plugins: Sequence[str]) -> tuple[int, dict[str, str]]:
     """Train variants, one at a time in each slot. Return the signal that ended it, or 0, and why variants are not complete.
 
     A failure doesn't stop the others. A signal is passed on to the running trainings, which save a checkpoint; no other begins.
@@ -192,21 +179,18 @@ def train_all(
             while children or (waiting and not signum):
                 for slot, environment in enumerate(slots):
                     if waiting and slot not in children and not signals and not signum:
-                        children[slot] = Child.start(waiting.popleft(), environment, plugins)
+                        children[slot] = Child(waiting.popleft(), environment, plugins)
                 while signals:
                     signum = signals.popleft()
                     for child in children.values():
                         child.process.send_signal(signum)  # a second signal ends it at once
                 for slot, bar in enumerate(bars):
-                    text = children[slot].progress() if slot in children else ""
-                    text = text[: shutil.get_terminal_size().columns - 1]
+                    text = children[slot].progress()[: shutil.get_terminal_size().columns - 1] if slot in children else ""
                     if text != bar.desc:
                         bar.set_description_str(text)
                 time.sleep(PAUSE)
-                for slot, child in list(children.items()):
-                    if child.process.poll() is None:
-                        continue
-                    del children[slot]
+                for slot in [slot for slot, child in children.items() if child.process.poll() is not None]:
+                    child = children.pop(slot)
                     name, why = child.variant.name, child.why_not_complete()
                     if why is not None:
                         incomplete[name] = why
