@@ -81,7 +81,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _check(args: Namespace, overrides: dict[str, Any]) -> None:
-    """Raise an error for options that don't fit together, before anything takes long."""
+    """Reject options that don't fit together, before anything slow starts."""
     sources = {"RUN": args.runs, "--diff": args.diff, "--train": args.train}
     given = [name for name, value in sources.items() if value]
     files = [name for name in ("markdown", "csv", "png", "html") if getattr(args, name)]

@@ -7,7 +7,7 @@ from tools.comparison.rows import COLUMNS, Row
 from tools.comparison.runs import RunRecord
 from tools.metrics import IN_PERCENT
 
-MONITORED = "the monitored metric"  # a key for curves, where runs may monitor different metrics
+MONITORED = "the monitored metric"  # the key of its curves, as runs may monitor different metrics
 NO_CURVES = ("/count", "/images_per_sec")
 TIME_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 WIDE_RANGE = 20  # the ratio of largest and smallest value from which an axis is logarithmic
@@ -16,7 +16,7 @@ DIGITS = 6
 
 
 def y_labels(rows: Sequence[Row]) -> dict[str, str]:
-    """The keys that have curves, the monitored metric and validation first, with the labels of their axes."""
+    """Return the keys that have curves, the monitored metric and validation first, with the labels of their axes."""
     runs = [run for row in rows for run in row.runs]
     monitored = list(dict.fromkeys(run.monitor for run in runs))
     logged = dict.fromkeys(key for run in runs for line in run.history for key in line)
@@ -29,14 +29,14 @@ def y_labels(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def x_labels(rows: Sequence[Row]) -> tuple[dict[str, str], float]:
-    """The labels of the x-axes, and the seconds in the unit of time."""
+    """Return the labels of the x-axes, and the number of seconds in the unit of time."""
     longest = max((run.wall_time or 0 for row in rows for run in row.runs), default=0)
     seconds, unit = next((unit for unit in TIME_UNITS if longest >= 2 * unit[0]), TIME_UNITS[-1])
     return {"step": "update", "epoch": "epoch", "time": f"{unit} of training"}, seconds
 
 
 def has_wide_range(rows: Sequence[Row], name: str) -> bool:
-    """Whether the values of a column need a logarithmic axis."""
+    """Return whether the values of a column need a logarithmic axis."""
     values = [value for row in rows if (value := COLUMNS[name].mean_and_deviation(row)[0])]
     return bool(values) and max(values) > WIDE_RANGE * min(values)
 

@@ -23,7 +23,7 @@ LOSSLESS_SIDE = 64  # images of at most so many pixels are kept as they are
 
 
 def mistakes_of(rows: Sequence[Row], n: int, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Find up to `n` mistakes of the best run of each row; or say why there are none, such as a missing checkpoint or dataset."""
+    """Find up to `n` mistakes of each row's best run, or the reason for none, such as a missing checkpoint or dataset."""
     found = []
     for row in tqdm(rows, "mistakes", unit="run", leave=False, disable=not sys.stderr.isatty()):
         step, samples, why_none = 0, [], None

@@ -19,7 +19,7 @@ from tools.comparison.rows import COLUMNS, Row, columns_for, differences, failur
 
 TEMPLATE = Path(__file__).with_name("template")
 color_and_dashes = itemgetter("color", "linestyle")
-BLACK = "#000000"  # is drawn in the color of the page's text, as the page may be dark
+BLACK = "#000000"  # replaced by the color of the page's text, as the page may be dark
 HEIGHT = 380  # of a chart, in pixels
 SVG_DASHES = {"-": "none", "--": "6 3", ":": "2 3"}
 DASHES = {"-": "solid", "--": "dashed", ":": "dotted"}
@@ -32,7 +32,7 @@ return `${parseFloat((tick / size).toPrecision(4))} ${unit}`.trim()
 
 
 def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]) -> str:
-    """Render the page. `overrides` are config keys for the mistakes, such as the place of the data."""
+    """Render the page. `overrides` are config keys for finding the mistakes, such as data.dataroot."""
     columns = sorted(columns_for(rows), key=lambda column: not (column.name == "run" or column.is_in_percent))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -63,7 +63,7 @@ def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]
 
 
 def _chart_data(rows: Sequence[Row]) -> dict[str, Any]:
-    """What page.js needs: the charts, and every curve. The chart of curves has lines without points, which page.js fills."""
+    """Make the data of page.js: charts, and the points of all curves. The first chart has empty lines, which page.js fills."""
     x, seconds = x_labels(rows)
     y = y_labels(rows)
     chart = _chart("curves", x["step"], y[MONITORED])

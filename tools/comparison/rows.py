@@ -58,7 +58,7 @@ def rows_of(runs: Sequence[RunRecord]) -> list[Row]:
 class Column:
     name: str  # in a CSV file, where numbers are not rounded
     title: str  # in a table for people
-    value: Callable[[Row], Any]  # one value, or a list of what was measured with each seed
+    value: Callable[[Row], Any]  # one value, or a list with the measurement of each seed
     format: Callable[[Any], str] = str
     is_number: bool = True
     is_in_percent: bool = False
@@ -103,7 +103,7 @@ COLUMNS = {column.name: column for column in _COLUMNS}
 
 
 def columns_for(rows: Sequence[Row]) -> list[Column]:
-    """The columns of a table for people, without those that tell nothing about these rows."""
+    """Choose the columns of a table for people: without those that are the same for all of these rows."""
     metrics = {row.first.monitor for row in rows}
     is_hidden = {
         "data": len({row.first.config["data.name"] for row in rows}) == 1,
@@ -127,7 +127,7 @@ def failure_reasons(rows: Sequence[Row]) -> list[str]:
 
 
 def differences(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The keys whose values differ, with the value of each mapping as YAML; - where it lacks the key."""
+    """Return the keys whose values differ, with the value of each mapping as YAML; - where it lacks the key."""
 
     def as_yaml(value: Any) -> str:
         if value is None or isinstance(value, bool):

@@ -70,7 +70,7 @@ def expand(word: str) -> list[Path]:
 
 
 def _runs_in(path: Path) -> Iterator[Path]:
-    """The run of a run folder or checkpoint, or the runs below a folder."""
+    """Find the run of a run folder or checkpoint, or the runs below a folder."""
     if (path / MANIFEST).is_file():
         path = path.resolve().parent.parent
     if is_run(path):

@@ -82,7 +82,9 @@ def make_variants(
 
 
 def is_done(variant: Variant) -> bool:
-    """Whether the run is complete. Raises ConfigError for a mistake in the config, and for a run with another config."""
+    """Return whether the run is complete. Raise ConfigError for a mistake in the config, and for a run with another config."""
+    from engine.checks import check  # imports torch
+
     config = load_config(variant.config, variant.overrides)
     if not is_run(variant.folder):
         return False
@@ -134,7 +136,7 @@ class Child:
         self.variant, self.began = variant, time.monotonic()
 
     def progress(self) -> str:
-        """The last line of the log with metrics; without those of the training if it has those of an evaluation."""
+        """Return the last log line with metrics, without those of the training if it has those of an evaluation."""
         lines = [line for line in _last_lines(self.variant.log) if line.startswith("epoch ")]
         parts = lines[-1].split(" | ") if lines else ["begins"]
         if any(part.startswith("valid ") for part in parts):
@@ -142,7 +144,7 @@ class Child:
         return f"{self.variant.name}  {' | '.join(parts)}"
 
     def why_not_complete(self) -> str | None:
-        """Say why the process ended without a complete run; None if the run is complete."""
+        """Return why the process ended without a complete run; None if the run is complete."""
         code, folder = self.process.returncode, self.variant.folder
         run = read_run(folder, self.variant.name) if is_run(folder) else None
         if code == 0 and run and run.is_completed:
