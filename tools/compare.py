@@ -12,6 +12,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
 
 from engine.config.command_line import require_packages, run_tool
 from engine.config.errors import ConfigError, RunError
+from engine.plugins import Parser
 from tools.comparison.rows import rows_of
 from tools.comparison.runs import RunRecord, is_run, read_runs
 from tools.comparison.text import as_csv, as_markdown, as_text, differences_as_text

@@ -24,8 +24,8 @@ from tools.comparison.rows import differences
 from tools.comparison.runs import expand, is_run, read_run, short_names
 from tools.tables import duration
 
-# A finished run that differs only in these keys can be used instead of a new one: keys without effect on the weights, except those
-# that change how they are evaluated; and keys that change only the length of a session or the order of sums.
+# A finished run that differs only in these keys can replace a new one: keys without effect on the weights, except those that
+# change how they are evaluated; and keys that change only the length of a session or the order of sums.
 WITHOUT_EFFECT_ON_RESULTS = (
     *(key for key in WITHOUT_EFFECT_ON_WEIGHTS if key not in ("train.eval_freq", "eval.")),
     *("train.timeout", "train.time_limit", "train.num_threads"),
@@ -83,8 +83,6 @@ def make_variants(
 
 def is_done(variant: Variant) -> bool:
     """Return whether the run is complete. Raise ConfigError for a mistake in the config, and for a run with another config."""
-    from engine.checks import check  # imports torch
-
     config = load_config(variant.config, variant.overrides)
     if not is_run(variant.folder):
         return False
