@@ -14,8 +14,7 @@ import pytest
 from engine.config.command_line import run_tool
 from tests.running import ROOT, results, run_command
 from tools.compare import main
-from tools.comparison.training import environments
-from tools.comparison.variants import Variant, find_configs, make_variants
+from tools.comparison.training import Variant, environments, find_configs, make_variants
 
 DIGITS = ROOT / "configs" / "lenet_digits.yaml"
 SHORT = ("--train.n_steps", 20, "--train.eval_freq", 10, "--data.valid_ratio", 0.2)
@@ -35,7 +34,7 @@ def compare(*argv, code=0):
 
 
 def table(path):
-    """The CSV, by run; numbers are numbers."""
+    """Read a CSV by run, with numbers as floats."""
     with path.open() as file:
         return {line["run"]: {key: _number(value) for key, value in line.items()} for line in csv.DictReader(file)}
 
@@ -52,9 +51,9 @@ def seeds(tmp_path_factory):
     """A folder with the runs of two seeds."""
     folder = tmp_path_factory.mktemp("seeds")
     compare("--train", DIGITS, "--seeds", "1", "-o", folder, *SHORT)
-    with redirect_stdout(io.StringIO()) as said:
+    with redirect_stdout(io.StringIO()) as output:
         compare("--train", DIGITS, "--seeds", "1,2", "-o", folder, *SHORT)
-    lines = said.getvalue().splitlines()
+    lines = output.getvalue().splitlines()
     assert lines[0] == "lenet_digits-seed-1: is done already"
     assert lines[1].startswith("lenet_digits-seed-2: done in ")
     return folder
@@ -62,7 +61,7 @@ def seeds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_fails(tmp_path_factory):
-    """A config that can't be trained and one that can, side by side, with a metric of a person's own; and what was said."""
+    """A config that fails and one that trains, at the same time, with a plugin's metric; and the output."""
     folder = tmp_path_factory.mktemp("one-fails")
     (folder / "plugin.py").write_text(PLUGIN)
     (folder / "a_fails.yaml").write_text("data: {name: MNIST, dataroot: nowhere, download: false}\nmodel: {name: lenet}\n")
@@ -75,7 +74,7 @@ def one_fails(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(small_runs, tmp_path_factory):
-    """Runs that have ended in every way: copies, the files of which say so."""
+    """Runs with every status: copies with changed files."""
     folder = tmp_path_factory.mktemp("runs")
     whole = small_runs["lenet"]
     for name in ("completed", "interrupted", "failed", "unfinished"):
@@ -85,61 +84,61 @@ def runs(small_runs, tmp_path_factory):
         (folder / name / "results.json").write_text(json.dumps(changed))
     (folder / "unfinished" / "results.json").unlink()
     with (folder / "unfinished" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 999, "valid')  # as it is being written
+        file.write('{"step": 999, "valid')  # half written
     return folder
 
 
 # The table
 
 
-def test_the_numbers_of_the_table_are_those_of_the_results(small_runs, tmp_path):
+def test_table_has_the_numbers_of_results_json(small_runs, tmp_path):
     compare(*small_runs.values(), "--csv", tmp_path / "table.csv")
     rows = table(tmp_path / "table.csv")
     assert list(rows) == list(small_runs)
     for name, run in small_runs.items():
-        said, row = results(run), rows[name]
+        expected, row = results(run), rows[name]
         for key in ("params", "macs", "images_per_sec", "wall_time", "peak_memory_mb", "status", "step"):
-            assert row[key] == said[key], key
+            assert row[key] == expected[key], key
         assert (row["metric"], row["n"], row["best_std"]) == ("acc@1", 1, "")
-        assert (row["best"], row["last"]) == (said["best"]["valid/acc@1"], said["last"]["valid/acc@1"])
-        assert row["test"] == said["test"].get("test/acc@1", "")
+        assert (row["best"], row["last"]) == (expected["best"]["valid/acc@1"], expected["last"]["valid/acc@1"])
+        assert row["test"] == expected["test"].get("test/acc@1", "")
     assert rows["lenet"]["test"] != ""
 
 
-def test_the_terminal_and_markdown_show_them_rounded(small_runs, tmp_path, capsys):
+def test_terminal_and_markdown_show_rounded_numbers(small_runs, tmp_path, capsys):
     compare(small_runs["lenet"], small_runs["resnet18"], "--markdown", tmp_path / "table.md")
     head, _, lenet, resnet, wrote = capsys.readouterr().out.splitlines()
     assert wrote == f"wrote {tmp_path / 'table.md'}"
     titles = ("run", "model", "data", "status", "parameters", "MACs", "images/s", "time", "memory")
     assert head.split() == [*titles, "best", "acc@1", "last", "acc@1", "test", "acc@1"]
-    said = results(small_runs["lenet"])
+    expected = results(small_runs["lenet"])
     wanted = (
-        f"{said['params'] / 1e3:.1f} k",
+        f"{expected['params'] / 1e3:.1f} k",
         "0.42 M",
-        f"{said['images_per_sec']:,.0f}",
-        f"{said['wall_time']:.1f} s",
-        f"{said['peak_memory_mb']:,.0f} MB",
+        f"{expected['images_per_sec']:,.0f}",
+        f"{expected['wall_time']:.1f} s",
+        f"{expected['peak_memory_mb']:,.0f} MB",
         *(
-            f"{100 * said[of][key]:.2f} %"
+            f"{100 * expected[of][key]:.2f} %"
             for of, key in (("best", "valid/acc@1"), ("last", "valid/acc@1"), ("test", "test/acc@1"))
         ),
     )
     assert lenet.split() == " ".join(("lenet", "lenet", "digits", "completed", *wanted)).split()
-    assert resnet.endswith(" -")  # it has no test split of its own
+    assert resnet.endswith(" -")  # it has no separate test split
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == ["lenet", "lenet", "digits", "completed", *wanted]
 
 
-def test_runs_that_differ_in_their_seed_only_are_one_row_with_mean_and_deviation(seeds, small_runs, tmp_path, capsys):
+def test_seeds_of_one_config_are_one_row_with_mean_and_deviation(seeds, small_runs, tmp_path, capsys):
     compare(seeds, small_runs["lenet"], "--csv", tmp_path / "table.csv")
     of_seeds, other = table(tmp_path / "table.csv").values()
-    said = [results(seeds / f"lenet_digits-seed-{seed}") for seed in (1, 2)]
+    expected = [results(seeds / f"lenet_digits-seed-{seed}") for seed in (1, 2)]
     assert (of_seeds["run"], of_seeds["n"], of_seeds["seeds"]) == ("lenet_digits", 2, "1 2")
     assert other["n"] == 1
     reached = {
-        "best": [one["best"]["valid/acc@1"] for one in said],
-        "test": [one["test"]["test/acc@1"] for one in said],
-        "wall_time": [one["wall_time"] for one in said],
+        "best": [one["best"]["valid/acc@1"] for one in expected],
+        "test": [one["test"]["test/acc@1"] for one in expected],
+        "wall_time": [one["wall_time"] for one in expected],
     }
     for name, values in reached.items():
         assert of_seeds[name] == pytest.approx(statistics.mean(values), rel=1e-12)
@@ -148,7 +147,7 @@ def test_runs_that_differ_in_their_seed_only_are_one_row_with_mean_and_deviation
     assert shown in capsys.readouterr().out
 
 
-def test_a_seed_that_is_there_twice_or_a_run_that_is_not_complete_is_no_further_measurement(seeds, tmp_path):
+def test_repeated_seeds_and_incomplete_runs_have_their_own_rows(seeds, tmp_path):
     for name, status in (("again", "completed"), ("cut-off", "interrupted")):
         shutil.copytree(seeds / "lenet_digits-seed-1", tmp_path / name, symlinks=True)
         changed = results(tmp_path / name) | {"status": status}
@@ -161,36 +160,36 @@ def test_a_seed_that_is_there_twice_or_a_run_that_is_not_complete_is_no_further_
     }
 
 
-def test_how_a_run_has_ended_is_shown(runs, capsys):
+def test_status_of_each_run_is_shown(runs, capsys):
     compare(runs)
-    said = capsys.readouterr().out
-    assert "failed at step 30 of " in said
-    assert "interrupted at step 30 of " in said
+    output = capsys.readouterr().out
+    assert "failed at step 30 of " in output
+    assert "interrupted at step 30 of " in output
     n_steps = results(runs / "completed")["n_steps"]
-    (unfinished,) = [line for line in said.splitlines() if line.startswith("unfinished")]
+    (unfinished,) = [line for line in output.splitlines() if line.startswith("unfinished")]
     assert f"unfinished at step {n_steps} " in unfinished
-    assert f"{100 * results(runs / 'completed')['best']['valid/acc@1']:.2f} %" in unfinished  # as far as its history says
-    assert "failed: the training diverged at step 30" in said
+    assert f"{100 * results(runs / 'completed')['best']['valid/acc@1']:.2f} %" in unfinished  # from its history
+    assert "failed: the training diverged at step 30" in output
 
 
 @pytest.mark.parametrize("word", ["{}", "{}/*", "{}/comple*", "{}/completed", "{}/completed/ckpt/best", "{}/../{name}/completed"])
-def test_runs_are_found_in_folders_globs_and_by_their_checkpoints_each_once(runs, word, capsys):
+def test_folders_globs_and_checkpoints_find_each_run_once(runs, word, capsys):
     compare(runs / "completed", word.format(runs, name=runs.name))
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("completed ")]) == 1
 
 
-def test_runs_of_the_same_name_are_told_apart(runs, tmp_path, capsys):
+def test_runs_with_the_same_name_show_their_parent_folder(runs, tmp_path, capsys):
     shutil.copytree(runs / "completed", tmp_path / "other" / "completed", symlinks=True)
     compare(runs / "completed", tmp_path / "other" / "completed", runs / "failed")
     first = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert first[2:5] == [f"{runs.name}/completed", "other/completed", "failed"]
 
 
-def test_each_run_is_shown_by_the_metric_that_it_monitors(seeds, one_fails, capsys):
+def test_each_run_shows_its_monitored_metric(seeds, one_fails, capsys):
     folder, out, _ = one_fails
-    said = results(folder / "runs" / "b_digits")
-    assert table(folder / "table.csv")["b_digits"]["best"] == said["best"]["valid/balanced_acc"]
+    expected = results(folder / "runs" / "b_digits")
+    assert table(folder / "table.csv")["b_digits"]["best"] == expected["best"]["valid/balanced_acc"]
     assert "best balanced_acc" in out
     compare(seeds, folder / "runs")
     head, _, of_seeds, own = capsys.readouterr().out.splitlines()
@@ -199,10 +198,10 @@ def test_each_run_is_shown_by_the_metric_that_it_monitors(seeds, one_fails, caps
     assert " balanced_acc " in own
 
 
-# What differs
+# Differences
 
 
-def test_what_differs_between_two_runs_is_all_that_is_printed(seeds, capsys):
+def test_diff_prints_only_differences(seeds, capsys):
     a, b = (seeds / f"lenet_digits-seed-{seed}" for seed in (1, 2))
     compare("--diff", a, b)
     config, machine, reached = capsys.readouterr().out.split("\n\n")
@@ -213,42 +212,42 @@ def test_what_differs_between_two_runs_is_all_that_is_printed(seeds, capsys):
     assert "params" not in lines
 
 
-def test_another_version_or_key_is_a_difference(small_runs, runs, tmp_path, capsys):
+def test_diff_finds_versions_and_missing_keys(small_runs, runs, tmp_path, capsys):
     shutil.copytree(runs / "completed", tmp_path / "changed", symlinks=True)
     environment = json.loads((tmp_path / "changed" / "environment.json").read_text())
     environment["packages"]["torch"] = "1.0"
     (tmp_path / "changed" / "environment.json").write_text(json.dumps(environment))
     compare("--diff", runs / "completed", tmp_path / "changed")
-    said = capsys.readouterr().out
-    assert "packages.torch" in said
-    assert "config: no difference" in said
+    output = capsys.readouterr().out
+    assert "packages.torch" in output
+    assert "config: no difference" in output
     compare("--diff", small_runs["lenet"], small_runs["googlenet"])
-    said = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["model.name", "lenet", "googlenet"] in said
-    assert ["data.n_train", "-", "192"] in said
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["model.name", "lenet", "googlenet"] in lines
+    assert ["data.n_train", "-", "192"] in lines
 
 
 # Training
 
 
-def test_the_same_command_leaves_alone_what_is_done(seeds, capsys):
+def test_same_command_skips_completed_runs(seeds, capsys):
     files = [seeds / f"lenet_digits-seed-{seed}" / "results.json" for seed in (1, 2)]
     before = [file.stat().st_mtime_ns for file in files]
     compare("--train", DIGITS, "--seeds", "1,2", "-o", seeds, *SHORT)
-    said = capsys.readouterr().out.splitlines()
-    assert said[:2] == [f"lenet_digits-seed-{seed}: is done already" for seed in (1, 2)]
-    assert said[4].startswith("lenet_digits ")  # in the table all the same
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"lenet_digits-seed-{seed}: is done already" for seed in (1, 2)]
+    assert lines[4].startswith("lenet_digits ")  # the table includes them
     assert before == [file.stat().st_mtime_ns for file in files]
 
 
-def test_another_config_in_the_same_folder_is_said_before_anything_is_trained(seeds, capsys):
+def test_another_config_in_the_same_folder_is_an_error_before_training(seeds, capsys):
     argv = ("--train", DIGITS, "--seeds", "9,1", "-o", seeds, *SHORT, "--dataloader.num_workers", 1)
     compare(*argv, "--train.optim.lr", 0.02, code=2)
     assert "seed-1 was trained with another config: train.optim.lr 0.01, not 0.02; another -o" in capsys.readouterr().err
     assert not (seeds / "lenet_digits-seed-9").exists()
 
 
-def test_one_that_fails_stops_no_other_and_is_named(one_fails):
+def test_failure_is_reported_and_stops_no_other_training(one_fails):
     folder, out, err = one_fails
     assert "a_fails: failed with exit code 1: MNIST is not in nowhere" in out
     assert f"({folder / 'runs' / 'a_fails.log'})" in out
@@ -257,7 +256,7 @@ def test_one_that_fails_stops_no_other_and_is_named(one_fails):
     assert "done" in (folder / "runs" / "b_digits.log").read_text()
 
 
-def test_ctrl_c_ends_all_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, capsys):
+def test_ctrl_c_saves_checkpoints_and_the_same_command_resumes(tmp_path, capsys):
     argv = ["--train", DIGITS, "--seeds", "1,2", "--jobs", 1, "-o", tmp_path, "--train.n_steps", 200, "--train.print_freq", 5]
     process = subprocess.Popen(
         [sys.executable, "tools/compare.py", *map(str, argv)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -282,7 +281,7 @@ def test_ctrl_c_ends_all_with_a_checkpoint_and_the_same_command_goes_on(tmp_path
     assert results(tmp_path / "lenet_digits-seed-1")["step"] == 200
 
 
-def test_families_of_models_are_one_command_each():
+def test_globs_find_the_configs_of_a_family():
     def names(*words):
         return [path.stem for path in find_configs([str(ROOT / "configs" / word) for word in words])]
 
@@ -292,7 +291,7 @@ def test_families_of_models_are_one_command_each():
     assert names("vgg11_cifar10.yaml", "vgg11*_cifar10.yaml").count("vgg11_cifar10") == 1
 
 
-def test_each_model_and_seed_has_a_folder_of_its_own_that_the_same_command_finds_again(tmp_path):
+def test_each_model_and_seed_has_a_reproducible_run_folder(tmp_path):
     def variants(output=None):
         return make_variants([DIGITS], ["lenet", "timm/resnet10t"], [1, 2], {"train.optim.lr": 0.1}, output)
 
@@ -309,7 +308,7 @@ def test_each_model_and_seed_has_a_folder_of_its_own_that_the_same_command_finds
     assert variants(tmp_path)[0].folder == tmp_path / "lenet_digits-lenet-seed-1"
 
 
-def test_side_by_side_each_has_a_gpu_or_its_part_of_the_cores(monkeypatch):
+def test_simultaneous_trainings_get_separate_gpus_or_a_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -320,11 +319,11 @@ def test_side_by_side_each_has_a_gpu_or_its_part_of_the_cores(monkeypatch):
     assert environments(2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
     assert environments(2) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    with pytest.raises(Exception, match="--jobs 4: each variant is trained on a device of its own, and there are 3"):
+    with pytest.raises(Exception, match="--jobs 4: each variant is trained on its own device; found 3"):
         environments(4)
 
 
-# Mistakes
+# Wrong options and damaged files
 
 
 @pytest.mark.parametrize(
@@ -352,7 +351,7 @@ def test_side_by_side_each_has_a_gpu_or_its_part_of_the_cores(monkeypatch):
         (["--train", DIGITS, "--train.n_step", "1"], 2, "did you mean train.n_steps?"),
     ],
 )
-def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, capsys, argv, code, says):
+def test_wrong_options_are_one_line_errors(runs, tmp_path, monkeypatch, capsys, argv, code, says):
     monkeypatch.chdir(ROOT)
     capsys.readouterr()
     compare(*(str(word).format(runs=runs, tmp=tmp_path) for word in argv), code=code)
@@ -361,15 +360,21 @@ def test_a_mistake_is_one_line(runs, tmp_path, monkeypatch, capsys, argv, code, 
     assert says in line
 
 
-def test_a_damaged_file_of_a_run_is_one_line(runs, tmp_path, capsys):
+def test_damaged_file_is_a_one_line_error(runs, tmp_path, capsys):
     shutil.copytree(runs / "completed", tmp_path / "run", symlinks=True)
-    for name, content in (("metrics.jsonl", "{\n"), ("results.json", '{"status": '), ("config.yaml", "[1, 2]\n")):
+    for name, content in (
+        ("metrics.jsonl", "{\n"),
+        ("results.json", '{"status": '),
+        ("results.json", "[1]\n"),
+        ("config.yaml", "[1, 2]\n"),
+    ):
         (tmp_path / "run" / name).write_text(content)
+        capsys.readouterr()
         compare(tmp_path / "run", code=1)
         assert f"{name} can't be read: " in capsys.readouterr().err
 
 
-def test_help_has_examples_and_needs_no_torch():
+def test_help_has_examples_and_does_not_import_torch():
     check = "import sys; from tools.compare import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     finished = run_command("python", "-c", check)
     assert finished.returncode == 0, finished.stderr

@@ -25,7 +25,7 @@ def compare(*argv, code=0):
 
 @pytest.fixture(scope="module")
 def runs(small_runs, tmp_path_factory):
-    """LeNet, ResNet-18, GoogLeNet and ViT, another seed of the ViT's, and a run that has failed and has no checkpoint."""
+    """LeNet, ResNet-18, GoogLeNet and ViT, a second seed of the ViT, and a failed run without a checkpoint."""
     folder = tmp_path_factory.mktemp("runs")
     for name in small_runs:
         shutil.copytree(small_runs[name], folder / name, symlinks=True)
@@ -72,7 +72,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def opened(chromium, page):
-    """The page, fresh, in a browser; what was logged before is gone."""
+    """A freshly opened page in a browser with empty logs."""
     open_page(chromium, page)
     return chromium
 
@@ -101,7 +101,7 @@ def wait_for(browser, script):
 
 
 def cells(browser, column):
-    """Of the rows that are shown, from the top: name -> the number of a column, None where there is none."""
+    """Return {name: number of a column, or None} of the visible rows, from the top."""
     return dict(
         browser.execute_script(
             """return [...document.querySelectorAll("#runs tbody tr")].filter(row => !row.hidden).map(row => {
@@ -133,7 +133,7 @@ def drawn_curve(browser, name):
     )
 
 
-def test_it_opens_without_an_error_and_asks_the_network_for_nothing(opened):
+def test_page_opens_without_errors_and_network_requests(opened):
     logged = [entry for entry in opened.get_log("browser") if entry["level"] != "INFO"]
     assert logged == []
     messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
@@ -141,10 +141,10 @@ def test_it_opens_without_an_error_and_asks_the_network_for_nothing(opened):
     assert asked
     assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
     assert len([url for url in asked if url.startswith("file:")]) == 1
-    assert opened.title == "5 trainings compared"  # and nothing that stands in a run has been run
+    assert opened.title == "5 trainings compared"  # HOSTILE was not executed
 
 
-def test_its_numbers_are_those_of_the_results(opened, runs):
+def test_page_has_the_numbers_of_results_json(opened, runs):
     for key in ("params", "macs", "images_per_sec", "wall_time", "peak_memory_mb"):
         shown = cells(opened, key)
         assert set(shown) == {"lenet", "resnet18", "googlenet", "vit", "failed"}
@@ -160,7 +160,7 @@ def test_its_numbers_are_those_of_the_results(opened, runs):
     assert HOSTILE in find(opened, "#table").text
 
 
-def test_a_click_on_a_head_sorts_and_another_one_turns_it_round(opened):
+def test_click_on_a_title_sorts_and_a_second_click_reverses(opened):
     for column, title in (("best", "best acc@1"), ("params", "parameters"), ("macs", "MACs")):
         head(opened, title).click()
         values = [value for value in cells(opened, column).values() if value is not None]
@@ -173,7 +173,7 @@ def test_a_click_on_a_head_sorts_and_another_one_turns_it_round(opened):
     assert list(cells(opened, "best")) == ["failed", "googlenet", "lenet", "resnet18", "vit"]
 
 
-def test_words_filter_the_table_the_charts_and_the_mistakes(opened):
+def test_filter_applies_to_table_charts_and_mistakes(opened):
     box = find(opened, "#filter")
     box.send_keys("shapes net")
     assert list(cells(opened, "best")) == ["googlenet", "resnet18"]
@@ -191,7 +191,7 @@ def test_words_filter_the_table_the_charts_and_the_mistakes(opened):
     assert cells(opened, "best") == {}
 
 
-def test_curves_are_of_what_was_logged_over_the_axis_that_is_chosen(opened, runs):
+def test_curves_have_the_logged_values_over_the_selected_axis(opened, runs):
     lines = [line for line in metrics(runs / "lenet") if "valid/acc@1" in line]
     x, y = drawn_curve(opened, "curve-2-0")
     assert x == [line["step"] for line in lines]
@@ -211,7 +211,7 @@ def test_curves_are_of_what_was_logged_over_the_axis_that_is_chosen(opened, runs
     assert labels == ["epoch", "train/loss_aux1"]
 
 
-def test_the_mistakes_are_mistakes_and_their_pictures_are_there(opened):
+def test_mistakes_are_wrong_predictions_with_images(opened):
     found = opened.execute_script(
         """return [...document.querySelectorAll(".mistakes")].map(part => [part.querySelector("h3").textContent.split(" ")[0],
             [...part.querySelectorAll("figure")].map(figure => [figure.querySelector("img").naturalWidth,
@@ -223,15 +223,15 @@ def test_the_mistakes_are_mistakes_and_their_pictures_are_there(opened):
     for name in ("lenet", "resnet18", "googlenet", "vit"):
         assert len(of_run[name]) == 3
         confidences = []
-        for width, said, true in of_run[name]:
+        for width, caption, true in of_run[name]:
             assert width == (28 if name == "lenet" else 32)
-            predicted, confidence, _ = said.rsplit(" ", 2)
+            predicted, confidence, _ = caption.rsplit(" ", 2)
             assert true != f"true: {predicted}"
             confidences.append(int(confidence))
         assert confidences == sorted(confidences, reverse=True)
 
 
-def test_what_differs_is_shown_and_nothing_else(opened):
+def test_only_differences_are_shown(opened):
     rows = opened.execute_script(
         """return [...document.querySelectorAll("#differences table")[0].rows].map(row => [...row.cells].map(c => c.innerText))"""
     )
@@ -243,7 +243,7 @@ def test_what_differs_is_shown_and_nothing_else(opened):
     assert all(len(set(values)) > 1 for values in table.values())
 
 
-def test_dark_and_light_follow_the_system_in_the_charts_too(opened):
+def test_charts_follow_dark_and_light_mode(opened):
     def colors():
         return opened.execute_script(
             """return [getComputedStyle(document.body).backgroundColor,
@@ -260,7 +260,7 @@ def test_dark_and_light_follow_the_system_in_the_charts_too(opened):
     assert luminance[1] < 3 * 60
 
 
-def test_on_a_phone_only_tables_are_wider_than_the_screen(chromium, page):
+def test_on_a_phone_the_page_fits_the_screen(chromium, page):
     open_page(chromium, page, width=390)
     assert chromium.execute_script("return document.documentElement.scrollWidth") == 390
     charts = chromium.execute_script("return [...document.querySelectorAll('#curves > *')].map(chart => chart.offsetWidth)")
@@ -270,7 +270,7 @@ def test_on_a_phone_only_tables_are_wider_than_the_screen(chromium, page):
 # Without a browser
 
 
-def test_twenty_runs_with_long_histories_stay_below_five_megabytes(small_runs, tmp_path):
+def test_page_of_twenty_long_runs_is_below_five_megabytes(small_runs, tmp_path):
     lines = (small_runs["googlenet"] / "metrics.jsonl").read_text().splitlines()
     for i in range(20):
         run = tmp_path / "runs" / f"run-{i:02d}"
@@ -283,17 +283,16 @@ def test_twenty_runs_with_long_histories_stay_below_five_megabytes(small_runs, t
     assert (tmp_path / "page.html").stat().st_size + with_mistakes < MOST_BYTES
 
 
-def test_the_package_that_draws_it_is_named_where_it_is_missing(runs, tmp_path, monkeypatch, capsys):
+def test_missing_bokeh_is_named(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("engine.config.command_line.find_spec", lambda name: None)
     compare(runs, "--html", tmp_path / "page.html", code=1)
-    said = capsys.readouterr().err
-    assert said == "error: --html needs what is not installed: bokeh; pip install -r requirements-extra.txt\n"
+    assert capsys.readouterr().err == "error: --html needs what is not installed: bokeh; pip install -r requirements-extra.txt\n"
 
 
-def test_the_picture_shows_curves_and_accuracy_over_cost(runs, tmp_path, capsys):
-    from tools.comparison.charts import draw_comparison
+def test_figure_has_curves_and_accuracy_over_cost(runs, tmp_path, capsys):
+    from tools.comparison.figure import draw_comparison
+    from tools.comparison.rows import rows_of
     from tools.comparison.runs import read_runs
-    from tools.comparison.table import rows_of
 
     compare(runs, "--png", tmp_path / "runs.png", "--x", "epoch")
     assert f"wrote {tmp_path / 'runs.png'}" in capsys.readouterr().out
@@ -309,17 +308,17 @@ def test_the_picture_shows_curves_and_accuracy_over_cost(runs, tmp_path, capsys)
     assert macs.get_xlabel() == "multiply-accumulates of an image"
     points = {float(bars[0].get_xdata()[0]): float(bars[0].get_ydata()[0]) for bars in macs.containers}
     for name in ("lenet", "resnet18", "googlenet"):
-        said = results(runs / name)
-        assert points[said["macs"]] == pytest.approx(100 * said["best"]["valid/acc@1"])
-    assert len(points) == 4  # the run that failed has none
+        expected = results(runs / name)
+        assert points[expected["macs"]] == pytest.approx(100 * expected["best"]["valid/acc@1"])
+    assert len(points) == 4  # the failed run has none
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.texts] == ["failed (failed)", "googlenet", "lenet", "resnet18", "vit, 2 seeds"]
 
 
-def test_metrics_of_different_tasks_are_drawn_apart(runs, tmp_path):
-    from tools.comparison.charts import draw_comparison
+def test_each_monitored_metric_has_its_own_panels(runs, tmp_path):
+    from tools.comparison.figure import draw_comparison
+    from tools.comparison.rows import rows_of
     from tools.comparison.runs import read_runs
-    from tools.comparison.table import rows_of
 
     shutil.copytree(runs / "lenet", tmp_path / "other", symlinks=True)
     for name in ("results.json", "metrics.jsonl"):

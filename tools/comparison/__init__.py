@@ -1,1 +1,1 @@
-"""What tools/compare.py is made of: runs are read, told apart, put into tables, charts and a page, and trained."""
+"""The parts of tools/compare.py: read runs, group them into rows, write text, a figure and a page, and train variants."""

@@ -1,55 +1,124 @@
-"""A page that holds the whole comparison in one file."""
+"""A comparison as one HTML file that needs no network: its charts are Bokeh's, whose JavaScript is part of the file."""
 
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from bokeh.embed import json_item
+from bokeh.models import ColumnDataSource, CustomJSTickFormatter, DataRange1d, HoverTool
+from bokeh.plotting import figure
+from bokeh.resources import Resources
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.plots.style import line_style
-from tools.comparison.differences import differences, differing_machines
-from tools.comparison.interactive import BLACK, library, make_charts
+from tools.comparison.curves import MONITORED, curve_of, has_wide_range, x_labels, y_labels
 from tools.comparison.mistakes import mistakes_of
-from tools.comparison.table import Row, reasons, shown_columns
+from tools.comparison.rows import COLUMNS, Row, columns_for, differences, failure_reasons, machine_of
 
 TEMPLATE = Path(__file__).with_name("template")
-DASH_LENGTHS = {"-": "none", "--": "6 3", ":": "2 3"}
+color_and_dashes = itemgetter("color", "linestyle")
+BLACK = "#000000"  # replaced by the color of the page's text, as the page may be dark
+HEIGHT = 380  # of a chart, in pixels
+SVG_DASHES = {"-": "none", "--": "6 3", ":": "2 3"}
+DASHES = {"-": "solid", "--": "dashed", ":": "dotted"}
+MARKERS = {"-": "circle", "--": "square", ":": "triangle"}
+SHORT_NUMBERS = """
+const sizes = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]
+const [size, unit] = sizes.find(([size]) => Math.abs(tick) >= size) ?? [1, ""]
+return `${parseFloat((tick / size).toPrecision(4))} ${unit}`.trim()
+"""
 
 
 def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]) -> str:
-    """`overrides` say where the data of the mistakes are, if not where they were in the training."""
-    columns = sorted(shown_columns(rows), key=lambda column: not (column.name == "run" or column.is_in_percent))
-    looks = [line_style(i) for i in range(len(rows))]
+    """Render the page. `overrides` are config keys for finding the mistakes, such as data.dataroot."""
+    columns = sorted(columns_for(rows), key=lambda column: not (column.name == "run" or column.is_in_percent))
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {}  # the order of Bokeh's models counts: what is referred to comes first
+    environment.policies["json.dumps_kwargs"] = {}  # keep the order of Bokeh's models: definitions precede references
+    table = []
+    for i, row in enumerate(rows):
+        color, dashes = color_and_dashes(line_style(i))
+        key = {"color": "currentColor" if color == BLACK else color, "dashes": SVG_DASHES[dashes]}
+        cells = [(column, column.cell(row), column.mean_and_deviation(row)[0]) for column in columns]
+        table.append({**key, "completed": row.first.is_completed, "cells": cells})
     return environment.get_template("page.html").render(
         title=rows[0].name if len(rows) == 1 else f"{len(rows)} trainings compared",
         date=time.strftime("%Y-%m-%d %H:%M"),
         columns=columns,
-        rows=[
-            {
-                "color": "currentColor" if how["color"] == BLACK else how["color"],
-                "dashes": DASH_LENGTHS[how["linestyle"]],
-                "completed": row.first.is_completed,
-                "cells": [(column, column.cell(row), column.mean_and_deviation(row)[0]) for column in columns],
-            }
-            for row, how in zip(rows, looks, strict=True)
-        ],
-        reasons=reasons(rows),
-        library=library(),
-        data=make_charts(rows),
+        rows=table,
+        reasons=failure_reasons(rows),
+        library=Resources(mode="inline", components=["bokeh"], log_level="error").render(),
+        data=_chart_data(rows),
         mistakes=mistakes_of(rows, n_mistakes, overrides) if n_mistakes else [],
         names=[row.name for row in rows],
         n_runs=sum(len(row.runs) for row in rows),
         differences={
             "config": differences([{**row.first.config, "seed": row.seeds} for row in rows]),
-            "versions and machine": differing_machines([row.first for row in rows]),
+            "versions and machine": differences([machine_of(row.first) for row in rows]),
         },
     )
+
+
+def _chart_data(rows: Sequence[Row]) -> dict[str, Any]:
+    """Make the data of page.js: charts, and the points of all curves. The first chart has empty lines, which page.js fills."""
+    x, seconds = x_labels(rows)
+    y = y_labels(rows)
+    chart = _chart("curves", x["step"], y[MONITORED])
+    curves = []
+    for i, row in enumerate(rows):
+        for n, run in enumerate(row.runs):
+            places: list[dict[str, list[float]]] = []  # shared by the curves that were logged at the same steps
+            series = {}
+            for key in y:
+                place = curve_of(run, key, seconds)
+                values = place.pop("y")
+                if place not in places:
+                    places.append(place)
+                series[key] = {"at": places.index(place), "y": values}
+            name = f"curve-{i}-{n}"
+            curves.append({"row": i, "name": name, "run": run.name, "places": places, "series": series})
+            source = ColumnDataSource({"x": [], "y": [], "run": []}, name=name)
+            color, dashes = color_and_dashes(line_style(i))
+            line = chart.line("x", "y", source=source, line_color=color, line_dash=DASHES[dashes], line_width=2)
+            points = chart.scatter("x", "y", source=source, size=4, color=color)
+            line.tags = points.tags = [i]
+    macs = _point_chart(rows, "macs", "multiply-accumulates of an image", unit=1)
+    charts = {"curves": chart, "macs": macs, "wall_time": _point_chart(rows, "wall_time", x["time"], unit=seconds)}
+    items = {name: json_item(chart) for name, chart in charts.items()}
+    black = [i for i in range(len(rows)) if line_style(i)["color"] == BLACK]
+    return {"x": x, "y": y, "curves": curves, "charts": items, "black": black}
+
+
+def _point_chart(rows: Sequence[Row], cost: str, label: str, unit: float) -> figure:
+    """Draw the best accuracy over a cost. Rows that lack a number have no point."""
+    metrics = " or ".join(dict.fromkeys(row.first.monitor for row in rows))
+    chart = _chart(cost, label, f"best valid/{metrics} (%)", "log" if has_wide_range(rows, cost) else "linear")
+    for i, row in enumerate(rows):
+        (x, _), (best, deviation) = (COLUMNS[name].mean_and_deviation(row) for name in (cost, "best"))
+        if x is None or best is None:
+            continue
+        low, high = (100 * (best + sign * (deviation or 0)) for sign in (-1, 1))
+        source = ColumnDataSource({"x": [x / unit], "y": [100 * best], "low": [low], "high": [high], "run": [row.name]})
+        color, dashes = color_and_dashes(line_style(i))
+        bar = chart.segment("x", "low", "x", "high", source=source, line_color=color, line_width=2)
+        point = chart.scatter("x", "y", source=source, size=12, color=color, marker=MARKERS[dashes])
+        bar.tags = point.tags = [i]
+    return chart
+
+
+def _chart(name: str, x: str, y: str, x_type: Literal["linear", "log"] = "linear") -> figure:
+    """Make an empty chart. page.js finds its parts by name, and sets the colors of a light or dark page."""
+    hover = HoverTool(tooltips=[("", "@run"), (y, "@y{0.0000}"), (x, "@x{0,0.[00]}")], name=f"{name}-hover")
+    tools: list[HoverTool | str] = [hover, "box_zoom", "pan", "wheel_zoom", "reset", "save"]
+    x_range, y_range = DataRange1d(only_visible=True), DataRange1d(only_visible=True)
+    chart = figure(  # active_drag: a moving finger scrolls the page
+        x_range=x_range, y_range=y_range, x_axis_label=x, x_axis_type=x_type, y_axis_label=y, tools=tools, active_drag=None
+    )
+    chart.update(height=HEIGHT, sizing_mode="stretch_width", background_fill_alpha=0, border_fill_alpha=0)
+    chart.toolbar.logo = chart.outline_line_color = None
+    chart.xaxis.formatter = CustomJSTickFormatter(code=SHORT_NUMBERS)
+    chart.xaxis.name, chart.yaxis.name = f"{name}-x", f"{name}-y"
+    return chart

@@ -1,11 +1,9 @@
-"""Runs as they lie on the disk, finished or not. Nothing here needs torch."""
+"""Runs on disk, finished or not. Nothing here imports torch."""
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -15,116 +13,73 @@ from engine.config.errors import RunError
 from engine.config.schema import Config, flatten, to_dict
 from engine.run.folder import MANIFEST
 from engine.run.metrics import read_metrics
-
-UNFINISHED = "unfinished"  # no results.json: it is being trained, or was killed
-MONITORED = ("acc@1", "mIoU", "mAP")  # in a run that doesn't say by which metric its best checkpoint is chosen
+from tools.metrics import monitored_in
 
 
 @dataclass(frozen=True)
 class RunRecord:
+    """The content of a run folder, without its checkpoints."""
+
     path: Path
-    name: str  # the shortest that tells it from the others
+    name: str  # the shortest end of the path that no other run has
     config: Mapping[str, Any]  # by dotted key
-    results: Mapping[str, Any]  # empty while there are none
+    results: Mapping[str, Any]  # empty until the run has ended
     environment: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
-
-    @property
-    def model(self) -> str:
-        return self.config["model.name"]
-
-    @property
-    def data(self) -> str:
-        return self.config["data.name"]
+    status: str  # unfinished without results.json: the run is still training, or was killed
+    step: int
+    wall_time: float | None
+    monitor: str  # the metric that chooses the best checkpoint
+    best: float | None
+    last: float | None
+    test: float | None
 
     @property
     def seed(self) -> int:
         return self.config["seed"]
 
     @property
-    def status(self) -> str:
-        return self.results.get("status", UNFINISHED)
-
-    @property
     def is_completed(self) -> bool:
         return self.status == "completed"
 
     @property
-    def step(self) -> int:
-        return self.results.get("step", self.history[-1]["step"] if self.history else 0)
-
-    @property
-    def said_status(self) -> str:
-        """Of a run that isn't completed, how far it has come."""
-        of = f" of {self.results['n_steps']:,}" if "n_steps" in self.results else ""
-        return self.status if self.is_completed else f"{self.status} at step {self.step:,}{of}"
-
-    @cached_property
-    def monitor(self) -> str:
-        if "monitor" in self.results:
-            return self.results["monitor"]
-        known = {key for line in self.history for key in line}
-        return next((name for name in MONITORED if f"valid/{name}" in known), MONITORED[0])
-
-    @property
-    def best(self) -> float | None:
-        if self.results:
-            return self.results["best"].get(f"valid/{self.monitor}")
-        return max((value for value in self._evaluated if value is not None), default=None)
-
-    @property
-    def last(self) -> float | None:
-        if self.results:
-            return self.results["last"].get(f"valid/{self.monitor}")
-        return self._evaluated[-1] if self._evaluated else None
-
-    @property
-    def test(self) -> float | None:
-        return self.results.get("test", {}).get(f"test/{self.monitor}")
-
-    @property
-    def wall_time(self) -> float | None:
-        return self.results.get("wall_time", self.history[-1]["elapsed"] if self.history else None)
-
-    @property
-    def _evaluated(self) -> list[float | None]:
-        return [line[f"valid/{self.monitor}"] for line in self.history if f"valid/{self.monitor}" in line]
-
-    def curve(self, key: str, x: str) -> tuple[list[float], list[float]]:
-        """Where `key` was logged, by step, epoch or elapsed (seconds); what was no number is left out."""
-        points = [(line[x], line[key]) for line in self.history if line.get(key) is not None and math.isfinite(line[key])]
-        return [at for at, _ in points], [value for _, value in points]
+    def progress(self) -> str:
+        """The status, with the step of a run that isn't completed."""
+        total = f" of {self.results['n_steps']:,}" if "n_steps" in self.results else ""
+        return self.status if self.is_completed else f"{self.status} at step {self.step:,}{total}"
 
 
 def read_runs(words: Sequence[str]) -> list[RunRecord]:
-    """The runs that folders of a run, folders of runs, checkpoints and globs mean; each once, in this order."""
-    paths = list({path.resolve(): path for word in words for path in _runs_of(word)}.values())
+    """Read the runs that `words` refer to (run folders, folders of runs, checkpoints, globs): each once, in this order."""
+    found: dict[Path, Path] = {}
+    for word in words:
+        matches = expand(word)
+        runs = [run for path in matches for run in _runs_in(path)]
+        if not runs:
+            problem = "there is no run here (a folder with config.yaml and environment.json)"
+            raise RunError(f"{word}: {problem if all(path.exists() for path in matches) else 'no such folder'}")
+        found |= {run.resolve(): run for run in runs}
+    paths = list(found.values())
     return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
 
 
-def _runs_of(word: str) -> list[Path]:
+def expand(word: str) -> list[Path]:
+    """Return the paths that a glob matches, or the one path that `word` is."""
     path = Path(word).expanduser()
-    if not path.exists() and has_magic(word):
-        found = [run for match in sorted(glob(str(path), recursive=True)) for run in _inside(Path(match))]
-    else:
-        found = list(_inside(path))
-    if not found:
-        what = "there is no run here (a folder with config.yaml and environment.json)"
-        raise RunError(f"{word}: {what if path.exists() or has_magic(word) else 'no such folder'}")
-    return found
+    return [Path(match) for match in sorted(glob(str(path), recursive=True))] if has_magic(word) and not path.exists() else [path]
 
 
-def _inside(path: Path) -> Iterator[Path]:
-    """The run that a folder or a checkpoint is, or the runs in it."""
+def _runs_in(path: Path) -> Iterator[Path]:
+    """Find the run of a run folder or checkpoint, or the runs below a folder."""
     if (path / MANIFEST).is_file():
         path = path.resolve().parent.parent
     if is_run(path):
         yield path
         return
-    for folder, inner, _ in os.walk(path):
-        inner.sort()
-        for name in [name for name in inner if is_run(Path(folder, name))]:
-            inner.remove(name)  # a run holds no others
+    for folder, subfolders, _ in os.walk(path):
+        subfolders.sort()
+        for name in [name for name in subfolders if is_run(Path(folder, name))]:
+            subfolders.remove(name)  # a run contains no other runs
             yield Path(folder, name)
 
 
@@ -133,24 +88,37 @@ def is_run(path: Path) -> bool:
 
 
 def read_run(path: Path, name: str) -> RunRecord:
+    """Read one run folder. Keys that its config lacks have their defaults; results that it lacks come from its history."""
     file = path / "config.yaml"
     try:
         config = {**flatten(to_dict(Config())), **flatten(yaml12.parse(file.read_text()))}
-        loaded = []
-        for file in (path / "results.json", path / "environment.json"):
-            loaded.append(json.loads(file.read_text()) if file.is_file() else {})
+        file = path / "results.json"
+        results = dict(json.loads(file.read_text())) if file.is_file() else {}
+        file = path / "environment.json"
+        environment = dict(json.loads(file.read_text())) if file.is_file() else {}
         file = path / "metrics.jsonl"
-        return RunRecord(path, name, config, *loaded, read_metrics(path))
-    except (OSError, ValueError, AttributeError) as error:  # AttributeError: the YAML is no mapping
+        history = read_metrics(path)
+        end = history[-1] if history else {}
+        monitor = results.get("monitor") or monitored_in({key for line in history for key in line})
+        tag = f"valid/{monitor}"
+        values = [line[tag] for line in history if tag in line]
+        best, last = max((value for value in values if value is not None), default=None), values[-1] if values else None
+        file = path / "results.json"
+        if results:
+            best, last = (results.get(which, {}).get(tag) for which in ("best", "last"))
+        status, test = results.get("status", "unfinished"), results.get("test", {}).get(f"test/{monitor}")
+        step, wall_time = results.get("step", end.get("step", 0)), results.get("wall_time", end.get("elapsed"))
+        return RunRecord(path, name, config, results, environment, history, status, step, wall_time, monitor, best, last, test)
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: not in the expected form
         raise RunError(f"{file} can't be read: {str(error).splitlines()[0]}") from error
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """As many of the last parts of each path as tell it from the others."""
+    """Name each path by as many of its last parts as distinguish it from the others."""
     parts = [path.absolute().parts for path in paths]
-
-    def name(own: tuple[str, ...]) -> str:
+    names = []
+    for own in parts:
         others = [other for other in parts if other != own]
-        return "/".join(next((own[-n:] for n in range(1, len(own)) if all(own[-n:] != o[-n:] for o in others)), own))
-
-    return [name(own) for own in parts]
+        n = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
+        names.append("/".join(own[-n:]))
+    return names

@@ -1,9 +1,9 @@
-"""Train variants, each in a process of its own: side by side where there is more than one device."""
+"""Train variants: each config with each model and seed, in its own process and run folder."""
 
+import itertools
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -11,189 +11,207 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from subprocess import DEVNULL, STDOUT, Popen
+from typing import Any
 
 from tqdm import tqdm
 
+from engine import load_config
 from engine.config import yaml12
 from engine.config.errors import ConfigError, RunError
-from tools.comparison.runs import is_run, read_run
-from tools.comparison.variants import Variant
+from engine.config.schema import WITHOUT_EFFECT_ON_WEIGHTS, flatten, to_dict
+from tools.comparison.rows import differences
+from tools.comparison.runs import expand, is_run, read_run, short_names
 from tools.tables import duration
 
+# A finished run that differs only in these keys can replace a new one: keys without effect on the weights, except those that
+# change how they are evaluated; and keys that change only the length of a session or the order of sums.
+WITHOUT_EFFECT_ON_RESULTS = (
+    *(key for key in WITHOUT_EFFECT_ON_WEIGHTS if key not in ("train.eval_freq", "eval.")),
+    *("train.timeout", "train.time_limit", "train.num_threads"),
+)
 MAIN = Path(__file__).resolve().parents[2] / "main.py"
-PAUSE = 0.2  # seconds between two looks at the processes
+MAX_FOLDER_NAME = 60  # characters
+PAUSE = 0.2  # seconds between two checks of the processes
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
-END_OF_LOG = 4096  # bytes, in which its last line is looked for
-
-Environment = Mapping[str, str]
+END_OF_LOG = 4096  # bytes that are searched for the last line
 
 
-def environments(jobs: int) -> list[Environment]:
-    """What tells each of the processes that run at a time which device, or which part of the cores, is its own."""
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    config: Path
+    overrides: Mapping[str, Any]
+    folder: Path  # of its run
+
+    @property
+    def log(self) -> Path:
+        """Next to the run folder, which a run that fails early removes."""
+        return self.folder.with_name(f"{self.name}.log")
+
+
+def find_configs(words: Sequence[str]) -> list[Path]:
+    """Return the configs that paths and globs refer to, each once."""
+    found: dict[Path, Path] = {}
+    for word in words:
+        paths = expand(word)
+        if not paths:
+            raise ConfigError(f"--train {word}: no config has such a name")
+        found |= {path.resolve(): path for path in paths}
+    return list(found.values())
+
+
+def make_variants(
+    configs: list[Path], models: Sequence[str | None], seeds: Sequence[int | None], overrides: dict[str, Any], output: Path | None
+) -> list[Variant]:
+    """Combine configs, models and seeds; None keeps the config's. The same arguments lead to the same run folders."""
+    stems = [name.removesuffix(".yaml").replace("/", "-") for name in short_names([config.absolute() for config in configs])]
+    if output is None:
+        words = [word.replace("/", "-") for word in (*stems, *models) if word]
+        folder = "-".join(["compare", *words])
+        output = Path("runs", folder if len(folder) <= MAX_FOLDER_NAME else f"compare-{words[0]}-and-{len(words) - 1}-more")
+    variants = []
+    for (config, name), model, seed in itertools.product(zip(configs, stems, strict=True), models, seeds):
+        values = dict(overrides)
+        if model is not None:
+            name, values["model.name"] = f"{name}-{model.replace('/', '-')}", model
+        if seed is not None:
+            name, values["seed"] = f"{name}-seed-{seed}", seed
+        variants.append(Variant(name, config, values, output / name))
+    return variants
+
+
+def is_done(variant: Variant) -> bool:
+    """Return whether the run is complete. Raise ConfigError for a mistake in the config, and for a run with another config."""
+    config = load_config(variant.config, variant.overrides)
+    if not is_run(variant.folder):
+        return False
+    run, requested = read_run(variant.folder, variant.name), flatten(to_dict(config))
+    if requested["train.precision"] is None:  # the launcher decides, and the run's config has its decision
+        requested["train.precision"] = run.config["train.precision"]
+    changed = differences([run.config, requested]).items()
+    changes = [f"{key} {was}, not {now}" for key, (was, now) in changed if not key.startswith(WITHOUT_EFFECT_ON_RESULTS)]
+    if changes:
+        problem = f"{variant.folder} was trained with another config: {', '.join(changes)}"
+        raise ConfigError(f"{problem}; another -o keeps both, removing it trains it again")
+    return run.is_completed
+
+
+def environments(jobs: int) -> list[dict[str, str]]:
+    """Return environment variables for `jobs` simultaneous processes: each has its own device, or its share of the cores."""
     if jobs == 1:
         return [{}]
     import torch
 
+    slots: list[dict[str, str]] = [{}]
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-        key = "CUDA_VISIBLE_DEVICES"
-    elif torch.accelerator.is_available():
-        devices, key = [torch.accelerator.current_accelerator().type], ""
-    else:
+        slots = [{"CUDA_VISIBLE_DEVICES": device} for device in devices]
+    elif not torch.accelerator.is_available():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return [{"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}] * jobs
-    if jobs > len(devices):
-        raise ConfigError(f"--jobs {jobs}: each variant is trained on a device of its own, and there {_are(len(devices))}")
-    return [{key: device} for device in devices[:jobs]]
+        slots = [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}] * jobs
+    if jobs > len(slots):
+        raise ConfigError(f"--jobs {jobs}: each variant is trained on its own device; found {len(slots)}")
+    return slots[:jobs]
 
 
-def _are(n: int) -> str:
-    return "is 1" if n == 1 else f"are {n}"
-
-
-@dataclass
 class Child:
-    """A training under way."""
+    """The process of a training."""
 
-    variant: Variant
-    process: subprocess.Popen
-    slot: int
-    began: float
-
-    @classmethod
-    def start(cls, variant: Variant, slot: int, environment: Environment, plugins: Sequence[str]) -> "Child":
+    def __init__(self, variant: Variant, environment: Mapping[str, str], plugins: Sequence[str]) -> None:
         options = [f"--{key}={as_option(value)}" for key, value in variant.overrides.items()]
         options += [f"--plugin={file}" for file in plugins]
         command = [sys.executable, str(MAIN), "-c", str(variant.config), "-e", str(variant.folder), "-r", "auto", *options]
-        with _opened(variant.log) as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                start_new_session=True,  # Ctrl-C comes from us, once, and not from the terminal too
-            )
-        return cls(variant, process, slot, time.monotonic())
+        try:
+            variant.log.parent.mkdir(parents=True, exist_ok=True)
+            log = variant.log.open("ab")
+        except OSError as error:
+            raise RunError(f"{variant.log} can't be written: {error.strerror}") from error
+        with log:  # a new session, as Ctrl-C would reach it twice otherwise: from the terminal, and from us
+            env = {**os.environ, **environment}
+            self.process = Popen(command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True)
+        self.variant, self.began = variant, time.monotonic()
 
     def progress(self) -> str:
-        """How far it is, in its own words: of an evaluation where there was one."""
-        lines = [line for line in last_lines(self.variant.log) if line.startswith("epoch ")]
+        """Return the last log line with metrics, without those of the training if it has those of an evaluation."""
+        lines = [line for line in _last_lines(self.variant.log) if line.startswith("epoch ")]
         parts = lines[-1].split(" | ") if lines else ["begins"]
         if any(part.startswith("valid ") for part in parts):
             parts = [part for part in parts if not part.startswith("train ")]
         return f"{self.variant.name}  {' | '.join(parts)}"
 
     def why_not_complete(self) -> str | None:
+        """Return why the process ended without a complete run; None if the run is complete."""
         code, folder = self.process.returncode, self.variant.folder
         run = read_run(folder, self.variant.name) if is_run(folder) else None
-        if code == 0 and run is not None and run.is_completed:
+        if code == 0 and run and run.is_completed:
             return None
         if any(code in (128 + signum, -signum) for signum in INTERRUPTIONS):
-            return run.said_status if run is not None else "interrupted before its first step"
-        said = last_lines(self.variant.log)[-1:] or ["it said nothing"]
-        return f"failed with exit code {code}: {said[0].removeprefix('error: ')} ({self.variant.log})"
-
-
-def _opened(log: Path) -> IO[bytes]:
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return log.open("ab")
-    except OSError as error:
-        raise RunError(f"{log} can't be written: {error.strerror}") from error
+            return run.progress if run else "interrupted before its first step"
+        line = (_last_lines(self.variant.log) or ["no output"])[-1]
+        return f"failed with exit code {code}: {line.removeprefix('error: ')} ({self.variant.log})"
 
 
 def as_option(value: object) -> str:
-    """As the YAML that an option is read as; in a list everything stands on one line."""
+    """Write a value as YAML on one line."""
     return yaml12.dump([value]).strip()[1:-1].replace("\n", " ")
 
 
-def last_lines(log: Path) -> list[str]:
+def _last_lines(log: Path) -> list[str]:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - END_OF_LOG))
         return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    signum: int  # by which it was ended; 0 for none
-    incomplete: Mapping[str, str]  # the variants that are not complete, each with the reason
+def train_all(variants: list[Variant], slots: list[dict[str, str]], plugins: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """Train variants, one at a time in each slot. Return the signal that ended it, or 0, and why variants are not complete.
 
-
-def train_all(variants: Sequence[Variant], slots: Sequence[Environment], plugins: Sequence[str]) -> Outcome:
-    """As many at a time as there are slots. One that fails doesn't stop the others. A signal is passed on to those under way,
-    which save; no other is begun."""
+    A failure doesn't stop the others. A signal is passed on to the running trainings, which save a checkpoint; no other begins.
+    """
     waiting = deque(variants)
-    children: list[Child] = []
+    children: dict[int, Child] = {}  # by slot
     incomplete: dict[str, str] = {}
-    ended_by = 0
-    with noted_signals() as noted, Progress(len(slots)) as progress, _ended(children):
-        while children or (waiting and not ended_by):
-            while waiting and len(children) < len(slots) and not noted and not ended_by:
-                slot = next(i for i in range(len(slots)) if i not in [child.slot for child in children])
-                children.append(Child.start(waiting.popleft(), slot, slots[slot], plugins))
-            while noted:
-                ended_by = noted.popleft()
-                for child in children:
-                    child.process.send_signal(ended_by)  # a second one ends it at once
-            progress.show(children)
-            time.sleep(PAUSE)
-            for child in [child for child in children if child.process.poll() is not None]:
-                children.remove(child)
-                why = child.why_not_complete()
-                if why is not None:
-                    incomplete[child.variant.name] = why
-                progress.say(f"{child.variant.name}: {why or f'done in {duration(time.monotonic() - child.began)}'}")
-    return Outcome(ended_by, incomplete | {variant.name: "not begun" for variant in waiting})
+    signum = 0
+    bars = [tqdm(position=i, bar_format="{desc}", leave=False) for i in range(len(slots))] if sys.stderr.isatty() else []
+    with collect_signals() as signals:
+        try:
+            while children or (waiting and not signum):
+                for slot, environment in enumerate(slots):
+                    if waiting and slot not in children and not signals and not signum:
+                        children[slot] = Child(waiting.popleft(), environment, plugins)
+                while signals:
+                    signum = signals.popleft()
+                    for child in children.values():
+                        child.process.send_signal(signum)  # a second signal ends it at once
+                for slot, bar in enumerate(bars):
+                    text = children[slot].progress()[: shutil.get_terminal_size().columns - 1] if slot in children else ""
+                    if text != bar.desc:
+                        bar.set_description_str(text)
+                time.sleep(PAUSE)
+                for slot in [slot for slot, child in children.items() if child.process.poll() is not None]:
+                    child = children.pop(slot)
+                    name, why = child.variant.name, child.why_not_complete()
+                    if why is not None:
+                        incomplete[name] = why
+                    tqdm.write(f"{name}: {why or f'done in {duration(time.monotonic() - child.began)}'}")
+        finally:
+            for child in children.values():
+                child.process.terminate()
+            for child in children.values():
+                child.process.wait()
+            for bar in bars:
+                bar.close()
+    return signum, incomplete | {variant.name: "not begun" for variant in waiting}
 
 
 @contextmanager
-def _ended(children: Sequence[Child]) -> Iterator[None]:
-    """Whatever happens to us, no child is left behind."""
+def collect_signals() -> Iterator[deque[int]]:
+    """Append SIGINT and SIGTERM to a queue instead of handling them."""
+    signals: deque[int] = deque()
+    before = {signum: signal.signal(signum, lambda signum, frame: signals.append(signum)) for signum in INTERRUPTIONS}
     try:
-        yield
-    finally:
-        for child in children:
-            child.process.terminate()
-        for child in children:
-            child.process.wait()
-
-
-@contextmanager
-def noted_signals() -> Iterator[deque[int]]:
-    """SIGINT and SIGTERM only leave a note inside."""
-    noted: deque[int] = deque()
-    before = {signum: signal.signal(signum, lambda signum, frame: noted.append(signum)) for signum in INTERRUPTIONS}
-    try:
-        yield noted
+        yield signals
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-class Progress:
-    """A line for each training under way, where there is a terminal that can show it, and one for each that has ended."""
-
-    def __init__(self, n_slots: int) -> None:
-        n_lines = n_slots if sys.stderr.isatty() else 0
-        self.lines = [tqdm(position=i, bar_format="{desc}", leave=False) for i in range(n_lines)]
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for line in self.lines:
-            line.close()
-
-    def show(self, children: Sequence[Child]) -> None:
-        of_slot = {child.slot: child for child in children}
-        width = shutil.get_terminal_size().columns - 1
-        for slot, line in enumerate(self.lines):
-            said = of_slot[slot].progress()[:width] if slot in of_slot else ""
-            if said != line.desc:
-                line.set_description_str(said)
-
-    def say(self, line: str) -> None:
-        tqdm.write(line)

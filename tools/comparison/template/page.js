@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent)
 const body = document.querySelector("#runs tbody")
 const heads = [...document.querySelectorAll("#runs thead th")]
 
-// Sorting: by the largest number or the first name, and at a second click the other way round. What has no number comes last.
+// Sorting: numbers from the largest, names alphabetically; a second click reverses it. Rows without a number come last.
 
 const isNumber = (column) => heads[column].classList.contains("number")
 
@@ -28,7 +28,7 @@ function sortBy(column) {
   body.append(...rows.map(([, row]) => row))
 }
 
-// Filtering: a run is shown where its row has all of the words; in the charts and among the mistakes, too.
+// Filtering: show the runs whose rows contain all of the words, in the charts and among the mistakes, too.
 
 function filter() {
   const words = document.getElementById("filter").value.toLowerCase().split(/\s+/)
@@ -62,8 +62,8 @@ function drawCurves() {
   find("curves-hover").tooltips = [["", "@run"], [data.y[y], "@y{0.0000}"], [data.x[x], "@x{0,0.[00]}"]]
 }
 
-// They are drawn on canvases, which know nothing of the page's colours. Black lines are in the colour of the text.
-function colour() {
+// Charts are canvases, which do not inherit the page's colors. Black lines are drawn in the color of the text.
+function setColors() {
   const style = getComputedStyle(document.documentElement)
   const [text, quiet, line] = ["--text", "--quiet", "--line"].map((name) => style.getPropertyValue(name).trim())
   for (const axis of [...models("LinearAxis"), ...models("LogAxis")]) {
@@ -85,8 +85,8 @@ function colour() {
 async function start() {
   for (const [name, chart] of Object.entries(data.charts)) await Bokeh.embed.embed_item(chart, name)
   drawCurves()
-  colour()
-  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", colour)
+  setColors()
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", setColors)
   heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => sortBy(column)))
   document.getElementById("filter").addEventListener("input", filter)
   for (const axis of ["x", "y"]) document.getElementById(axis).addEventListener("change", drawCurves)

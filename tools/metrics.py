@@ -1,0 +1,12 @@
+"""Names of metrics that several tools share."""
+
+from collections.abc import Container
+
+MONITORED = ("acc@1", "mIoU", "mAP")  # by task: classification, segmentation, detection
+# Fractions of 1 that are printed in percent.
+IN_PERCENT = (*MONITORED, "acc@5", "balanced_acc", "ece", "pixel_acc", "mean_acc", "mAP@50", "mAP@75", "mAR@100")
+
+
+def monitored_in(logged: Container[str]) -> str:
+    """Return the metric that a run with these tags probably monitors."""
+    return next((name for name in MONITORED if f"valid/{name}" in logged), MONITORED[0])
