@@ -56,7 +56,7 @@ class Unscaled:
     """The counterpart of Normalize for detectors, which normalize images themselves."""
 
     @staticmethod
-    def undo(images: Sequence[Tensor]) -> Tensor:
+    def undo(images: Tensor | Sequence[Tensor]) -> Tensor:
         """Pad the images of a batch to a common size, in white."""
         height, width = (max(image.shape[i] for image in images) for i in (-2, -1))
         return torch.stack(
