@@ -1,6 +1,5 @@
 """Train: build or restore a run, then for each batch update, log, evaluate and save a checkpoint, and write down the results."""
 
-import copy
 import logging
 import math
 import os
@@ -27,7 +26,7 @@ from engine.devices.accelerator import make_accelerator, requested_precision
 from engine.devices.agreement import EXIT_CODES, Agreement, Interrupted, on_main
 from engine.devices.failures import explained
 from engine.devices.memory import peak_memory, reset_peak_memory
-from engine.devices.sharding import is_sharded, load_weights
+from engine.devices.sharding import load_weights
 from engine.evaluate import evaluate, readable, share_buffers
 from engine.plugins import loaded_plugins
 from engine.run.checkpoint import Checkpoints, read_checkpoint
@@ -35,7 +34,7 @@ from engine.run.environment import describe_environment
 from engine.run.folder import CONFIG, Resumption, RunFolder, find_resumption, remove_tree
 from engine.run.log import add_log_file, millions, remove_log_file, set_up_terminal
 from engine.run.metrics import Clock, MetricsLog, read_metrics
-from engine.run.report import Result, final_table, log_changes, write_results, write_start
+from engine.run.report import Result, final_table, log_changes, log_line, write_results, write_start
 from engine.run.trackers import Trackers
 from engine.tasks import Task
 
@@ -165,7 +164,8 @@ def write_line(run: Run, outputs: Outputs, metrics: dict[str, float]) -> None:
         outputs.metrics.record(state.step, line)
         if outputs.trackers is not None:
             outputs.trackers.record(state.step, line)
-        log.info("%s", log_line(run, metrics))
+        is_best = state.best_step == state.step and any(name.startswith("valid/") for name in metrics)
+        log.info("%s", log_line(metrics, state.step, run.n_steps, run.steps_per_epoch, run.task.shown, is_best=is_best))
     for name, value in metrics.items():
         if name.endswith("/loss") and not math.isfinite(value):
             raise diverged(run, outputs, f"{name} is {value}")
@@ -402,22 +402,6 @@ def _first_line(config: ResolvedConfig, run: Run, folder: RunFolder, *, resumed:
     )
 
 
-def log_line(run: Run, metrics: dict[str, float]) -> str:
-    """Return the line for people: epoch, step, and the metrics of each split."""
-    state, shown = run.state, run.task.shown
-    n_epochs = run.n_steps / run.steps_per_epoch
-    words = [f"epoch {state.step / run.steps_per_epoch:.4g}/{n_epochs:.4g}", f"step {state.step}/{run.n_steps}"]
-    for split in dict.fromkeys(name.partition("/")[0] for name in metrics):
-        own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{split}/")}
-        names = [name for name in ("loss", *shown, "lr", "grad_norm") if name in own]
-        words.append(" ".join([split, *(f"{n} {100 * own[n]:.2f} %" if n in shown else f"{n} {own[n]:.4g}" for n in names)]))
-    if "train/images_per_sec" in metrics:
-        words.append(f"{metrics['train/images_per_sec']:.0f} images/s")
-    if state.best_step == state.step and any(name.startswith("valid/") for name in metrics):
-        words.append("best")
-    return " | ".join(words)
-
-
 def profiled(run: Run, folder: RunFolder, batches: Iterator[Any]) -> Iterator[Any]:
     """Yield the batches; with train.profile, record a trace of some updates."""
     if not run.profile:
@@ -464,7 +448,9 @@ def _draw(run: Run, config: ResolvedConfig, outputs: Outputs) -> None:
 
 
 def _results(run: Run, clock: Clock, result: Result) -> dict[str, Any]:
-    state = run.state
+    from engine.run.macs import macs_of
+
+    state, is_done = run.state, result.status == "completed"
     return {
         "status": result.status,
         "why": result.why,
@@ -478,23 +464,9 @@ def _results(run: Run, clock: Clock, result: Result) -> dict[str, Any]:
         "images_per_sec": round(clock.images / clock.seconds, 1) if clock.seconds else None,
         "peak_memory_mb": peak_memory(run.accelerator.device),
         "params": _n_params(run),
-        "macs": _count_macs(run) if result.status == "completed" else None,
+        "macs": macs_of(run.model, run.accelerator, run.data.spec.channels, run.data.img_size) if is_done else None,
     }
 
 
 def _n_params(run: Run) -> int:
     return sum(parameter.numel() for parameter in run.model.parameters())
-
-
-def _count_macs(run: Run) -> int | None:
-    """Count on a copy without Accelerate's wrappers. A plugin's model may not be traceable, and a shard can't be counted."""
-    if is_sharded(run.model):
-        return None
-    from engine.run.macs import count
-
-    model = run.accelerator.unwrap_model(copy.deepcopy(run.model), keep_fp32_wrapper=False).float()
-    try:
-        return count(model, run.data.spec.channels, run.data.img_size).macs
-    except Exception as error:  # whatever tracing that model raises
-        log.warning("the multiply-accumulates of %s could not be counted: %s", type(model).__name__, str(error).splitlines()[0])
-        return None

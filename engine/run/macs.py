@@ -3,6 +3,7 @@
 fvcore calls one multiply-add a flop. It does not count fused attention, so a handler here does.
 """
 
+import copy
 import logging
 import warnings
 from collections import Counter
@@ -12,11 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
+
+from engine.devices.sharding import is_sharded
 
 with warnings.catch_warnings():  # fvcore uses torch.jit.script, which is deprecated
     warnings.simplefilter("ignore", FutureWarning)
     from fvcore.nn import FlopCountAnalysis
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,19 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
         modules={name: int(macs) for name, macs in by_module.items()},
         not_counted={name.removeprefix("aten::"): n for name, n in sorted(not_counted.items())},
     )
+
+
+def macs_of(model: nn.Module, accelerator: Accelerator, in_channels: int, img_size: int) -> int | None:
+    """Count on a copy without Accelerate's wrappers; None for a sharded model, or a plugin's that can't be traced."""
+    if is_sharded(model):
+        return None
+    copied = accelerator.unwrap_model(copy.deepcopy(model), keep_fp32_wrapper=False).float()
+    try:
+        return count(copied, in_channels, img_size).macs
+    except Exception as error:  # whatever tracing that model raises
+        reason = str(error).splitlines()[0]
+        log.warning("the multiply-accumulates of %s could not be counted: %s", type(model).__name__, reason)
+        return None
 
 
 @contextmanager

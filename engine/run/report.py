@@ -59,6 +59,20 @@ def log_changes(run_dir: Path, config: Mapping[str, Any], environment: Mapping[s
             log.info("%s: %s: the same batches, but sums in another order%s", name, change, INEXACT)
 
 
+def log_line(
+    metrics: Mapping[str, float], step: int, n_steps: int, steps_per_epoch: int, shown: Sequence[str], *, is_best: bool
+) -> str:
+    """Return the line for people: epoch, step, and the metrics of each split; the `shown` ones in percent."""
+    words = [f"epoch {step / steps_per_epoch:.4g}/{n_steps / steps_per_epoch:.4g}", f"step {step}/{n_steps}"]
+    for split in dict.fromkeys(name.partition("/")[0] for name in metrics):
+        own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{split}/")}
+        names = [name for name in ("loss", *shown, "lr", "grad_norm") if name in own]
+        words.append(" ".join([split, *(f"{n} {100 * own[n]:.2f} %" if n in shown else f"{n} {own[n]:.4g}" for n in names)]))
+    if "train/images_per_sec" in metrics:
+        words.append(f"{metrics['train/images_per_sec']:.0f} images/s")
+    return " | ".join([*words, "best"] if is_best else words)
+
+
 def write_results(folder: RunFolder, results: Mapping[str, Any]) -> None:
     try:
         folder.write_json("results.json", results)

@@ -250,11 +250,11 @@ def test_files_of_different_sizes_train_with_any_number_of_workers(coco, tmp_pat
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("--augment.mixup", 0.2), ["augment.mixup 0.2", "task detection"]),
-        (("--eval.tta", "flip"), ["eval.tta flip", "task detection"]),
-        (("--eval.img_size", 64), ["eval.img_size 64", "task detection"]),
-        (("--augment.crop_padding", 4), ["augment.crop_padding 4", "task detection"]),
-        (("--segmentation.head", "hrnet"), ["segmentation.head hrnet", "task detection"]),
+        (("--augment.mixup", 0.2), ["augment.mixup: 0.2", "task detection"]),
+        (("--eval.tta", "flip"), ["eval.tta: flip", "task detection"]),
+        (("--eval.img_size", 64), ["eval.img_size: 64", "task detection"]),
+        (("--augment.crop_padding", 4), ["augment.crop_padding: 4", "task detection"]),
+        (("--segmentation.head", "hrnet"), ["segmentation.head: hrnet", "task detection"]),
         (("--detection.head", "yolo"), ["detection.head", "fcos or fasterrcnn"]),
         (("--detection.n_maps", 9), ["resnet18", "built on 9 feature maps", "has 5"]),
         (("--detection.width", 3), ["detection.width", "at least 32"]),
