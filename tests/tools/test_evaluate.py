@@ -54,7 +54,7 @@ def test_the_program_prints_a_line(run):
 
 def test_a_path_without_a_run_is_a_one_line_error(tmp_path, capsys):
     assert run_tool(lambda: main([str(tmp_path)])) == 1
-    assert "no run folder" in capsys.readouterr().err
+    assert "neither a run folder" in capsys.readouterr().err
 
 
 def test_tables_of_classes_are_returned_on_request(run, capsys):

@@ -191,8 +191,8 @@ def has_processes(group):
     ("argv", "code", "says"),
     [
         (["{tmp}/none.jpg"], 1, "none.jpg: no such image"),
-        (["{tmp}/empty"], 1, "empty: there is no image in this folder (.jpg"),
-        (["{tmp}/*.png"], 1, "*.png: no image has such a name"),
+        (["{tmp}/empty"], 1, "empty: no image in this folder (.jpg"),
+        (["{tmp}/*.png"], 1, "*.png: no image matches"),
         ([], 2, "IMAGE"),
         (["{image}", "--top_k", "11"], 2, "--top_k 11: "),
         (["{image}", "--top_k", "0"], 2, "--top_k must be at least 1, got 0"),
@@ -212,7 +212,7 @@ def test_a_mistake_is_a_one_line_error(small_runs, digits, tmp_path, capsys, arg
 
 def test_a_path_without_a_run_is_a_one_line_error(digits, tmp_path, capsys):
     printed = predict(capsys, tmp_path, digits, code=1)
-    assert printed.err == f"error: {tmp_path} is no run folder with a checkpoint, and no checkpoint\n"
+    assert printed.err == f"error: {tmp_path} is neither a run folder with a checkpoint nor a checkpoint\n"
 
 
 def test_help_has_examples_and_needs_no_torch():

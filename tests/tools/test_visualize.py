@@ -91,14 +91,14 @@ def test_a_picture_without_a_run_is_written_into_the_current_folder(tmp_path, mo
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (["confusion", "{folder}"], 1, "is no run folder with a checkpoint, and no checkpoint"),
+        (["confusion", "{folder}"], 1, "is neither a run folder with a checkpoint nor a checkpoint"),
         (["curves", "{folder}"], 1, "is not a run folder (it has no metrics.jsonl)"),
         (["data", "{folder}"], 1, "is not a run folder (it has no config.yaml)"),
         (["data"], 2, "give either a run or -c CONFIG"),
         (["data", "{lenet}", "--step", 100000], 2, "--step 100000: this run has the updates 0 to 209"),
         (["gradcam", "{lenet}", "{folder}/none.jpg"], 1, "none.jpg: no such image"),
         (["gradcam", "{lenet}", "{folder}/broken.jpg"], 1, "broken.jpg: this image can't be read"),
-        (["predictions", "{lenet}", "{folder}/empty"], 1, "there is no image in this folder"),
+        (["predictions", "{lenet}", "{folder}/empty"], 1, "no image in this folder"),
         (["predictions", "{lenet}", "--samples", 3, 5000], 2, "there is no sample 5000: the split valid has 287"),
         (["predictions", "{lenet}", "--wrong", "--samples", 3], 2, "--wrong searches the whole split"),
         (["features", "{lenet}", "--layers", "conv3"], 2, "LeNet5 has no layer 'conv3'; similar names: conv"),
@@ -118,8 +118,8 @@ def test_a_picture_without_a_run_is_written_into_the_current_folder(tmp_path, mo
             1,
             "doesn't fit the config: size mismatch for conv1",
         ),
-        (["confusion", "lenet", "-c", "configs/lenet_digits.yaml"], 2, "nobody publishes weights"),
-        (["confusion", "{lenet}", "--ema"], 1, "holds no averaged weights"),
+        (["confusion", "lenet", "-c", "configs/lenet_digits.yaml"], 2, "there are no published weights"),
+        (["confusion", "{lenet}", "--ema"], 1, "has no averaged weights"),
     ],
 )
 def test_a_mistake_is_a_one_line_error_and_writes_nothing(small_runs, tmp_path, monkeypatch, capsys, argv, code, says):

@@ -82,7 +82,10 @@ def test_a_run_in_epochs_of_unknown_length_is_drawn_over_epochs():
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["-c", CIFAR, "--train.sched.type", "OneCycleLR", "--train.sched.warmup_steps", 5], "warmup_steps 5"),
+        (
+            ["-c", CIFAR, "--train.sched.type", "OneCycleLR", "--train.sched.warmup_steps", 5],
+            "warmup_steps: 5 must be 0",
+        ),
         (["-c", CIFAR, "--train.sched.kind", "OneCycleLR"], "train.sched.kind: no such key"),
         (["-c", CIFAR, "--model.name", "resnet19"], "model.name"),
         (["-c", "configs/resnet19_cifar10.yaml"], "no such config"),
