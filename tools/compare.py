@@ -106,9 +106,9 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
     if args.html:
         require_packages("bokeh", needed_by="--html")
     if args.png:
-        from tools.pictures.output import expect_picture  # this and the imports below: so that --help starts fast
+        from tools.pictures.output import check_picture_path  # this and the imports below: so that --help starts fast
 
-        expect_picture(args.png, "--png")
+        check_picture_path(args.png, "--png")
 
 
 def _train(args: Namespace, overrides: dict[str, Any]) -> int:
@@ -137,11 +137,12 @@ def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any
         if path is not None:
             write_text(path, text(rows))
     if args.png:
+        from engine.plots.style import new_figure
         from tools.comparison.figure import draw_comparison
-        from tools.pictures.output import deliver, new_figure
+        from tools.pictures.output import save_pictures
 
-        draw_comparison(figure := new_figure(args), rows, args.x)
-        deliver({"comparison": figure}, Namespace(output=args.png, show=args.show))
+        draw_comparison(figure := new_figure(show=args.show), rows, args.x)
+        save_pictures({"comparison": figure}, Namespace(output=args.png, show=args.show))
     if args.html:
         from tools.comparison.page import make_page
 

@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""Evaluate a trained model on a split of its data set."""
+"""Evaluate a trained model on a split of its dataset."""
 
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file, from any folder
@@ -12,7 +11,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
 
 from engine.config.command_line import run_tool
 from engine.plugins import Parser
-from tools.pictures.subject import SOURCE, add_source, add_split, open_source
+from tools.pictures.options import SOURCE_HELP, add_source, add_split
 from tools.tables import IN_PERCENT
 
 EXAMPLES = """
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="evaluate.py",
         description=__doc__,
-        epilog=SOURCE + EXAMPLES,
+        epilog=SOURCE_HELP + EXAMPLES,
         usage="%(prog)s RUN_OR_MODEL [--split SPLIT] [--per_class] [--json [--confusion]] [-c CONFIG] [--ema] "
         "[--key.sub value ...]",
     )
@@ -38,33 +37,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_split(parser)
     parser.add_argument("--per_class", action="store_true", help="also the accuracy, overlap or precision of each class")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a line")
-    parser.add_argument(
-        "--confusion", action="store_true", help="with --json: how often each class (row) is taken for each other"
-    )
+    parser.add_argument("--confusion", action="store_true", help="with --json: counts of true classes (rows) and predicted ones")
     args, overrides = parser.parse_with_overrides(argv)
     if args.confusion and not args.json:
         parser.error("--confusion needs --json")
 
+    from tools.pictures.subject import evaluate_with, open_source  # imports torch, unlike --help
+
     trained = open_source(args, overrides)
     tables = [name for name in ("per_class", "confusion") if getattr(args, name)]
-    metrics = replace(trained, task=trained.task.with_tables(*tables)).evaluate(args.split)
+    metrics = evaluate_with(trained, args.split, *tables)
     if not trained.accelerator.is_main_process:
         return 0
     if args.json:
-        origin = (
+        source = (
             {"checkpoint": str(trained.checkpoint), "step": trained.step} if trained.checkpoint else {"weights": trained.weights}
         )
-        print(json.dumps({**origin, "split": args.split, **metrics}))
+        print(json.dumps({**source, "split": args.split, **metrics}))
         return 0
     per_class = metrics.pop("per_class", {})
-    print(f"{args.split}: {', '.join(_say(name, value) for name, value in metrics.items())} ({trained.weights})")
+    print(f"{args.split}: {', '.join(_format(name, value) for name, value in metrics.items())} ({trained.weights})")
     width = max(map(len, per_class), default=0)
     for name, accuracy in per_class.items():
         print(f"  {name:<{width}}  {'no sample' if accuracy is None else f'{100 * accuracy:6.2f} %'}")
     return 0
 
 
-def _say(name: str, value: float) -> str:
+def _format(name: str, value: float) -> str:
     if name in IN_PERCENT:
         return f"{name} {100 * value:.2f} %"
     return f"{name} {value:,}" if name == "count" else f"{name} {value:.4f}"

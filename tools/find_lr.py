@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find a learning rate: train for a few updates while it rises, and look where the loss is lowest before it diverges.
+"""Find a learning rate: train a few updates with a rising rate, and find the lowest loss before it diverges.
 
 Smith (2017): Cyclical Learning Rates for Training Neural Networks. https://arxiv.org/abs/1506.01186
 """
@@ -11,32 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.train import train_batches
-
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine import load_config
 from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError, RunError
 from engine.plugins import Parser
-from tools.pictures.output import add_output, deliver, expect_picture, new_figure
+from tools.pictures.output import add_output, check_picture_path, save_pictures
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # functions import what needs torch, so that --help doesn't
+    from matplotlib.figure import Figure
+
     from engine.build import Run
     from engine.config.resolve import ResolvedConfig
 
 EXAMPLES = """
-Everything else is as the config says: optimizer, batch, augmentation, precision. Nothing is saved but the picture.
+Everything else comes from the config: optimizer, batch, augmentation, precision. Only the picture is saved.
 
 examples:
   python tools/find_lr.py -c configs/lenet_digits.yaml
   python tools/find_lr.py -c configs/resnet18_cifar10.yaml --train.optim.type AdamW --lowest 1e-7 --highest 1 -o adamw.png
 """
-SMOOTHING = 0.9  # of the loss: an average that forgets
+SMOOTHING = 0.9  # of the loss, by an exponential moving average
 DIVERGED = 4.0  # times the lowest loss so far
-SAFETY = 10.0  # the suggestion is so many times below the rate of the lowest loss, as is usual
-FEWEST = 20  # updates that make a curve
+SAFETY = 10.0  # the suggestion is the rate of the lowest loss divided by this, as is usual
+FEWEST = 20  # updates of a meaningful curve
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,12 @@ class Curve:
 
     @property
     def lowest(self) -> float:
-        """The rate at which the loss is lowest: a little more, and the training diverges."""
+        """The rate with the lowest loss, a little below the rates that diverge."""
         return self.rates[min(range(len(self.losses)), key=self.losses.__getitem__)]
 
     @property
     def suggestion(self) -> float:
-        """A safe distance below."""
+        """A rate at a safe distance."""
         return self.lowest / SAFETY
 
 
@@ -62,38 +61,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         usage="%(prog)s [-c CONFIG] [--lowest LR] [--highest LR] [--n_updates N] [-o PATH.png] [--show] [--key.sub value ...]",
     )
-    parser.add_argument("-c", "--config", help="a YAML of configs/; without it, LeNet on digits")
-    parser.add_argument("--lowest", type=float, default=1e-5, metavar="LR", help="where it begins (default: 1e-5)")
-    parser.add_argument("--highest", type=float, default=10.0, metavar="LR", help="where it ends, or before (default: 10)")
+    parser.add_argument("-c", "--config", help="a YAML of configs/; default: LeNet on digits")
+    parser.add_argument("--lowest", type=float, default=1e-5, metavar="LR", help="the first rate (default: 1e-5)")
+    parser.add_argument(
+        "--highest", type=float, default=10.0, metavar="LR", help="the last rate, unless the loss diverges before (default: 10)"
+    )
     parser.add_argument("--n_updates", type=int, default=200, metavar="N", help="default: 200")
     add_output(parser, "find_lr.png")
     args, overrides = parser.parse_with_overrides(argv)
     if not 0 < args.lowest < args.highest:
         raise ConfigError(f"--lowest {args.lowest:g} and --highest {args.highest:g}: expected 0 < lowest < highest")
     if args.n_updates < FEWEST:
-        raise ConfigError(f"--n_updates {args.n_updates}: at least {FEWEST} make a curve")
+        raise ConfigError(f"--n_updates {args.n_updates}: at least {FEWEST} are needed for a curve")
 
+    from engine import load_config
     from engine.build import build
     from engine.devices.accelerator import make_accelerator
+    from engine.plots.style import new_figure
     from engine.run.log import set_up_terminal
 
-    expect_picture(args.output)
+    check_picture_path(args.output)
     config = load_config(args.config, overrides)
     set_up_terminal(is_main=True)
     run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
     curve = sweep(run, args.lowest, args.highest, args.n_updates)
     if curve.lowest == curve.rates[0]:
-        raise RunError(f"the loss doesn't fall at any rate from {args.lowest:g} on; a lower --lowest may help")
-    draw(figure := new_figure(args), curve, title=f"{config.model.name} on {run.data.spec.name}, {config.train.optim.type}")
-    deliver({"find_lr": figure}, args)
-    print(f"the loss is lowest at a learning rate of {curve.lowest:.2g}; a tenth of it is a good one to begin with:")
+        raise RunError(f"the loss doesn't fall at any rate from {args.lowest:g} up; a lower --lowest may help")
+    draw(
+        figure := new_figure(show=args.show),
+        curve,
+        title=f"{config.model.name} on {run.data.spec.name}, {config.train.optim.type}",
+    )
+    save_pictures({"find_lr": figure}, args)
+    print(f"the loss is lowest at a learning rate of {curve.lowest:.2g}; a tenth of it is a good start:")
     print(f"  --train.optim.lr {as_option(curve.suggestion, config)}")
     return 0
 
 
 def sweep(run: "Run", lowest: float, highest: float, n_updates: int) -> Curve:
-    """Updates of the run itself, at rates that rise by the same factor each time, until the loss has clearly diverged."""
+    """Train with rates that rise by a constant factor, until the loss has clearly diverged."""
     from tqdm import tqdm
+
+    from engine.train import train_batches
 
     rates = [lowest * (highest / lowest) ** (i / (n_updates - 1)) for i in range(n_updates)]
     run.n_steps = n_updates
@@ -104,7 +113,7 @@ def sweep(run: "Run", lowest: float, highest: float, n_updates: int) -> Curve:
     batches = tqdm(train_batches(run, 0), total=n_updates, unit="step", leave=False, disable=not sys.stderr.isatty())
     for step, batch in enumerate(batches):
         run.update(run.state, batch, measure=False)
-        if not run.state.window:  # an update that was left out
+        if not run.state.window:  # an update that was skipped
             break
         loss = float(run.state.window["loss"] / run.state.window["weight"])
         run.state.window.clear()
@@ -117,12 +126,12 @@ def sweep(run: "Run", lowest: float, highest: float, n_updates: int) -> Curve:
 
 
 def as_option(suggestion: float, config: "ResolvedConfig") -> str:
-    """train.optim.lr is what train.scale_lr multiplies."""
+    """The value of train.optim.lr, before its multiplication by train.scale_lr."""
     scale = config.train.batch_size / config.train.scale_lr if config.train.scale_lr else 1
     return f"{suggestion / scale:.2g}"
 
 
-def draw(figure: object, curve: Curve, title: str) -> None:
+def draw(figure: "Figure", curve: Curve, title: str) -> None:
     from engine.plots.style import TRAIN, VALID, style
 
     with style():

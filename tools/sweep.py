@@ -90,7 +90,7 @@ def _check_values(config: Path, space: Sequence[Dimension], overrides: dict[str,
 def _sweep(args: Any, space: Sequence[Dimension], overrides: dict[str, Any], n_trials: int) -> int:
     """Run trials until there are enough, then report; return the exit code."""
     from engine.plots.style import new_figure
-    from tools.pictures.output import write
+    from tools.pictures.output import save_picture
     from tools.sweeps.history import History
     from tools.sweeps.study import open_study, take_trial, trial_name
     from tools.sweeps.trial import run_trial
@@ -119,7 +119,7 @@ def _sweep(args: Any, space: Sequence[Dimension], overrides: dict[str, Any], n_t
     if (best := history.best) is None:
         raise RunError(f"no trial of {args.output} was completed, so there is no best one")
     history.draw(figure := new_figure())
-    write(figure, args.output / "history.png")
+    save_picture(figure, args.output / "history.png")
     print(f"best: {trial_name(best.number)}, {history.metric} {history.formatted(best.value)}")
     config_option = "" if args.config == DEFAULT_CONFIG else f"-c {args.config} "
     print(f"  python main.py {config_option}{_as_options({**overrides, **{key: best.params[key] for key in history.keys}})}")

@@ -1,18 +1,19 @@
-"""Tables and numbers as people read them, and files of them."""
+"""Tables and numbers as text, and writing them to files."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from engine.config.errors import RunError
 
-# Metrics that are parts of 1, and shown in percent.
+# Metrics that are fractions of 1 and printed in percent
 IN_PERCENT = ("acc@1", "acc@5", "balanced_acc", "ece", "mIoU", "pixel_acc", "mean_acc", "mAP", "mAP@50", "mAP@75", "mAR@100")
 
 Rows = Sequence[Sequence[str]]  # the first one is the head
 
 
 def markdown(rows: Rows, right: Container[int] = ()) -> str:
-    """Aligned, so that it can be read as it stands; the columns `right` are numbers."""
+    """Format a Markdown table, aligned so that the source is readable; the columns `right` are numbers."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * (width - 1) + ":" if i in right else "-" * width for i, width in enumerate(widths)]
@@ -20,7 +21,7 @@ def markdown(rows: Rows, right: Container[int] = ()) -> str:
 
 
 def plain(rows: Rows, right: Container[int] = ()) -> str:
-    """For a terminal."""
+    """Format a table for a terminal."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join("  ".join(cells).rstrip() for cells in _aligned([rows[0], rule, *rows[1:]], widths, right))
@@ -44,10 +45,18 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} h" if minutes >= 60 else f"{minutes}:{seconds:02d} min"
 
 
-def write_text(path: Path, text: str) -> None:
+@contextmanager
+def writing(path: Path, *, say: bool = True) -> Iterator[None]:
+    """Create the folder of `path` and print that it was written; raise RunError if it can't be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        yield
     except OSError as error:
         raise RunError(f"{path} can't be written: {error.strerror}") from error
-    print(f"wrote {path}")
+    if say:
+        print(f"wrote {path}")
+
+
+def write_text(path: Path, text: str) -> None:
+    with writing(path):
+        path.write_text(text, encoding="utf-8", newline="")

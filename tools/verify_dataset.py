@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Read every image of a config's data set, say which can't be read, and list them for data.exclude."""
+"""Read every image of a config's dataset, print which can't be read, and list them for data.exclude."""
 
 import os
 import sys
@@ -15,20 +15,20 @@ from engine.config.errors import RunError
 from engine.plugins import Parser
 
 EXAMPLES = """
-The exit code is 1 if something is wrong.
+The exit code is 1 if an image can't be read.
 
 examples:
   python tools/verify_dataset.py -c configs/resnet50_imagenet.yaml
   python tools/verify_dataset.py -c configs/resnet50_imagenet.yaml -o bad.txt --data.dataroot /data/imagenet
   python main.py -c configs/resnet50_imagenet.yaml --data.exclude bad.txt
 """
-AT_ONCE = 64  # files that a process is given
+CHUNK = 64  # files per task of a process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="verify_dataset.py", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("-c", "--config", required=True, help="the config whose data set is read")
-    parser.add_argument("-o", "--output", default="exclude.txt", help="where the list is written (default: exclude.txt)")
+    parser.add_argument("-c", "--config", required=True, help="the config of the dataset")
+    parser.add_argument("-o", "--output", default="exclude.txt", help="the list to write (default: exclude.txt)")
     args, overrides = parser.parse_with_overrides(argv)
 
     from datasets import Files
@@ -36,20 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine.build import data_source, read_data
 
     config = load_config(args.config, overrides)
-    config.data.args.pop("in_memory", None)  # the files are what is looked at
+    config.data.args.pop("in_memory", None)  # it would decode all files before they can be checked
     loaded, root = read_data(config), data_source(config).root
     splits = (loaded.train, loaded.test)
     n = sum(map(len, splits))
-    if not all(isinstance(split, Files) for split in splits):
+    in_files = [split for split in splits if isinstance(split, Files)]
+    if len(in_files) < len(splits):
         print(f"{config.data.name}: all of its {n:,} images can be read")
         return 0
-    for path in _without_an_image_ending(root, loaded.classes):
-        print(f"{path}: not used, since its name doesn't end like an image's")
-    wrong = _unreadable([os.fsdecode(path) for split in splits for path in split.paths])
-    print(f"{len(wrong):,} of {n:,} images can't be read")
-    if not wrong:
+    for path in _other_files(root, loaded.classes):
+        print(f"{path}: not used, since it doesn't have the suffix of an image")
+    unreadable = _find_unreadable([os.fsdecode(path) for split in in_files for path in split.paths])
+    print(f"{len(unreadable):,} of {n:,} images can't be read")
+    if not unreadable:
         return 0
-    names = [os.path.relpath(path, root) for path in wrong]
+    names = [os.path.relpath(path, root) for path in unreadable]
     try:
         text = "\n".join(["# written by tools/verify_dataset.py, for data.exclude", *names, ""])
         Path(args.output).write_bytes(os.fsencode(text))
@@ -59,20 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _unreadable(paths: Sequence[str]) -> list[str]:
+def _find_unreadable(paths: Sequence[str]) -> list[str]:
     from tqdm import tqdm
 
-    found = []
+    unreadable = []
     with ProcessPoolExecutor() as pool:
-        answers = tqdm(pool.map(what_is_wrong, paths, chunksize=AT_ONCE), total=len(paths), unit="image", unit_scale=True)
-        for path, why in zip(paths, answers, strict=True):
-            if why is not None:
-                found.append(path)
-                tqdm.write(why)
-    return found
+        reasons = tqdm(pool.map(check_image, paths, chunksize=CHUNK), total=len(paths), unit="image", unit_scale=True)
+        for path, reason in zip(paths, reasons, strict=True):
+            if reason is not None:
+                unreadable.append(path)
+                tqdm.write(reason)
+    return unreadable
 
 
-def what_is_wrong(path: str) -> str | None:
+def check_image(path: str) -> str | None:
+    """Why an image can't be read; None if it can."""
     from datasets.pipeline.images import ImageFile, UnreadableImage
 
     try:
@@ -82,7 +84,8 @@ def what_is_wrong(path: str) -> str | None:
     return None
 
 
-def _without_an_image_ending(root: Path, classes: Sequence[str]) -> Iterator[Path]:
+def _other_files(root: Path, classes: Sequence[str]) -> Iterator[Path]:
+    """Files in the folders of an image folder dataset that aren't named as images."""
     from datasets.pipeline.images import IMAGE_ENDINGS
 
     for part in ("train", "val"):

@@ -1,55 +1,105 @@
-"""Grids of images, with predicted and true classes as titles."""
+"""Grids of images, and titles with predicted and true classes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from engine.plots.style import WRONG, style
 
-COLUMNS = 8  # of a grid of images
+COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture per image: the image itself, or something made from it, such as its mask."""
+
+    name: str
+    images: Sequence[Tensor] | Tensor  # C H W, from 0 to 1
+    titles: Sequence[str] = ()
+    colors: Sequence[str] = ()  # of the titles; default: black
+    draw_over: Callable[[Axes, int], None] | None = None  # draws over image i
+
+
+def draw_images(
+    figure: Figure,
+    rows: Sequence[Row],
+    title: str = "",
+    columns: int = COLUMNS,
+    size: float = 1.45,
+    side_by_side: bool = False,
+) -> None:
+    """Draw every row of images, `size` inches wide each. After `columns` images, all rows continue below.
+
+    The pictures of one image are below one another, with the names of the rows at the left; or side by side, under the names.
+    """
+    n = len(rows[0].images)
+    columns = min(columns, n)
+    blocks = math.ceil(n / columns)
+    heights = [size + 0.05 + 0.15 * max((title.count("\n") + 1 for title in row.titles), default=0) for row in rows]
+    height = blocks * (max(heights) if side_by_side else sum(heights))
+    across, down = (len(rows), 1) if side_by_side else (1, len(rows))
+    with style(font_size=8):
+        figure.set_size_inches(max(4.5, 0.5 + size * columns * across), 0.5 + height)
+        grid = empty_grid(figure, blocks * down, columns * across)
+        for i in range(n):
+            block, column = divmod(i, columns)
+            for j, row in enumerate(rows):
+                axes = grid[block, column * across + j] if side_by_side else grid[block * down + j, column]
+                show_image(axes, row.images[i])
+                if row.draw_over is not None:
+                    row.draw_over(axes, i)
+                if row.titles:
+                    axes.set_title(row.titles[i], color=row.colors[i] if row.colors else "black")
+                if side_by_side and block == 0:
+                    axes.set_title(row.name)
+                elif not side_by_side and column == 0:
+                    axes.set_ylabel(row.name, fontsize=9)
+        if title:
+            figure.suptitle(title, fontsize=10)
+
+
+def empty_grid(figure: Figure, rows: int, columns: int) -> np.ndarray:
+    """Axes without ticks and frames."""
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return grid
+
+
+def show_image(axes: Axes, image: Tensor) -> None:
+    """Show an image C H W, from 0 to 1, gray or RGB."""
+    axes.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 def draw_classes(figure: Figure, images: Tensor, targets: Tensor, probabilities: Tensor, classes: Sequence[str]) -> None:
-    """Images with the predicted class and its probability; where it is wrong, the true class too."""
-    draw_images(figure, images, *class_titles(probabilities, classes, targets))
+    """Draw images with the predicted class and its probability, and the true class of mistakes."""
+    draw_images(figure, [Row("", images, *class_titles(probabilities, classes, targets))])
 
 
 def class_titles(
     probabilities: Tensor, classes: Sequence[str], targets: Tensor | None, names: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """The titles and their colors. Where there are no targets, what is seen has names of another kind."""
+    """Titles and their colors: predicted class and probability, then the true class of a mistake.
+
+    Without targets, `names` follow in parentheses: of the files, or of true classes that the model doesn't have.
+    """
     confidences, predicted = (part.tolist() for part in probabilities.max(1))
-    said = [f"{short(classes[c])}: {100 * confidence:.0f} %" for c, confidence in zip(predicted, confidences, strict=True)]
+    titles = [f"{short(classes[c])}: {100 * confidence:.0f} %" for c, confidence in zip(predicted, confidences, strict=True)]
     if targets is None:
-        return [f"{title}\n({short(name)})" for title, name in zip(said, names, strict=True)], ["black"] * len(said)
-    right = [c == target for c, target in zip(predicted, targets.tolist(), strict=True)]
-    truth = [f"\ntrue: {short(classes[target])}" for target in targets.tolist()]
-    titles = [title if is_right else title + true for title, is_right, true in zip(said, right, truth, strict=True)]
-    return titles, ["black" if is_right else WRONG for is_right in right]
-
-
-def draw_images(figure: Figure, images: Tensor, titles: Sequence[str], colors: Sequence[str]) -> None:
-    """A grid of images, N C H W from 0 to 1, each under its title."""
-    columns = min(COLUMNS, len(images))
-    rows = math.ceil(len(images) / columns)
-    with style(font_size=8):
-        figure.set_size_inches(max(4, 1.5 * columns), 1.75 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for axes, image, title, color in zip(grid.flat, images, titles, colors, strict=False):
-            show_image(axes, image)
-            axes.set_title(title, color=color)
-
-
-def show_image(axes: Axes, image: Tensor) -> None:
-    """C H W from 0 to 1."""
-    axes.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+        return [f"{title}\n({short(name)})" for title, name in zip(titles, names, strict=True)], ["black"] * len(titles)
+    colors = ["black"] * len(titles)
+    for i, target in enumerate(targets.tolist()):
+        if predicted[i] != target:
+            titles[i] += f"\ntrue: {short(classes[target])}"
+            colors[i] = WRONG
+    return titles, colors
 
 
 def short(name: str, length: int = 18) -> str:
-    """The name of a class as far as there is room; ImageNet has long ones."""
+    """Shorten the name of a class; ImageNet has long ones."""
     return name if len(name) <= length else f"{name[: length - 1].rstrip(' ,')}…"

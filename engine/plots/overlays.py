@@ -1,11 +1,13 @@
-"""Pictures of images with masks or boxes, and masks as pictures."""
+"""Masks and boxes over images, and masks as image files."""
 
 import colorsys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -13,18 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.pipeline.masks import IGNORED
-from engine.plots.style import style
+from engine.plots.images import Row, draw_images
 
-PAIRS_PER_ROW = 4
-OPACITY = 0.55  # of a mask that lies over its image
+COLUMNS = 4
+LEGEND_COLUMNS = 8
+OPACITY = 0.55  # of a mask over its image
 IGNORED_COLOR = (224, 224, 224)
 
 
 @cache
 def palette(n_classes: int) -> np.ndarray:
-    """A color for each of 256 labels, RGB: the first, background, is black, IGNORED nearly white.
+    """RGB colors of 256 labels: black for the first one, the background, and nearly white for IGNORED.
 
-    Hues go round by the golden ratio, so that the first few classes are far apart, and lightness changes from one to the next.
+    Hues advance by the golden ratio, so that the first few classes differ clearly; saturation and value alternate.
     """
     colors = np.zeros((256, 3), dtype=np.uint8)
     for label in range(1, max(2, n_classes)):
@@ -34,10 +37,7 @@ def palette(n_classes: int) -> np.ndarray:
     return colors
 
 
-def write_mask(mask: Tensor, path: Path) -> None:
-    picture = Image.fromarray(mask.cpu().numpy().astype(np.uint8), mode="P")
-    picture.putpalette(palette(256).tobytes())
-    picture.save(path)
+# Masks
 
 
 def draw_masks(
@@ -47,35 +47,44 @@ def draw_masks(
     predictions: Sequence[Tensor] | None,
     classes: Sequence[str],
 ) -> None:
-    """Each image (3 H W, from 0 to 1), its mask and its prediction, where there are any; below, the classes that occur."""
-    kinds: list[tuple[str, Sequence[Tensor] | None]] = [("image", None)]
+    """Draw each image (3 H W, from 0 to 1) with its mask and its prediction, if there are any, and a legend of their classes."""
+    rows, drawn = [Row("image", images)], []
     if any((mask != IGNORED).any() for mask in masks):
-        kinds.append(("mask", masks))
+        rows.append(mask_row("mask", images, masks, classes))
+        drawn += list(masks)
     if predictions is not None:
-        kinds.append(("predicted", predictions))
-    columns = min(PAIRS_PER_ROW, len(images))
-    rows = -(-len(images) // columns)
-    with style(font_size=8):
-        figure.set_size_inches(1.3 * columns * len(kinds), 1.35 * rows + 0.7)
-        axes = figure.subplots(rows, columns * len(kinds), squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for i, image in enumerate(images):
-            for j, (name, of_kind) in enumerate(kinds):
-                axis = axes[i // columns, i % columns * len(kinds) + j]
-                axis.imshow(with_mask(image, None if of_kind is None else of_kind[i], len(classes)), interpolation="nearest")
-                if i < columns:
-                    axis.set_title(name)
-        add_legend(figure, [part for _, of_kind in kinds[1:] for part in of_kind], classes)
+        rows.append(mask_row("predicted", images, predictions, classes))
+        drawn += list(predictions)
+    draw_images(figure, rows, columns=COLUMNS, side_by_side=True, size=1.3)
+    labels = np.unique(np.concatenate([np.unique(mask.cpu().numpy()) for mask in drawn])).tolist()
+    names, colors = {**dict(enumerate(classes)), IGNORED: "ignored"}, palette(len(classes)) / 255
+    handles = [Patch(color=colors[label], label=names[label]) for label in labels]
+    figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
+    figure.set_figheight(figure.get_figheight() + 0.25 * -(-len(handles) // LEGEND_COLUMNS))
 
 
-def add_legend(figure: Figure, masks: Iterable[Tensor], classes: Sequence[str]) -> None:
-    """The classes that occur in them."""
-    occurring = np.unique(np.concatenate([np.unique(mask.cpu().numpy()) for mask in masks]))
-    names = {**dict(enumerate(classes)), IGNORED: "ignored"}
-    colors = palette(len(classes)) / 255
-    handles = [Patch(color=colors[label], label=names[label]) for label in occurring.tolist()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False)
+def mask_row(
+    name: str, images: Sequence[Tensor], masks: Sequence[Tensor], classes: Sequence[str], titles: Sequence[str] = ()
+) -> Row:
+    return Row(name, [blend_mask(image, mask, len(classes)) for image, mask in zip(images, masks, strict=True)], titles)
+
+
+def blend_mask(image: Tensor, mask: Tensor, n_classes: int) -> Tensor:
+    """The colors of the mask over the gray image, 3 H W. A larger mask is sampled at the pixels of the image."""
+    image, mask = image.cpu(), mask.cpu().long()
+    y, x = (torch.arange(n) * n_in_mask // n for n, n_in_mask in zip(image.shape[1:], mask.shape, strict=True))
+    colors = torch.from_numpy(palette(n_classes))[mask[y][:, x]].permute(2, 0, 1) / 255
+    return OPACITY * colors + (1 - OPACITY) * image.mean(0, keepdim=True)
+
+
+def write_mask(mask: Tensor, path: Path) -> None:
+    """Write a PNG whose pixels are class numbers, with a palette for viewers."""
+    picture = Image.fromarray(mask.cpu().numpy().astype(np.uint8), mode="P")
+    picture.putpalette(palette(256).tobytes())
+    picture.save(path)
+
+
+# Boxes
 
 
 def draw_boxes(
@@ -85,50 +94,28 @@ def draw_boxes(
     predictions: Sequence[dict[str, Tensor]] | None,
     classes: Sequence[str],
 ) -> None:
-    """Each image with its objects and, beside it, with what was found, where these are known; crowds are dotted."""
-    kinds = [(name, of_kind) for name, of_kind in (("objects", targets), ("found", predictions)) if of_kind is not None]
-    columns = min(PAIRS_PER_ROW, len(images))
-    rows = -(-len(images) // columns)
-    with style(font_size=7):
-        figure.set_size_inches(2.2 * columns * len(kinds), 2.3 * rows)
-        axes = figure.subplots(rows, columns * len(kinds), squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for i, image in enumerate(images):
-            for j, (name, of_kind) in enumerate(kinds):
-                axis = axes[i // columns, i % columns * len(kinds) + j]
-                axis.imshow(with_mask(image, None, len(classes)))
-                add_boxes(axis, of_kind[i], classes)
-                if i < columns:
-                    axis.set_title(name)
+    """Draw each image twice, with its true and its predicted boxes, or once if only one of them is given."""
+    given = (("objects", targets), ("found", predictions))
+    rows = [box_row(name, images, objects, classes) for name, objects in given if objects is not None]
+    draw_images(figure, rows, columns=COLUMNS, side_by_side=True, size=2.2)
 
 
-def add_boxes(axis: Axes, objects: dict[str, Tensor], classes: Sequence[str]) -> None:
-    """Found ones as strongly as their score."""
+def box_row(name: str, images: Sequence[Tensor], objects: Sequence[dict[str, Tensor]], classes: Sequence[str]) -> Row:
+    return Row(name, images, draw_over=lambda axes, i: add_boxes(axes, objects[i], classes))
+
+
+def add_boxes(axes: Axes, objects: dict[str, Tensor], classes: Sequence[str]) -> None:
+    """Draw boxes with their classes: predictions the more opaque the higher their score, crowds dotted."""
     colors = palette(len(classes)) / 255
-    scores = objects["scores"].tolist() if "scores" in objects else [None] * len(objects["boxes"])
-    crowds = objects["iscrowd"].tolist() if "iscrowd" in objects else [False] * len(scores)
+    n = len(objects["boxes"])
+    scores = objects["scores"].tolist() if "scores" in objects else [None] * n
+    crowds = objects["iscrowd"].tolist() if "iscrowd" in objects else [False] * n
     for box, label, score, crowd in zip(objects["boxes"].tolist(), objects["labels"].tolist(), scores, crowds, strict=True):
         left, top, right, bottom = box
         color, alpha = colors[label], 1.0 if score is None else 0.25 + 0.75 * score
-        style = {"edgecolor": color, "linewidth": 1.5, "linestyle": ":" if crowd else "-", "alpha": alpha, "fill": False}
-        axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **style))
-        said = classes[label] if score is None else f"{classes[label]} {100 * score:.0f}"
-        box = {"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": alpha}
-        dark = float(color @ (0.299, 0.587, 0.114)) < 0.5
-        axis.text(
-            left, top, said, fontsize=5, color="white" if dark else "black", va="bottom", bbox=box, alpha=alpha, clip_on=True
-        )
-
-
-def with_mask(image: Tensor, mask: Tensor | None, n_classes: int) -> np.ndarray:
-    """The mask's colors over the image in gray; of a larger mask, as many pixels as the image has."""
-    pixels = image.permute(1, 2, 0).cpu().numpy()
-    pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    if mask is None:
-        return pixels
-    labels = mask.cpu().numpy()
-    y, x = (np.arange(to) * of // to for to, of in zip(pixels.shape[:2], labels.shape, strict=True))
-    colors = palette(n_classes)[labels[np.ix_(y, x)]] / 255
-    gray = pixels.mean(-1, keepdims=True)
-    return OPACITY * colors + (1 - OPACITY) * gray
+        edge: dict[str, Any] = {"edgecolor": color, "linewidth": 1.5, "linestyle": ":" if crowd else "-", "fill": False}
+        axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, alpha=alpha, **edge))
+        text = classes[label] if score is None else f"{classes[label]} {100 * score:.0f}"
+        background = {"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": alpha}
+        text_color = "white" if float(color @ (0.299, 0.587, 0.114)) < 0.5 else "black"
+        axes.text(left, top, text, fontsize=5, color=text_color, va="bottom", bbox=background, alpha=alpha, clip_on=True)

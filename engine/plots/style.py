@@ -1,32 +1,24 @@
-"""Colors, fonts and figures that every plot shares. Nothing here needs a display."""
+"""Colors, fonts and figures of every plot. Nothing here needs a display, unless a figure is made to be shown."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colors, which color-blind people tell apart; a second and a third round are told apart by their dashes
+# Okabe and Ito's palette, which is safe for color-blind readers. Further lines repeat it with other dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
 DASHES = ("-", "--", ":")
-
-
 TRAIN, VALID, WRONG = COLORS[0], COLORS[1], COLORS[1]
 
+# Colormaps, perceptually uniform, also in print
+SHADES = "cividis"  # feature maps, dark to light
+HEAT = "inferno"  # heat over an image
+INK = "Blues"  # tables with mostly empty cells, white to dark
 
-SHADES = "cividis"  # of maps, from dark to light: the same to every eye, and on paper
-
-
-HEAT = "inferno"  # likewise, over an image
-
-
-INK = "Blues"  # of tables, where most cells are nearly empty: from white to dark
-
-
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
@@ -35,12 +27,15 @@ STYLE = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
 }
-
-
 DPI = 120
 
 
-def new_figure() -> Figure:
+def new_figure(*, show: bool = False) -> Figure:
+    """A figure to draw on. Only one to `show` belongs to pyplot, which looks for a display."""
+    if show:
+        import matplotlib.pyplot as plt
+
+        return plt.figure(layout="constrained")
     return Figure(layout="constrained")
 
 
@@ -51,12 +46,14 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 @contextmanager
 def style(font_size: float = STYLE["font.size"], label_size: float | None = None) -> Iterator[None]:
-    """`label_size` is that of what stands beside the axes."""
-    labels = {"axes.labelsize": label_size} if label_size is not None else {}
-    with matplotlib.rc_context({**STYLE, "font.size": font_size, **labels}):
+    """Draw in this project's style; `label_size` is the font size of axis labels."""
+    options = {**STYLE, "font.size": font_size}
+    if label_size is not None:
+        options["axes.labelsize"] = label_size
+    with matplotlib.rc_context(options):
         yield
 
 
-def line_style(i: int) -> dict[str, str]:
-    """Color and dashes of the i-th of several lines."""
+def line_style(i: int) -> dict[str, Any]:
+    """Color and dashes of line `i` of several."""
     return {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i // len(COLORS) % len(DASHES)]}

@@ -10,13 +10,13 @@ DIGITS = ("--train.num_threads", 1)
 
 def suggested(capsys, *argv: object) -> float:
     assert run_tool(lambda: find_lr.main([str(word) for word in argv])) == 0
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said.strip().startswith("--train.optim.lr ")
-    return float(said.split()[-1])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.strip().startswith("--train.optim.lr ")
+    return float(line.split()[-1])
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-def test_what_it_suggests_for_lenet_on_digits_trains_well(tmp_path, capsys, optimizer):
+def test_the_suggestion_for_lenet_on_digits_trains_well(tmp_path, capsys, optimizer):
     chosen = ("--train.optim.type", optimizer)
     lr = suggested(capsys, *DIGITS, *chosen, "-o", tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
@@ -28,7 +28,7 @@ def test_the_suggestion_is_a_tenth_of_the_rate_of_the_lowest_loss():
     assert Curve([0.01, 0.1, 1.0, 10.0], [2.0, 1.5, 0.5, 3.0]).suggestion == pytest.approx(0.1)
 
 
-def test_the_rates_rise_by_the_same_factor_and_it_stops_where_the_loss_diverges():
+def test_the_rates_rise_by_a_constant_factor_until_the_loss_diverges():
     from engine import load_config
     from engine.build import build
     from engine.devices.accelerator import make_accelerator
@@ -41,7 +41,7 @@ def test_the_rates_rise_by_the_same_factor_and_it_stops_where_the_loss_diverges(
     assert len(curve.losses) == len(curve.rates) < 61
 
 
-def test_it_suggests_for_the_batch_that_scale_lr_names(tmp_path, capsys):
+def test_the_suggestion_is_for_the_batch_size_of_scale_lr(tmp_path, capsys):
     plain = suggested(capsys, *DIGITS, "-o", tmp_path / "a.png", "--train.batch_size", 64)
     scaled = suggested(capsys, *DIGITS, "-o", tmp_path / "a.png", "--train.batch_size", 64, "--train.scale_lr", 32)
     assert scaled == pytest.approx(plain / 2, rel=0.05)
@@ -56,7 +56,7 @@ def test_it_suggests_for_the_batch_that_scale_lr_names(tmp_path, capsys):
         (("-o", "curve.txt"), "-o curve.txt"),
     ],
 )
-def test_a_mistake_is_one_line(capsys, argv, says):
+def test_a_mistake_is_a_one_line_error(capsys, argv, says):
     assert run_tool(lambda: find_lr.main([str(word) for word in (*DIGITS, *argv)])) == 2
     line = capsys.readouterr().err.strip()
     assert says in line

@@ -17,11 +17,12 @@ from engine.inference.trained import load_trained
 from tests import on_disk
 from tests.running import ROOT, run_command, run_main
 from tools.predict import main
+from tools.predictions.formats import mask_paths
 
 
 def predict(capsys, *argv, code=0):
-    """What is printed, and what is said on stderr."""
-    capsys.readouterr()  # what a training in this process has said
+    """Run predict.py; return its stdout and stderr."""
+    capsys.readouterr()  # the output of a training in this process
     assert run_tool(lambda: main([str(word) for word in argv])) == code
     return capsys.readouterr()
 
@@ -51,14 +52,14 @@ def of_files(tmp_path_factory):
 
 
 def probabilities(run):
-    """Of the whole validation split, from the data set itself."""
+    """Predictions for the whole validation split, read from the dataset itself."""
     trained = load_trained(run, {})
     with torch.no_grad():
         of_batches = [trained.task.predict(trained.model, batch) for batch in trained.data.loader("valid").batches()]
     return torch.cat(of_batches), trained.classes
 
 
-def test_the_images_of_a_set_in_memory_get_the_probabilities_of_its_evaluation(small_runs, digits, capsys):
+def test_images_of_an_in_memory_dataset_get_the_probabilities_of_its_evaluation(small_runs, digits, capsys):
     found = rows(predict(capsys, small_runs["lenet"], digits).out)
     expected, classes = probabilities(small_runs["lenet"])
     assert [row["filename"] for row in found] == [str(digits / f"{i:04d}.png") for i in range(len(expected))]
@@ -66,7 +67,7 @@ def test_the_images_of_a_set_in_memory_get_the_probabilities_of_its_evaluation(s
     torch.testing.assert_close(torch.tensor([float(row["probability"]) for row in found]), expected.amax(1))
 
 
-def test_images_in_files_get_the_probabilities_of_their_evaluation_whatever_the_batches_and_workers(of_files, capsys):
+def test_images_in_files_get_the_probabilities_of_their_evaluation_for_any_batch_size_and_workers(of_files, capsys):
     run, images = of_files
     expected, classes = probabilities(run)
     for options in ((), ("--batch_size", 2), ("--batch_size", 4, "--dataloader.num_workers", 2)):
@@ -81,26 +82,26 @@ def test_images_in_files_get_the_probabilities_of_their_evaluation_whatever_the_
             )
 
 
-def test_what_cannot_be_read_is_named_at_the_end_and_the_others_are_predicted(of_files, tmp_path, capsys):
+def test_unreadable_images_are_listed_at_the_end_and_the_others_are_predicted(of_files, tmp_path, capsys):
     run, images = of_files
     good = sorted(images.rglob("*.jpg"))[0]
     (tmp_path / "a.jpg").write_bytes(b"no image")
     (tmp_path / "b.jpg").write_bytes(good.read_bytes())
     (tmp_path / "c.jpg").write_bytes(good.read_bytes()[:200])
-    said = predict(capsys, run, tmp_path, "-o", tmp_path / "out.csv", "--batch_size", 1, code=1)
+    printed = predict(capsys, run, tmp_path, "-o", tmp_path / "out.csv", "--batch_size", 1, code=1)
     (found,) = rows((tmp_path / "out.csv").read_text())
     assert found["filename"] == str(tmp_path / "b.jpg")
-    *named, last = said.err.splitlines()
+    *named, last = printed.err.splitlines()
     assert [line.partition(":")[0] for line in named[-2:]] == [str(tmp_path / name) for name in ("a.jpg", "c.jpg")]
     assert last == "error: 2 of 3 images can't be read; the others are predicted"
 
 
-def test_where_none_can_be_read_the_list_is_empty(of_files, tmp_path, capsys):
+def test_json_is_an_empty_list_if_no_image_can_be_read(of_files, tmp_path, capsys):
     (tmp_path / "a.jpg").write_bytes(b"no image")
     assert json.loads(predict(capsys, of_files[0], tmp_path / "a.jpg", "--json", code=1).out) == []
 
 
-def test_names_that_are_no_text_come_out_as_the_bytes_they_are(of_files, tmp_path):
+def test_file_names_that_are_not_utf8_are_written_as_their_bytes(of_files, tmp_path):
     run, images = of_files
     name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     with open(name, "wb") as file:
@@ -110,21 +111,21 @@ def test_names_that_are_no_text_come_out_as_the_bytes_they_are(of_files, tmp_pat
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "googlenet", "vit"])
-def test_every_kind_of_network_predicts_a_photograph(small_runs, architecture, tmp_path, capsys):
+def test_every_architecture_predicts_a_photo(small_runs, architecture, tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     found = rows(predict(capsys, small_runs[architecture], tmp_path / "photo.png", "--top_k", 10).out)
     assert sum(float(row["probability"]) for row in found) == pytest.approx(1, abs=1e-4)
     assert {row["class"] for row in found} == set(load_trained(small_runs[architecture], {}).classes)
 
 
-def test_a_model_by_its_name_predicts_too(of_files, tmp_path, capsys):
+def test_a_model_name_instead_of_a_run(of_files, tmp_path, capsys):
     (image, *_) = sorted(of_files[1].rglob("*.jpg"))
     argv = ("timm/resnet10t", image, "--model.pretrained", "false", "--top_k", 2)
     assert len(rows(predict(capsys, *argv).out)) == 2
 
 
-def test_many_images_take_no_more_memory_than_few(digits, small_runs, tmp_path):
-    """A process measures itself. Links to the same few files make a long list."""
+def test_memory_does_not_grow_with_the_number_of_images(digits, small_runs, tmp_path):
+    """Measured by the process itself, on many links to a few files."""
     images = sorted(digits.iterdir())
     for i in range(6000):
         name = tmp_path / ("few" if i < 200 else "many") / f"{i:05d}.png"
@@ -144,7 +145,7 @@ def test_many_images_take_no_more_memory_than_few(digits, small_runs, tmp_path):
     assert float(many) - float(few) < 12  # MiB; the images alone, as floats, would be 17
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(small_runs, digits):
+def test_a_reader_that_closes_the_pipe_is_not_an_error(small_runs, digits):
     command = [sys.executable, "tools/predict.py", small_runs["lenet"], digits, "--top_k", "10"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "filename,class,probability\n"
@@ -152,8 +153,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(small_runs, digits):
     assert (process.wait(timeout=120), process.stderr.read()) == (0, "")
 
 
-def test_ctrl_c_ends_it_with_its_workers(small_runs, digits, tmp_path):
-    """What it prints of so many images doesn't fit into a pipe, so it can't be done before the signal comes."""
+def test_ctrl_c_ends_the_program_and_its_workers(small_runs, digits, tmp_path):
+    """The output for so many images doesn't fit into a pipe, so the program is still running when the signal comes."""
     images = sorted(digits.iterdir())
     for i in range(600):
         (tmp_path / f"{i:05d}.png").symlink_to(images[i % len(images)])
@@ -175,7 +176,7 @@ def test_ctrl_c_ends_it_with_its_workers(small_runs, digits, tmp_path):
         if not has_processes(process.pid):
             return
         time.sleep(0.1)
-    pytest.fail("a worker has outlived the program")
+    pytest.fail("a worker is still running after the program ended")
 
 
 def has_processes(group):
@@ -190,7 +191,7 @@ def has_processes(group):
     ("argv", "code", "says"),
     [
         (["{tmp}/none.jpg"], 1, "none.jpg: no such image"),
-        (["{tmp}/empty"], 1, "empty: there is no image in this folder (.jpg"),
+        (["{tmp}/empty"], 1, "empty: no image in this folder (.jpg"),
         (["{tmp}/*.png"], 1, "*.png: no image matches"),
         ([], 2, "IMAGE"),
         (["{image}", "--top_k", "11"], 2, "--top_k 11: "),
@@ -200,18 +201,18 @@ def has_processes(group):
         (["{image}", "-o", "{image}/out.csv"], 1, "out.csv can't be written: "),
     ],
 )
-def test_a_mistake_is_one_line(small_runs, digits, tmp_path, capsys, argv, code, says):
+def test_a_mistake_is_a_one_line_error(small_runs, digits, tmp_path, capsys, argv, code, says):
     (tmp_path / "empty").mkdir()
     words = [word.format(tmp=tmp_path, image=digits / "0000.png") for word in argv]
-    said = predict(capsys, small_runs["lenet"], *words, code=code)
-    (line,) = said.err.splitlines()
+    printed = predict(capsys, small_runs["lenet"], *words, code=code)
+    (line,) = printed.err.splitlines()
     assert line.startswith("error: ")
     assert says in line
 
 
-def test_a_path_that_is_no_run_is_one_line(digits, tmp_path, capsys):
-    said = predict(capsys, tmp_path, digits, code=1)
-    assert said.err == f"error: {tmp_path} is neither a run folder with a checkpoint nor a checkpoint\n"
+def test_a_path_without_a_run_is_a_one_line_error(digits, tmp_path, capsys):
+    printed = predict(capsys, tmp_path, digits, code=1)
+    assert printed.err == f"error: {tmp_path} is neither a run folder with a checkpoint nor a checkpoint\n"
 
 
 def test_help_has_examples_and_needs_no_torch():
@@ -219,3 +220,9 @@ def test_help_has_examples_and_needs_no_torch():
     finished = run_command("python", "-c", check)
     assert finished.returncode == 0, finished.stderr
     assert "python tools/predict.py runs/first photo.jpg" in finished.stdout
+
+
+def test_masks_of_images_that_differ_in_the_suffix_have_different_names(tmp_path):
+    names = ["/a/b/1.jpg", "/a/b/1.png", "/a/c/1.jpg"]
+    assert mask_paths(tmp_path, names) == [tmp_path / name for name in ("b/1.jpg.png", "b/1.png.png", "c/1.jpg.png")]
+    assert mask_paths(tmp_path, names[1:]) == [tmp_path / name for name in ("b/1.png", "c/1.png")]

@@ -25,31 +25,31 @@ def verify(capsys, *argv):
     return code, capsys.readouterr()
 
 
-def test_a_sound_folder_gives_0_and_writes_no_list(config, tmp_path, capsys):
-    code, said = verify(capsys, "-c", config, "-o", tmp_path / "bad.txt")
+def test_without_unreadable_images_the_exit_code_is_0_and_no_list_is_written(config, tmp_path, capsys):
+    code, printed = verify(capsys, "-c", config, "-o", tmp_path / "bad.txt")
     assert code == 0
-    assert "0 of 33 images can't be read" in said.out
-    assert "33" in said.err, "no progress bar"
+    assert "0 of 33 images can't be read" in printed.out
+    assert "33" in printed.err, "no progress bar"
     assert not (tmp_path / "bad.txt").exists()
 
 
-def test_what_is_wrong_is_listed_for_an_exclusion_with_which_training_works(config, root, tmp_path, capsys):
+def test_unreadable_images_are_listed_and_training_works_without_them(config, root, tmp_path, capsys):
     truncated = root / "train" / "class_1" / "0003.jpg"
     truncated.write_bytes(truncated.read_bytes()[:-100])
     (root / "train" / "class_2" / "0000.jpg").write_bytes(b"")
     (root / "val" / "class_0" / "0002.jpg").write_text("no image")
     (root / "val" / "class_0" / "notes.txt").write_text("not meant as one")
     bad = tmp_path / "bad.txt"
-    code, said = verify(capsys, "-c", config, "-o", bad)
+    code, printed = verify(capsys, "-c", config, "-o", bad)
     assert code == 1
     for name, why in (
         ("train/class_1/0003.jpg", "truncated"),
         ("train/class_2/0000.jpg", "empty"),
         ("val/class_0/0002.jpg", "no image"),
     ):
-        assert any(name in line and why in line.lower() for line in said.out.splitlines()), said.out
-    assert "notes.txt: not used" in said.out
-    assert "3 of 33 images can't be read" in said.out
+        assert any(name in line and why in line.lower() for line in printed.out.splitlines()), printed.out
+    assert "notes.txt: not used" in printed.out
+    assert "3 of 33 images can't be read" in printed.out
     assert [line for line in bad.read_text().splitlines() if not line.startswith("#")] == [
         "train/class_1/0003.jpg",
         "train/class_2/0000.jpg",
@@ -60,18 +60,18 @@ def test_what_is_wrong_is_listed_for_an_exclusion_with_which_training_works(conf
     assert "3 images are left out" in capsys.readouterr().out
 
 
-def test_a_set_in_memory_is_read_once(capsys, data_root):
+def test_an_in_memory_dataset_is_read_once(capsys, data_root):
     options = ("--data.name", "MNIST", "--data.dataroot", data_root / "MNIST", "--data.verify", "false", "--data.img_size", 28)
-    code, said = verify(capsys, "-c", "configs/lenet_digits.yaml", *options)
+    code, printed = verify(capsys, "-c", "configs/lenet_digits.yaml", *options)
     assert code == 0
-    assert "all of its 80 images can be read" in said.out
+    assert "all of its 80 images can be read" in printed.out
 
 
-def test_a_mistake_is_one_line(config, capsys):
+def test_a_mistake_is_a_one_line_error(config, capsys):
     assert verify(capsys, "-c", "nowhere.yaml")[0] == 2
-    code, said = verify(capsys, "-c", config, "--data.dataroot", "/nowhere")
+    code, printed = verify(capsys, "-c", config, "--data.dataroot", "/nowhere")
     assert code == 1
-    assert said.err.startswith("error: /nowhere/train: no such folder")
+    assert printed.err.startswith("error: /nowhere/train: no such folder")
 
 
 def test_the_program_runs_as_a_file(config, tmp_path):

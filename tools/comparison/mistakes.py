@@ -15,8 +15,8 @@ from tqdm import tqdm
 from engine.config.errors import ConfigError, RunError
 from engine.inference.trained import load_trained
 from tools.comparison.rows import Row
-from tools.pictures.predictions import mistakes
-from tools.pictures.subject import expect_classes, samples_of
+from tools.pictures.predictions import find_mistakes
+from tools.pictures.subject import read_samples, require_classification
 
 MAX_SIDE = 128  # pixels
 LOSSLESS_SIDE = 64  # images of at most so many pixels are kept as they are
@@ -29,14 +29,14 @@ def mistakes_of(rows: Sequence[Row], n: int, overrides: Mapping[str, Any]) -> li
         step, samples, why_none = 0, [], None
         try:
             trained = load_trained(max(row.runs, key=lambda run: run.best or 0).path, overrides)
-            expect_classes(trained.task, trained.config, "mistakes")
-            step, indices = trained.step, mistakes(trained, "valid", n)
+            require_classification(trained.task, trained.config, "mistakes")
+            step, indices = trained.step, find_mistakes(trained, "valid", n)
             if indices:
-                subjects = samples_of(trained, "valid", indices)
+                chosen = read_samples(trained, "valid", indices)
                 with torch.no_grad():
-                    predictions = trained.task.predict(trained.model, (subjects.inputs, subjects.labels))
+                    predictions = trained.task.predict(trained.model, chosen.batch)
                 confidences, predicted = (part.tolist() for part in predictions.max(1))
-                for image, true, confidence, index in zip(subjects.images, subjects.names, confidences, predicted, strict=True):
+                for image, true, confidence, index in zip(chosen.images, chosen.names, confidences, predicted, strict=True):
                     sample = {"predicted": trained.classes[index], "confidence": confidence, "true": true}
                     samples.append({"picture": _data_url(image), **sample})
             else:

@@ -1,4 +1,4 @@
-"""The pictures of tools/visualize.py, one file each: `add_command(commands)` says what it takes, `run(args, overrides)` draws it.
+"""The pictures of tools/visualize.py: one module each, whose `run(args, overrides)` draws and saves it.
 
-The files that those share: output, subject, columns, activations, attention, cam.
+They share options, subject (which model, which images) and output. Computations are in activations, attention and layers.
 """

@@ -1,4 +1,4 @@
-"""Attention rollout: how much of each patch reaches the class token, through all layers.
+"""Attention rollout: how much each patch contributes to the class token, through all layers.
 
 Abnar, Zuidema (2020): Quantifying Attention Flow in Transformers. https://arxiv.org/abs/2005.00928
 """
@@ -15,16 +15,16 @@ from engine.config.errors import ConfigError
 
 
 class AttentionWeights(TorchFunctionMode):
-    """Notes the weights of every attention, B heads N N, which a fused one doesn't give away: they are computed beside it."""
+    """Collects the weights of every attention, B heads N N. Fused attention doesn't return them, so they are computed again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Tensor] = []
+        self.weights: list[Tensor] = []
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
-            self.seen.append(attention_weights(*args, **kwargs))
+            self.weights.append(attention_weights(*args, **kwargs))
         return function(*args, **kwargs)
 
 
@@ -40,38 +40,34 @@ def attention_weights(
 
 @torch.no_grad()
 def rollout(model: nn.Module, inputs: Tensor) -> Tensor:
-    """B N N: how much of each token (column) is in each token (row) after the last layer. Rows sum to one.
+    """B N N: the share of each input token (column) in each output token (row) of the last layer. Rows sum to one.
 
-    The shortcut around an attention is one half, the mean over its heads the other.
+    The shortcut around an attention contributes one half, the mean over its heads the other.
     """
-    layers = _weights_of_all(model, inputs)
+    layers = global_attention(model, inputs)
     if layers is None:
-        raise ConfigError(f"{type(model).__name__} has no attention of all its tokens to all in every layer; --method gradcam")
-    rolled = own = torch.eye(layers[0].shape[-1], device=inputs.device)
+        raise ConfigError(f"{type(model).__name__} has no attention between all tokens in every layer; use --method gradcam")
+    rolled = identity = torch.eye(layers[0].shape[-1], device=inputs.device)
     for weights in layers:
-        rolled = (0.5 * weights.float().mean(1) + 0.5 * own) @ rolled
+        rolled = (0.5 * weights.float().mean(1) + 0.5 * identity) @ rolled
     return rolled
 
 
 @torch.no_grad()
-def attends_to_all(model: nn.Module, inputs: Tensor) -> bool:
-    return _weights_of_all(model, inputs) is not None
-
-
-def _weights_of_all(model: nn.Module, inputs: Tensor) -> list[Tensor] | None:
-    """Of each layer; None where they are not of all tokens to all, as in windows or without any attention."""
+def global_attention(model: nn.Module, inputs: Tensor) -> list[Tensor] | None:
+    """The attention weights of each layer; None without any, and if they aren't between all tokens, as with windows."""
     with AttentionWeights() as attention:
         model(inputs)
-    sizes = {len(weights) for weights in attention.seen}
-    shapes = {tuple(weights.shape[-2:]) for weights in attention.seen}
+    sizes = {len(weights) for weights in attention.weights}
+    shapes = {tuple(weights.shape[-2:]) for weights in attention.weights}
     is_square = len(shapes) == 1 and len(set(next(iter(shapes)))) == 1
-    return attention.seen if is_square and sizes == {len(inputs)} else None
+    return attention.weights if is_square and sizes == {len(inputs)} else None
 
 
 def rollout_maps(model: nn.Module, inputs: Tensor) -> Tensor:
-    """B H W over the patches: of the class token or, where there is none, the mean over all patches."""
+    """B H W over the patches: their shares in the class token or, without one, the mean over all patches."""
     rolled = rollout(model, inputs)
     side = math.isqrt(rolled.shape[-1])
-    n_others = rolled.shape[-1] - side**2  # tokens in front that are no patches
-    of_patches = rolled[:, 0, n_others:] if n_others else rolled.mean(1)
-    return of_patches.unflatten(1, (side, side))
+    n_others = rolled.shape[-1] - side**2  # tokens before the patches
+    shares = rolled[:, 0, n_others:] if n_others else rolled.mean(1)
+    return shares.unflatten(1, (side, side))

@@ -1,105 +1,104 @@
-"""Where a model looks: Grad-CAM, and the attention rollout of a Vision Transformer."""
+"""The image regions that a prediction depends on: Grad-CAM, and the attention rollout of a Vision Transformer.
+
+Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra (2017): Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+Localization. https://arxiv.org/abs/1610.02391
+"""
 
 from argparse import Namespace
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine.config.errors import ConfigError
-from tools.pictures.columns import Row, draw_columns
-from tools.pictures.output import add_output, deliver, new_figure
-from tools.pictures.subject import SOURCE, USAGE, add_images, add_source, expect_classes, name_of, open_source, subjects_of
+from engine.plots.images import Row, class_titles, draw_images
+from engine.plots.style import HEAT, new_figure
+from tools.pictures.activations import as_map, captured
+from tools.pictures.attention import global_attention, rollout_maps
+from tools.pictures.output import save_pictures
+from tools.pictures.subject import model_title, open_classifier, read_images
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-EXAMPLES = """
-Grad-CAM answers for a class, the predicted one or --target, and looks at the last stage that has 7x7 places or more, or at
---layer. The rollout follows attention from layer to layer to the class token, whatever the class; it is the default where every
-layer attends to all patches.
-
-examples:
-  python tools/visualize.py gradcam runs/first
-  python tools/visualize.py gradcam resnet50 photo.jpg --target "tabby"
-  python tools/visualize.py gradcam timm/vit_small_patch16_224 photos/ --method gradcam --layer blocks.9.norm1
-"""
+FINE_ENOUGH = 7  # places along a side, as in the last stage of an ImageNet network; coarser maps of small images show nothing
 
 
-def add_command(commands: Any) -> None:
-    parser = commands.add_parser(
-        "gradcam",
-        help="where a model looks",
-        description=__doc__,
-        epilog=SOURCE + EXAMPLES,
-        usage="%(prog)s RUN_OR_MODEL [IMAGE ...] [--method gradcam|rollout] [--target CLASS] [--layer NAME] "
-        "[--n N | --samples I ...] [--split SPLIT] " + USAGE,
-    )
-    add_source(parser)
-    add_images(parser, n=8)
-    parser.add_argument("--method", choices=("gradcam", "rollout"), help="default: rollout for a ViT, gradcam for others")
-    parser.add_argument("--target", metavar="CLASS", help="by its name or number (default: the predicted one)")
-    parser.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last stage that is fine enough)")
-    add_output(parser, "gradcam.png, in figures/ of a run")
-    parser.set_defaults(run=run)
-
-
-def run(args: Namespace, overrides: dict[str, Any]) -> int:
-    import torch
-
-    from engine.plots.images import class_titles
-    from tools.pictures.attention import attends_to_all, rollout_maps
-    from tools.pictures.cam import default_layer, gradcam
-
+def run(args: Namespace, overrides: dict[str, Any]) -> None:
     if args.method == "rollout" and (args.target or args.layer):
-        raise ConfigError("--target and --layer are for --method gradcam: the rollout is of all layers, and of no class")
-    trained = open_source(args, overrides)
-    expect_classes(trained.task, trained.config, "gradcam")
-    target = class_number(args.target, trained.classes) if args.target is not None else None
-    subjects = subjects_of(args, trained)
-    may_roll = args.method is None and args.target is None and args.layer is None
-    if args.method == "rollout" or (may_roll and attends_to_all(trained.model, subjects.inputs[:1])):
-        maps, how = rollout_maps(trained.model, subjects.inputs), "attention rollout"
+        raise ConfigError("--target and --layer are for --method gradcam: the rollout uses all layers, and no class")
+    trained = open_classifier(args, overrides)
+    target = find_class(args.target, trained.classes) if args.target is not None else None
+    samples = read_images(args, trained)
+    inputs, labels = samples.batch
+    is_free = args.method is None and args.target is None and args.layer is None
+    if args.method == "rollout" or (is_free and global_attention(trained.model, inputs[:1]) is not None):
+        maps, name, details = rollout_maps(trained.model, inputs), "attention rollout", ""
     else:
-        layer = args.layer or default_layer(trained.model, subjects.inputs)
-        targets = None if target is None else torch.full((len(subjects.inputs),), target, device=subjects.inputs.device)
-        maps, _ = gradcam(trained.model, subjects.inputs, layer, targets)
-        how = f"Grad-CAM at {layer}" + (f" for {trained.classes[target]}" if target is not None else "")
+        layer = args.layer or default_layer(trained.model, inputs)
+        targets = None if target is None else torch.full((len(inputs),), target, device=inputs.device)
+        maps, _ = gradcam(trained.model, inputs, layer, targets)
+        name, details = "Grad-CAM", f" at {layer}" + (f" for {trained.classes[target]}" if target is not None else "")
     with torch.no_grad():
-        probabilities = trained.task.predict(trained.model, (subjects.inputs, subjects.labels)).cpu()
-    images = subjects.images.cpu()
-    seen = Row(how.partition(" at ")[0], overlay(images, over_image(maps, images.shape[-1]).cpu()))
-    image = Row("image", images, *class_titles(probabilities, trained.classes, subjects.labels, subjects.names))
-    draw_columns(figure := new_figure(args), [image, seen], f"{name_of(trained)}: {how}")
-    deliver({"gradcam": figure}, args, trained.run_dir, trained.step)
-    return 0
+        probabilities = trained.task.predict(trained.model, samples.batch).cpu()
+    images = samples.images.cpu()
+    rows = [
+        Row("image", images, *class_titles(probabilities, trained.classes, labels, samples.names)),
+        Row(name, blend_heat(images, heat_of(maps, images.shape[-1]).cpu())),
+    ]
+    draw_images(figure := new_figure(show=args.show), rows, f"{model_title(trained)}: {name}{details}")
+    save_pictures({"gradcam": figure}, args, trained.run_dir, trained.step)
 
 
-def class_number(said: str, classes: Sequence[str]) -> int:
+def gradcam(model: nn.Module, inputs: Tensor, layer: str, targets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The maps B H W, non-negative, in the resolution of a layer, and the logits. Default `targets`: the predicted classes."""
+    with torch.enable_grad(), captured(model, [layer], copy=False) as outputs:
+        logits = model(inputs.clone().requires_grad_())  # so that a frozen model has gradients, too
+        targets = logits.argmax(1) if targets is None else targets
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(logits.gather(1, targets.unsqueeze(1)).sum(), outputs[layer])
+    features, gradient = as_map(outputs[layer].detach()), as_map(gradient)
+    weights = gradient.mean((2, 3), keepdim=True)
+    return (weights * features).sum(1).relu(), logits.detach()
+
+
+@torch.no_grad()
+def default_layer(model: nn.Module, inputs: Tensor) -> str:
+    """The last stage that is fine enough, or the finest one. For a ViT, the input of the last block, because the outputs of its
+    patches don't reach the classifier."""
+    stages = [stage["module"] for stage in getattr(model, "feature_info", [])]
+    if not stages:
+        raise ConfigError(f"{type(model).__name__} doesn't list its stages; give the name of a layer with --layer")
+    with captured(model, stages, copy=True) as outputs:
+        model(inputs[:1])
+    blocks = getattr(model, "blocks", None)
+    if outputs[stages[-1]].ndim == 3 and isinstance(blocks, (nn.Sequential, nn.ModuleList)):
+        return f"blocks.{len(blocks) - 1}.norm1"
+    sides = {stage: as_map(outputs[stage]).shape[-1] for stage in stages}
+    return next((stage for stage in reversed(stages) if sides[stage] >= FINE_ENOUGH), max(stages, key=sides.__getitem__))
+
+
+def find_class(text: str, classes: Sequence[str]) -> int:
+    """The number of the class of this name or number."""
     lower = [name.lower() for name in classes]
-    if said.lower() in lower:
-        return lower.index(said.lower())
-    if said.isdecimal() and int(said) < len(classes):
-        return int(said)
-    near = get_close_matches(said.lower(), lower, n=3)
+    if text.lower() in lower:
+        return lower.index(text.lower())
+    if text.isdecimal() and int(text) < len(classes):
+        return int(text)
+    near = get_close_matches(text.lower(), lower, n=3)
     hint = f"did you mean {' or '.join(classes[lower.index(name)] for name in near)}?" if near else f"there are {len(classes):,}"
-    raise ConfigError(f"--target {said}: no such class; {hint}")
+    raise ConfigError(f"--target {text}: no such class; {hint}")
 
 
-def over_image(maps: "Tensor", size: int) -> "Tensor":
-    """B H W, laid over the image and scaled to reach from 0 to 1 in each."""
-    from torch.nn import functional as F
-
+def heat_of(maps: Tensor, size: int) -> Tensor:
+    """Maps B H W, resized to the image and scaled to the range from 0 to 1 each."""
     maps = F.interpolate(maps.unsqueeze(1), (size, size), mode="bilinear")[:, 0]
     lowest, highest = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - lowest) / (highest - lowest).clamp_min(1e-12)
 
 
-def overlay(images: "Tensor", heat: "Tensor") -> "Tensor":
-    """N 3 H W: dark where the model doesn't look, and light where it does."""
-    import matplotlib
-    import torch
-
-    from engine.plots.style import HEAT
-
+def blend_heat(images: Tensor, heat: Tensor) -> Tensor:
+    """Heat B H W as colors, dark to light, over the gray images: B 3 H W."""
     colors = torch.from_numpy(matplotlib.colormaps[HEAT](heat.numpy())[..., :3]).permute(0, 3, 1, 2).float()
     return 0.4 * images.mean(1, keepdim=True) + 0.6 * colors

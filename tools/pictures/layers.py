@@ -1,8 +1,7 @@
 """The layers of a model, measured: shapes, parameters, multiply-accumulates and time."""
 
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -11,15 +10,15 @@ from torch import Tensor, nn
 
 from engine.run.macs import count
 
-FORWARDS = 10  # that are timed, after one that isn't; the fastest counts, since it was disturbed least
-WITHOUT_EFFECT = ("Identity", "Dropout", "DropPath", "StochasticDepth")  # in an evaluation
+FORWARDS = 10  # that are timed, after one for warm-up; the fastest counts, as the least disturbed one
+WITHOUT_EFFECT = ("Identity", "Dropout", "DropPath", "StochasticDepth")  # in evaluation mode
 
 
 @dataclass(frozen=True)
 class Layer:
     name: str
     kind: str
-    shape: tuple[int, ...] | None  # of what it gives for one image; None where an evaluation doesn't use it
+    shape: tuple[int, ...] | None  # of the output for one image; None if unused in evaluation mode
     params: int
     macs: int
     seconds: float
@@ -27,87 +26,73 @@ class Layer:
 
 @torch.no_grad()
 def layers_of(model: nn.Module, inputs: Tensor, depth: int) -> list[Layer]:
-    """The modules `depth` levels down, or above where there are no more, as they run. Each parameter is in one of them.
+    """Measure the modules `depth` levels down, or above if there are fewer levels, in execution order.
 
-    The last layer is the whole; what is in none of the modules stands before it.
+    Each parameter is in one of them. Two layers follow: "elsewhere", the work outside these modules, and "all", the model.
     """
     model.eval()
-    shapes, seconds = _forwards(model, inputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
-        counted = count(model, inputs.shape[1], inputs.shape[2])
-    modules = dict(model.named_modules())
-    layers = [
-        Layer(
-            name,
-            type(modules[name]).__name__,
-            shapes.get(name),
-            sum(p.numel() for p in modules[name].parameters()),
-            counted.modules.get(name, 0),
-            seconds.get(name, 0.0),
-        )
-        for name in _parts(model, "", shapes, depth)
-    ]
-    layers = [layer for layer in layers if layer.params or layer.macs or layer.kind not in WITHOUT_EFFECT]
-    order = list(shapes)
-    layers.sort(key=lambda layer: order.index(layer.name) if layer.name in shapes else len(order))
-    between = Layer(
-        "elsewhere",
-        "",
-        None,
-        counted.params - sum(layer.params for layer in layers),
-        counted.macs - sum(layer.macs for layer in layers),
-        max(0.0, seconds[""] - sum(layer.seconds for layer in layers)),
-    )
+    shapes, seconds = _time_forwards(model, inputs)
+    counted = count(model, inputs.shape[1], inputs.shape[2])
+    layers = []
+    for name in _names(model, "", shapes, depth):
+        module = model.get_submodule(name)
+        params, macs = sum(p.numel() for p in module.parameters()), counted.modules.get(name, 0)
+        if params or macs or type(module).__name__ not in WITHOUT_EFFECT:
+            layers.append(Layer(name, type(module).__name__, shapes.get(name), params, macs, seconds.get(name, 0.0)))
+    order = {name: i for i, name in enumerate(shapes)}
+    layers.sort(key=lambda layer: order.get(layer.name, len(order)))
+    params = counted.params - sum(layer.params for layer in layers)
+    macs = counted.macs - sum(layer.macs for layer in layers)
+    elsewhere = Layer("elsewhere", "", None, params, macs, max(0.0, seconds[""] - sum(layer.seconds for layer in layers)))
     whole = Layer("all", type(model).__name__, shapes[""], counted.params, counted.macs, seconds[""])
-    return [*layers, between, whole]
+    return [*layers, elsewhere, whole]
 
 
-def _forwards(model: nn.Module, inputs: Tensor) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:
-    """Of every module that is used, in the order of their first use: the shape of its output, and its time in a forward."""
+def _time_forwards(model: nn.Module, inputs: Tensor) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:
+    """The output shape and the time of every module that is called, in the order of the first calls."""
     shapes: dict[str, tuple[int, ...]] = {}
-    begun: dict[str, float] = {}
-    spent: dict[str, list[float]] = defaultdict(list)
+    started: dict[str, float] = {}
+    times: dict[str, list[float]] = defaultdict(list)  # of each module, in each forward pass
 
-    def begin(name: str) -> None:
+    def start(name: str) -> None:
         shapes.setdefault(name, ())
-        _wait(inputs)
-        begun[name] = perf_counter()
+        _synchronize(inputs)
+        started[name] = perf_counter()
 
-    def end(name: str, output: object) -> None:
-        _wait(inputs)
-        spent[name][-1] += perf_counter() - begun[name]
+    def stop(name: str, output: object) -> None:
+        _synchronize(inputs)
+        times[name][-1] += perf_counter() - started[name]
         output = output[0] if isinstance(output, (tuple, list)) else output
         shapes[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
     hooks = []
     for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda module, given, name=name: begin(name)))
-        hooks.append(module.register_forward_hook(lambda module, given, output, name=name: end(name, output)))
+        hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: start(name)))
+        hooks.append(module.register_forward_hook(lambda module, inputs, output, name=name: stop(name, output)))
     try:
         for _ in range(1 + FORWARDS):
             for name, _ in model.named_modules():
-                spent[name].append(0.0)
+                times[name].append(0.0)
             model(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    fastest = min(range(1, 1 + FORWARDS), key=spent[""].__getitem__)
-    return shapes, {name: times[fastest] for name, times in spent.items()}
+    fastest = min(range(1, 1 + FORWARDS), key=times[""].__getitem__)
+    return shapes, {name: of_module[fastest] for name, of_module in times.items()}
 
 
-def _wait(inputs: Tensor) -> None:
+def _synchronize(inputs: Tensor) -> None:
     if inputs.device.type != "cpu":
         torch.accelerator.synchronize()
 
 
-def _parts(module: nn.Module, name: str, used: dict[str, tuple[int, ...]], depth: int) -> Iterator[str]:
-    """Names that together hold every parameter of the submodules. What is never called itself, as a list, is taken apart."""
+def _names(module: nn.Module, prefix: str, called: Collection[str], depth: int) -> Iterator[str]:
+    """Names of submodules that together have every parameter. Containers that are never called, such as lists, add no level."""
     for child_name, child in module.named_children():
-        path = f"{name}.{child_name}".lstrip(".")
-        has_more = any(True for _ in child.children())
-        within = any(known.startswith(f"{path}.") for known in used)
-        if has_more and within and (depth > 1 or path not in used):
-            yield from _parts(child, path, used, depth - 1)
+        name = f"{prefix}.{child_name}".lstrip(".")
+        has_children = any(True for _ in child.children())
+        calls_children = any(other.startswith(f"{name}.") for other in called)
+        if has_children and calls_children and (depth > 1 or name not in called):
+            yield from _names(child, name, called, depth - 1)
         else:
-            yield path
+            yield name

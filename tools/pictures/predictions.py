@@ -1,101 +1,58 @@
-"""Images with the class that a model sees in them, how sure it is, and the true class where it is another; or with the masks or
-boxes that it finds, beside the true ones."""
+"""Images with the predicted class, its probability and the true class of mistakes; or with predicted and true masks or boxes."""
 
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from engine.config.errors import ConfigError
-from tools.pictures.output import add_output, deliver, new_figure
-from tools.pictures.scenes import draw_predictions as draw_scenes
-from tools.pictures.scenes import is_of_scenes
-from tools.pictures.subject import (
-    SOURCE,
-    USAGE,
-    add_images,
-    add_source,
-    expect_classes,
-    expect_positive,
-    name_of,
-    open_source,
-    samples_of,
-    subjects_of,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from engine.inference.trained import Trained
-
-EXAMPLES = """
-examples:
-  python tools/visualize.py predictions runs/first
-  python tools/visualize.py predictions runs/first --wrong --n 16 --split test
-  python tools/visualize.py predictions timm/convnext_tiny photos/*.jpg
-"""
+from engine.evaluate import readable
+from engine.inference.trained import Trained
+from engine.plots.images import Row, class_titles, draw_images
+from engine.plots.style import new_figure
+from engine.tasks.detection import Detection
+from engine.tasks.segmentation import Segmentation
+from tools.pictures.output import save_pictures
+from tools.pictures.subject import model_title, open_source, read_images, read_samples, require_classification, require_positive
 
 
-def add_command(commands: Any) -> None:
-    parser = commands.add_parser(
-        "predictions",
-        help="images with their predicted and true class",
-        description=__doc__,
-        epilog=SOURCE + EXAMPLES,
-        usage="%(prog)s RUN_OR_MODEL [IMAGE ...] [--wrong] [--n N | --samples I ...] [--split SPLIT] " + USAGE,
-    )
-    add_source(parser)
-    add_images(parser, n=32)
-    parser.add_argument("--wrong", action="store_true", help="the mistakes of the whole split that it is surest of")
-    add_output(parser, "predictions.png or mistakes.png, in figures/ of a run")
-    parser.set_defaults(run=run)
-
-
-def run(args: Namespace, overrides: dict[str, Any]) -> int:
+def run(args: Namespace, overrides: dict[str, Any]) -> None:
     if args.wrong and (args.images or args.samples):
-        raise ConfigError("--wrong looks through the split: without images and --samples")
+        raise ConfigError("--wrong searches the whole split: not with images or --samples")
     trained = open_source(args, overrides)
-    figure = new_figure(args)
-    if is_of_scenes(trained.task):
-        draw_scenes(figure, args, trained)
-    elif not draw_classes(figure, args, trained):
-        print(f"no mistake in {args.split}: there is nothing to draw")
-        return 0
-    figure.suptitle(f"{name_of(trained)}: {'surest mistakes' if args.wrong else 'predictions'}", fontsize=10)
-    deliver({"mistakes" if args.wrong else "predictions": figure}, args, trained.run_dir, trained.step)
-    return 0
-
-
-def draw_classes(figure: "Figure", args: Namespace, trained: "Trained") -> bool:
-    """Whether there is anything to draw."""
-    import torch
-
-    from engine.plots.images import class_titles, draw_images
-
-    expect_classes(trained.task, trained.config, "predictions")
+    task = trained.task
+    has_classes = not isinstance(task, (Detection, Segmentation))
+    if has_classes:
+        require_classification(task, trained.config, "predictions")
+    elif args.wrong:
+        raise ConfigError(f"--wrong: only for classification, and task is {trained.config.task}")
     if args.wrong:
-        wrong = mistakes(trained, args.split, expect_positive("--n", args.n))
+        wrong = find_mistakes(trained, args.split, require_positive("--n", args.n))
         if not wrong:
-            return False
-        subjects = samples_of(trained, args.split, wrong)
+            print(f"no mistake in {args.split}: there is nothing to draw")
+            return
+        samples = read_samples(trained, args.split, wrong)
     else:
-        subjects = subjects_of(args, trained)
+        samples = read_images(args, trained)
     with torch.no_grad():
-        probabilities = trained.task.predict(trained.model, (subjects.inputs, subjects.labels)).cpu()
-    titles, colors = class_titles(probabilities, trained.classes, subjects.labels, subjects.names)
-    draw_images(figure, subjects.images, titles, colors)
-    return True
+        predictions = task.predict(trained.model, samples.batch)
+    figure = new_figure(show=args.show)
+    if isinstance(task, (Detection, Segmentation)):
+        task.draw(samples.images, samples.batch, predictions, figure)
+    else:
+        titles, colors = class_titles(predictions.cpu(), trained.classes, samples.batch[1], samples.names)
+        draw_images(figure, [Row("", samples.images, titles, colors)])
+    figure.suptitle(f"{model_title(trained)}: {'surest mistakes' if args.wrong else 'predictions'}", fontsize=10)
+    save_pictures({"mistakes" if args.wrong else "predictions": figure}, args, trained.run_dir, trained.step)
 
 
-def mistakes(trained: "Trained", split: str, n: int) -> list[int]:
-    """The places in the split of its most confident mistakes, the surest first."""
-    import torch
-
-    from engine.evaluate import readable
-
-    trained.expect_its_classes()
+def find_mistakes(trained: Trained, split: str, n: int) -> list[int]:
+    """The indices, in the split, of the n most confident mistakes, most confident first."""
+    trained.require_same_classes()
     confidences = []
     with torch.no_grad():
         for batch in readable(trained.loader(split).batches()):
             confidence, predicted = trained.task.predict(trained.model, batch).max(1)
             confidences.append(torch.where(predicted == batch[1], -1.0, confidence).cpu())
-    sure = torch.cat(confidences)
-    return sure.argsort(descending=True, stable=True)[: min(n, int((sure >= 0).sum()))].tolist()
+    confidence = torch.cat(confidences)
+    return confidence.argsort(descending=True, stable=True)[: min(n, int((confidence >= 0).sum()))].tolist()

@@ -1,154 +1,113 @@
-"""What a picture is of: a trained model, and images."""
+"""The model and the images of a picture, or of another tool."""
 
-from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from datasets import Split
+from datasets.pipeline.loaders import Workers, eval_loader
+from engine.build import workers
 from engine.config.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
-    from datasets import Split
-    from engine.config.schema import Config
-    from engine.inference.trained import Trained
-    from engine.tasks import Task
-
-SOURCE = """
-RUN_OR_MODEL is a run folder, whose best checkpoint counts, a checkpoint, or the name of a model of this project or of timm. A
-name stands for its published weights or, with --model.pretrained FILE, for those of a file; -c says which data it is shown,
-ImageNet without it.
-"""
-USAGE = "[-c CONFIG] [--ema] [-o PATH.png] [--show] [--key.sub value ...]"
+from engine.config.schema import Config
+from engine.evaluate import readable
+from engine.inference.images import batches_of, find_images
+from engine.inference.trained import Shown, Trained, load_trained
+from engine.tasks import Task
+from engine.tasks.classification import Classification
 
 
-BATCH = 64  # images that are read at a time
-
-
-def add_source(parser: ArgumentParser) -> None:
-    parser.add_argument("source", metavar="RUN_OR_MODEL")
-    parser.add_argument("-c", "--config", help="for a model by its name: the config of its data")
-    parser.add_argument("--ema", action="store_true", help="a run's averaged weights (train.ema)")
-
-
-def add_split(parser: ArgumentParser) -> None:
-    parser.add_argument("--split", default="valid", choices=("train", "valid", "test"), help="default: valid")
-
-
-def add_images(parser: ArgumentParser, n: int) -> None:
-    add_split(parser)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders or globs; without any, samples of the split")
-    parser.add_argument("--n", type=int, default=n, help=f"how many samples, spread over the split (default: {n})")
-    parser.add_argument("--samples", type=int, nargs="+", metavar="I", help="these samples of the split, counted from 0")
-
-
-def open_source(args: Namespace, overrides: dict[str, Any]) -> "Trained":
-    from engine.inference.trained import load_trained
-
+def open_source(args: Namespace, overrides: dict[str, Any]) -> Trained:
     return load_trained(args.source, overrides, config=args.config, averaged=args.ema)
 
 
-def expect_classes(task: "Task", config: "Config", what: str) -> None:
-    from engine.tasks.classification import Classification
+def open_classifier(args: Namespace, overrides: dict[str, Any]) -> Trained:
+    trained = open_source(args, overrides)
+    require_classification(trained.task, trained.config, args.picture)
+    return trained
 
+
+def require_classification(task: Task, config: Config, what: str) -> None:
     if not isinstance(task, Classification):
-        raise ConfigError(f"{what}: this picture is of classes, and task is {config.task}")
+        raise ConfigError(f"{what}: only for classification, and task is {config.task}")
 
 
-def name_of(trained: "Trained") -> str:
+def model_title(trained: Trained) -> str:
     return f"{trained.config.model.name} on {trained.config.data.name}"
 
 
+def evaluate_with(trained: Trained, split: str, *tables: str) -> dict[str, Any]:
+    """Evaluate a split. The result contains the tables, such as per_class or confusion, too."""
+    return replace(trained, task=trained.task.with_tables(*tables)).evaluate(split)
+
+
 @dataclass(frozen=True)
-class Subjects:
-    """Images that a model is looked at with."""
-
-    inputs: "Tensor"  # as the model takes them
-    images: "Tensor"  # as a person sees them: N C H W from 0 to 1
-    names: Sequence[str]  # of the true classes, or of the files where nobody says the class
-    labels: "Tensor | None"  # of the true classes, where they are the model's
+class Samples:
+    batch: Any  # inputs and targets, for the task; targets are None for files, and for classes other than the model's
+    images: Tensor  # the inputs without normalization: N C H W, from 0 to 1
+    names: Sequence[str]  # true classes or, for files, file names
 
 
-def subjects_of(args: Namespace, trained: "Trained") -> Subjects:
+def read_images(args: Namespace, trained: Trained) -> Samples:
+    """Read the images that the options of `add_images` select."""
     if args.images:
-        return files_of(trained, args.images)
-    return samples_of(trained, args.split, _samples_asked_for(args, trained))
+        return read_files(trained, args.images)
+    n = require_positive("--n", args.n)
+    return read_samples(trained, args.split, args.samples or spread(n, len(find_split(trained, args.split))))
 
 
-def batches_asked_for(args: Namespace, trained: "Trained") -> "Iterator[Any]":
-    """The same for a task whose images have no class: batches, as it takes them."""
-    from engine.inference.images import batches_of as batches_of_files
-    from engine.inference.images import find_images
-
-    if args.images:
-        return batches_of_files(trained, find_images(args.images), BATCH)
-    return batches_of(trained, args.split, _samples_asked_for(args, trained))
+def read_files(trained: Trained, patterns: Sequence[str]) -> Samples:
+    paths = find_images(patterns)
+    (batch,) = batches_of(trained, paths, batch_size=len(paths))
+    return Samples(batch, trained.normalize.undo(batch[0]), [path.name for path in paths])
 
 
-def _samples_asked_for(args: Namespace, trained: "Trained") -> Sequence[int]:
-    return args.samples or spread(expect_positive("--n", args.n), len(split_of(trained, args.split)))
+def read_samples(trained: Trained, split: str, indices: Sequence[int]) -> Samples:
+    (batch,) = read_batches(trained, split, indices, batch_size=len(indices))
+    inputs, targets = batch
+    images, names = trained.normalize.undo(inputs), [f"sample {i}" for i in indices]
+    if trained.data.spec.targets == "classes":
+        names = [trained.data.classes[label] for label in targets.tolist()]
+        if len(trained.data.classes) != len(trained.classes):
+            targets = None
+    return Samples((inputs, targets), images, names)
 
 
-def files_of(trained: "Trained", words: Sequence[str]) -> Subjects:
-    import torch
-
-    from engine.inference.images import batches_of, find_images
-
-    paths = find_images(words)
-    inputs = torch.cat([inputs for inputs, _ in batches_of(trained, paths, BATCH)])
-    return Subjects(inputs, trained.normalize.undo(inputs), [path.name for path in paths], None)
-
-
-def samples_of(trained: "Trained", split: str, indices: Sequence[int]) -> Subjects:
-    import torch
-
-    inputs, labels = map(torch.cat, zip(*batches_of(trained, split, indices), strict=True))
-    names = [trained.data.classes[label] for label in labels.tolist()]
-    are_its_own = len(trained.data.classes) == len(trained.classes)
-    return Subjects(inputs, trained.normalize.undo(inputs), names, labels if are_its_own else None)
-
-
-def batches_of(trained: "Trained", split: str, indices: Sequence[int]) -> "Iterator[Any]":
-    """Some samples of a split, prepared as for an evaluation."""
-    import torch
-
-    from datasets.pipeline.loaders import Workers, eval_loader
-    from engine.build import workers
-    from engine.evaluate import readable
-    from engine.inference.trained import Shown
-
-    whole = split_of(trained, split)
+def read_batches(trained: Trained, split: str, indices: Sequence[int], batch_size: int) -> Iterator[Any]:
+    """Read samples of a split, prepared as in an evaluation."""
+    whole = find_split(trained, split)
     for sample in indices:
         if not 0 <= sample < len(whole):
             raise ConfigError(f"there is no sample {sample}: the split {split} has {len(whole):,}, counted from 0")
     part = whole.subset(torch.tensor(indices))
-    several = workers(trained.config) if len(indices) > BATCH else Workers()  # one batch is there before they have started
-    loader = eval_loader(part, BATCH, 0, 1, trained.prepare, several, trained.accelerator.device)
+    # for a single batch, starting workers takes longer than reading
+    loading = workers(trained.config) if len(indices) > batch_size else Workers()
+    loader = eval_loader(part, batch_size, 0, 1, trained.prepare, loading, trained.accelerator.device)
     return readable(Shown(loader, split).batches())
 
 
-def split_of(trained: "Trained", name: str) -> "Split":
-    """`test` is the validation split where none was kept apart."""
+def find_split(trained: Trained, name: str) -> Split:
+    """The split of this name; `test` is the validation split if there is no separate one."""
     return trained.data.splits.get(name, trained.data.splits["valid"])
 
 
-def spread(n: int, n_there: int) -> list[int]:
-    """n of n_there, evenly: a folder of images is sorted by class."""
-    n = min(n, n_there)
-    return [i * n_there // n for i in range(n)]
+def spread(n: int, total: int) -> list[int]:
+    """n of `total` indices, evenly spaced, since a folder of images is sorted by class."""
+    n = min(n, total)
+    return [i * total // n for i in range(n)]
 
 
-def expect_positive(option: str, value: int) -> int:
+def require_positive(option: str, value: int) -> int:
     if value < 1:
         raise ConfigError(f"{option} must be at least 1, got {value}")
     return value
 
 
-def told_apart(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Each config or run by the last part of its path, or by the whole of it where two have the same."""
-    lasts = [Path(path).name.removesuffix(".yaml") for path in paths]
-    return [(last if lasts.count(last) == 1 else path, path) for last, path in zip(lasts, paths, strict=True)]
+def short_labels(paths: Sequence[str]) -> list[str]:
+    """Label each config or run by the last part of its path, or by all of it if two last parts are the same."""
+    names = [Path(path).name.removesuffix(".yaml") for path in paths]
+    return [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]

@@ -1,4 +1,4 @@
-"""What a model answers to each image of a split, in plain words of torch."""
+"""The predictions of a model for a split, computed without the code under test."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from engine.inference.trained import Trained
 
 @torch.no_grad()
 def answers(trained: Trained, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and probabilities."""
+    """The labels and the predicted probabilities of each image."""
     labels, probabilities = [], []
     for images, targets in trained.data.loader(split).batches():
         labels.append(targets)

@@ -9,16 +9,17 @@ from engine.config.command_line import run_tool
 from engine.inference.trained import load_trained
 from tests.tools.pictures.answers import answers
 from tools.evaluate import main as evaluate
-from tools.pictures.calibration import draw, reliability
+from tools.pictures.calibration import draw
+from tools.pictures.subject import evaluate_with
 
 
 @pytest.fixture(scope="module")
 def of_lenet(small_runs):
     trained = load_trained(small_runs["lenet"], {})
-    return reliability(trained, "valid"), answers(trained, "valid")
+    return evaluate_with(trained, "valid", "bins"), answers(trained, "valid")
 
 
-def test_the_error_is_the_one_that_evaluate_prints(of_lenet, small_runs, capsys):
+def test_the_calibration_error_is_that_of_evaluate(of_lenet, small_runs, capsys):
     metrics, _ = of_lenet
     capsys.readouterr()
     assert run_tool(lambda: evaluate([str(small_runs["lenet"]), "--json"])) == 0
@@ -41,7 +42,7 @@ def test_the_bins_are_those_of_numpy(of_lenet):
     assert metrics["ece"] == pytest.approx(ece)
 
 
-def test_a_bar_is_as_high_as_the_accuracy_and_its_gap_ends_at_the_confidence(of_lenet):
+def test_the_height_of_a_bar_is_the_accuracy_and_its_gap_ends_at_the_confidence(of_lenet):
     metrics, _ = of_lenet
     draw(figure := Figure(), metrics["bins"], "title")
     above, below = figure.axes
@@ -52,7 +53,7 @@ def test_a_bar_is_as_high_as_the_accuracy_and_its_gap_ends_at_the_confidence(of_
     assert sum(bar.get_height() for bar in below.containers[0]) == pytest.approx(100)
 
 
-def test_predictions_count_as_in_an_evaluation_with_mirrored_images_too(small_runs):
+def test_predictions_include_test_time_augmentation(small_runs):
     trained = load_trained(small_runs["resnet18"], {"eval.tta": "flip"})
     images, labels = next(trained.loader("valid").batches())
     with torch.no_grad():

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from engine.plots.curves import draw_curves, smoothed
 from tests.running import metrics
-from tools.pictures.curves import history_of
+from tools.pictures.curves import read_history
 
 
 def drawn(runs, **options):
@@ -26,7 +26,7 @@ def logged(run, key, x, scale=1):
 @pytest.mark.parametrize(("x", "key", "label"), [("step", "step", "update"), ("epoch", "epoch", "epoch")])
 def test_the_lines_are_the_numbers_of_metrics_jsonl(small_runs, x, key, label):
     run = small_runs["lenet"]
-    panels = drawn({"run": history_of(run)}, x=x)
+    panels = drawn({"run": read_history(run)}, x=x)
     assert list(panels) == ["loss", "acc@1 (%)", "learning rate"]
     train, valid = panels["loss"].lines
     assert points(train) == logged(run, "train/loss", key)
@@ -39,8 +39,8 @@ def test_the_lines_are_the_numbers_of_metrics_jsonl(small_runs, x, key, label):
     assert panels["loss"].get_xlabel() == label
 
 
-def test_over_time_the_unit_fits(small_runs):
-    history = history_of(small_runs["lenet"])
+def test_the_unit_of_time_fits_the_duration(small_runs):
+    history = read_history(small_runs["lenet"])
     for factor, unit, seconds in ((1, "seconds of training", 1), (1e4, "hours of training", 3600)):
         longer = [{**line, "elapsed": line["elapsed"] * factor} for line in history]
         line = drawn({"run": longer}, x="time")["loss"].lines[0]
@@ -50,13 +50,13 @@ def test_over_time_the_unit_fits(small_runs):
 
 def test_the_losses_of_auxiliary_heads_have_a_panel(small_runs):
     run = small_runs["googlenet"]
-    axes = drawn({"run": history_of(run)})["loss of the auxiliary heads"]
+    axes = drawn({"run": read_history(run)})["loss of the auxiliary heads"]
     assert [points(line) for line in axes.lines] == [logged(run, f"train/loss_aux{i}", "step") for i in (1, 2)]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["head 1", "head 2"]
 
 
-def test_several_runs_share_the_picture_each_in_a_color_of_its_own(small_runs):
-    runs = {name: history_of(small_runs[name]) for name in ("lenet", "resnet18", "vit")}
+def test_several_runs_are_drawn_in_different_colors(small_runs):
+    runs = {name: read_history(small_runs[name]) for name in ("lenet", "resnet18", "vit")}
     panels = drawn(runs)
     lines = panels["acc@1 (%)"].lines
     assert [points(line) for line in lines[1::2]] == [logged(small_runs[name], "valid/acc@1", "step", 100) for name in runs]
@@ -66,7 +66,7 @@ def test_several_runs_share_the_picture_each_in_a_color_of_its_own(small_runs):
     assert [text.get_text() for text in legend.get_texts()] == list(runs)
 
 
-def test_smoothing_is_the_weighted_mean_of_what_came_before():
+def test_smoothing_is_the_weighted_mean_of_the_values_so_far():
     values, weight = np.random.default_rng(0).normal(size=30), 0.8
     expected = []
     for n in range(1, 31):
@@ -76,16 +76,16 @@ def test_smoothing_is_the_weighted_mean_of_what_came_before():
     assert smoothed([1.0, math.nan, 1.0], weight) == pytest.approx([1.0, 1.0, 1.0])
 
 
-def test_smoothed_lines_lie_over_the_pale_ones(small_runs):
-    history = history_of(small_runs["lenet"])
+def test_smoothed_lines_are_drawn_over_the_pale_original(small_runs):
+    history = read_history(small_runs["lenet"])
     pale, line, *_ = drawn({"run": history}, smoothing=0.5)["loss"].lines
     assert points(pale) == logged(small_runs["lenet"], "train/loss", "step")
     assert list(line.get_ydata()) == smoothed(list(pale.get_ydata()), 0.5)
     assert pale.get_alpha() < 1
 
 
-def test_a_loss_that_was_no_number_is_a_gap(tmp_path):
+def test_a_non_finite_loss_is_a_gap(tmp_path):
     lines = [{"step": step, "epoch": step, "elapsed": step, "train/loss": loss} for step, loss in ((1, 2.0), (2, None), (3, 1.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    (line,) = drawn({"run": history_of(tmp_path)})["loss"].lines
+    (line,) = drawn({"run": read_history(tmp_path)})["loss"].lines
     assert np.isnan(line.get_ydata()).tolist() == [False, True, False]

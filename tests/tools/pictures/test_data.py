@@ -17,14 +17,14 @@ MIXED = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
 
 @pytest.fixture
 def rows(monkeypatch):
-    """What is drawn, in place of its picture."""
+    """The rows that would be drawn."""
     seen = []
 
     def keep(figure, rows, title):
         seen.extend(rows)
         figure.subplots()
 
-    monkeypatch.setattr("tools.pictures.data.draw_columns", keep)
+    monkeypatch.setattr("tools.pictures.data.draw_images", keep)
     return seen
 
 

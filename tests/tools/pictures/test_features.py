@@ -23,14 +23,14 @@ def test_the_maps_of_a_run_have_the_shapes_of_feature_info(small_runs, name):
     info, side = trained.model.feature_info, images.shape[-1]
     assert list(maps) == [stage["module"] for stage in info]
     expected = [(2, stage["num_chs"], *(side // stage["reduction"],) * 2) for stage in info]
-    if name == "lenet":  # whose convolutions lose the border: 28 -> 14 -> 10 -> 5
+    if name == "lenet":  # its convolutions have no padding: 28 -> 14 -> 10 -> 5
         expected = [(2, 6, 14, 14), (2, 16, 5, 5)]
     assert [tuple(of_layer.shape) for of_layer in maps.values()] == expected
 
 
 @pytest.mark.parametrize("name", OF_TIMM)
 @torch.no_grad()
-def test_the_maps_of_a_model_of_timm_have_the_shapes_of_its_feature_info(name):
+def test_the_maps_of_a_timm_model_have_the_shapes_of_its_feature_info(name):
     model = timm.create_model(name).eval()
     side = model.pretrained_cfg["input_size"][-1]
     maps = stage_maps(model, torch.randn(1, 3, side, side))
@@ -39,7 +39,7 @@ def test_the_maps_of_a_model_of_timm_have_the_shapes_of_its_feature_info(name):
 
 
 @torch.no_grad()
-def test_a_layer_is_shown_as_it_gives_it_whatever_follows_changes_in_place():
+def test_the_map_of_a_layer_does_not_include_later_changes_in_place():
     model = create_model("resnet18", n_classes=10, img_size=32).eval()
     images = torch.randn(1, 3, 32, 32)
     maps = layer_maps(model, images, ["bn1", "layer1.0.conv1", "fc"])
@@ -51,7 +51,7 @@ def test_a_layer_is_shown_as_it_gives_it_whatever_follows_changes_in_place():
 
 
 @torch.no_grad()
-def test_tokens_and_channels_that_come_last_are_laid_out_as_they_lay_in_the_image():
+def test_tokens_and_channels_last_outputs_become_maps():
     tokens = torch.arange(2 + 9).float().view(1, 11, 1)
     assert as_map(tokens)[0, 0].tolist() == [[2, 3, 4], [5, 6, 7], [8, 9, 10]]
     last = torch.randn(2, 7, 7, 96)
@@ -61,15 +61,15 @@ def test_tokens_and_channels_that_come_last_are_laid_out_as_they_lay_in_the_imag
     assert as_map(torch.zeros(2, 10)).shape == (2, 10, 1, 1)
 
 
-def test_a_layer_that_does_not_exist_is_one_line_with_the_nearest_names():
+def test_an_unknown_layer_is_an_error_with_similar_names():
     model = create_model("resnet18", n_classes=10, img_size=32)
-    with pytest.raises(ConfigError, match=r"ResNet has no layer 'layer5'; near it are layer\d, layer\d, layer\d$"):
+    with pytest.raises(ConfigError, match=r"ResNet has no layer 'layer5'; similar names: layer\d, layer\d, layer\d$"):
         layer_maps(model, torch.zeros(1, 3, 32, 32), ["layer5"])
-    with pytest.raises(ConfigError, match=r"ResNet has no layer 'qqq'; near it are conv1, maxpool, bn1"):
+    with pytest.raises(ConfigError, match=r"ResNet has no layer 'qqq'; similar names: conv1, maxpool, bn1"):
         layer_maps(model, torch.zeros(1, 3, 32, 32), ["qqq"])
 
 
-def test_a_row_has_the_channels_that_differ_most():
+def test_a_row_shows_the_channels_that_vary_most():
     flat, varied = torch.full((1, 4, 4), 7.0), torch.arange(16.0).view(1, 4, 4)
     maps = {"one": torch.cat([flat, varied, flat, 2 * varied]), "two": torch.arange(7.0).view(7, 1, 1)}
     draw_maps(figure := Figure(), torch.rand(3, 8, 8), maps, 2, "title")
@@ -83,7 +83,7 @@ def test_a_row_has_the_channels_that_differ_most():
 @pytest.mark.parametrize(
     ("name", "layer"), [("lenet", "conv1"), ("resnet18", "conv1"), ("googlenet", "conv1.conv"), ("vit_tiny", "patch_embed.proj")]
 )
-def test_the_first_filters_are_those_of_the_layer_that_reads_the_image(name, layer):
+def test_the_first_filters_are_those_of_the_first_convolution(name, layer):
     model = create_model(name, in_channels=3, img_size=32)
     assert layer == model.FIRST_CONV
     found, weights = first_filters(model)

@@ -11,11 +11,10 @@ from engine.config.errors import ConfigError
 from engine.inference.trained import load_trained
 from models import create_model, list_models
 from tests.running import run_main
-from tools.pictures.attention import attends_to_all, rollout, rollout_maps
-from tools.pictures.cam import default_layer, gradcam
-from tools.pictures.gradcam import class_number, over_image
+from tools.pictures.attention import global_attention, rollout, rollout_maps
+from tools.pictures.gradcam import default_layer, find_class, gradcam, heat_of
 
-# the smallest member of each family of this project, at a size that it takes
+# the smallest member of each family of this project, with an image size it supports
 FAMILIES = {
     "airbench94": 32,
     "lenet": 32, "alexnet": 128, "allconvnet": 32, "cbam_resnet18": 64, "efficientnet_b0": 64, "googlenet": 64, "nin": 64,
@@ -28,7 +27,7 @@ def images(side, n=2, seed=0):
     return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def test_of_a_network_with_mean_pooling_and_one_linear_layer_it_is_the_class_activation_map():
+def test_it_equals_the_class_activation_map_for_mean_pooling_and_one_linear_layer():
     """Selvaraju et al. (2017), section 3.1: there Grad-CAM is CAM, the features weighted by the classifier (Zhou et al. 2016)."""
     torch.manual_seed(0)
     model = create_model("resnet18", n_classes=5, img_size=128).eval()
@@ -42,17 +41,17 @@ def test_of_a_network_with_mean_pooling_and_one_linear_layer_it_is_the_class_act
         torch.testing.assert_close(maps[i], expected.detach())
 
 
-def test_another_class_can_be_asked_for():
+def test_the_map_of_another_class_differs():
     torch.manual_seed(0)
     model = create_model("resnet18", n_classes=5, img_size=128).eval()
     inputs = images(128)
-    asked, logits = gradcam(model, inputs, "layer4", torch.tensor([3, 3]))
+    other, logits = gradcam(model, inputs, "layer4", torch.tensor([3, 3]))
     predicted, _ = gradcam(model, inputs, "layer4", logits.argmax(1))
     assert torch.equal(gradcam(model, inputs, "layer4")[0], predicted)
-    assert not torch.equal(asked, predicted)
+    assert not torch.equal(other, predicted)
 
 
-def test_a_frozen_model_is_looked_at_like_any_other():
+def test_a_frozen_model_has_the_same_maps():
     torch.manual_seed(0)
     model = create_model("resnet18", n_classes=5, img_size=128).eval()
     expected, _ = gradcam(model, images(128), "layer4")
@@ -89,7 +88,7 @@ def test_the_last_stage_of_every_family_is_found(name):
         ("swin_tiny_patch4_window7_224", "layers.3", 7),
     ],
 )
-def test_the_last_stage_of_a_model_of_timm_is_found(name, layer, side):
+def test_the_last_stage_of_a_timm_model_is_found(name, layer, side):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5).eval()
     inputs = images(model.pretrained_cfg["input_size"][-1], n=1)
@@ -98,7 +97,7 @@ def test_the_last_stage_of_a_model_of_timm_is_found(name, layer, side):
 
 
 @pytest.mark.parametrize(("side", "layer"), [(224, "layer4"), (128, "layer3"), (32, "layer1"), (8, "relu")])
-def test_a_stage_that_is_too_coarse_is_left_for_the_one_before(side, layer):
+def test_an_earlier_stage_is_used_if_the_last_is_too_coarse(side, layer):
     model = create_model("resnet18", n_classes=5, img_size=side).eval()
     assert default_layer(model, images(side)) == layer
 
@@ -107,7 +106,7 @@ def test_a_stage_that_is_too_coarse_is_left_for_the_one_before(side, layer):
 
 
 def plain_attention(attn, x, heads):
-    """B heads N N and what the layer gives, from its weights alone."""
+    """The attention weights, B heads N N, and the output of the layer."""
     n, width = x.shape[1:]
     queries, keys, values = (
         (x @ attn.qkv.weight.T + attn.qkv.bias).view(len(x), n, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
@@ -117,7 +116,7 @@ def plain_attention(attn, x, heads):
 
 
 @torch.no_grad()
-def test_the_rollout_is_the_one_of_a_plain_computation_and_its_rows_sum_to_one():
+def test_the_rollout_equals_a_plain_computation_and_its_rows_sum_to_one():
     torch.manual_seed(0)
     model = create_model("vit_tiny", n_classes=5, img_size=32, patch_size=8, depth=3).eval()
     for block in model.blocks:
@@ -138,7 +137,7 @@ def test_the_rollout_is_the_one_of_a_plain_computation_and_its_rows_sum_to_one()
 
 
 @torch.no_grad()
-def test_the_rollout_of_a_vit_of_timm_is_the_one_of_the_weights_that_it_drops_out():
+def test_the_rollout_of_a_timm_vit_uses_its_attention_weights():
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", depth=2).eval()
     inputs = images(224, n=1)
@@ -154,35 +153,35 @@ def test_the_rollout_of_a_vit_of_timm_is_the_one_of_the_weights_that_it_drops_ou
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["resnet18", "timm/swin_tiny_patch4_window7_224"])
-def test_without_attention_of_all_to_all_there_is_no_rollout(name):
+def test_rollout_refuses_a_model_without_attention_between_all_tokens(name):
     model = create_model(name, n_classes=5, img_size=224).eval()
-    assert not attends_to_all(model, images(224, n=1))
-    with pytest.raises(ConfigError, match="has no attention of all its tokens to all"):
+    assert global_attention(model, images(224, n=1)) is None
+    with pytest.raises(ConfigError, match="has no attention between all tokens"):
         rollout(model, images(224, n=1))
 
 
 # From the command line
 
 
-def test_a_class_is_asked_for_by_its_name_or_number():
+def test_a_class_is_found_by_its_name_or_number():
     classes = ("tabby", "tiger cat", "7", "disc")
-    assert [class_number(said, classes) for said in ("Tiger Cat", "3", "7", "0")] == [1, 3, 2, 0]
+    assert [find_class(text, classes) for text in ("Tiger Cat", "3", "7", "0")] == [1, 3, 2, 0]
     with pytest.raises(ConfigError, match=r"--target disk: no such class; did you mean disc\?"):
-        class_number("disk", classes)
+        find_class("disk", classes)
     with pytest.raises(ConfigError, match="--target 4: no such class; there are 4"):
-        class_number("4", classes)
+        find_class("4", classes)
 
 
-def test_the_heat_reaches_from_zero_to_one_over_each_image():
-    heat = over_image(torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)), 32)
+def test_the_heat_has_the_range_from_zero_to_one_in_each_image():
+    heat = heat_of(torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)), 32)
     assert heat.shape == (3, 32, 32)
     assert heat.amin((1, 2)).tolist() == [0, 0, 0]
     assert heat.amax((1, 2)).tolist() == [1, 1, 1]
-    assert not over_image(torch.zeros(1, 4, 4), 32).any()
+    assert not heat_of(torch.zeros(1, 4, 4), 32).any()
 
 
 @pytest.mark.slow  # two minutes on one core
-def test_a_model_trained_on_shapes_looks_at_the_object(tmp_path):
+def test_the_maps_of_a_model_trained_on_shapes_cover_the_object(tmp_path):
     size, difficulty = 64, 0
     data = ("--data.name", "shapes", "--data.img_size", size, "--data.difficulty", difficulty)
     model = ("--model.name", "resnet18", "--model.layers", "[1,1,1,1]")
@@ -205,4 +204,4 @@ def test_a_model_trained_on_shapes_looks_at_the_object(tmp_path):
     share = (mass * inside).sum((1, 2))[seen] / mass.sum((1, 2))[seen]
     assert seen.float().mean() > 0.75
     assert share.mean() > 0.5  # most of it
-    assert share.mean() > inside[seen].mean() + 0.1  # more than a model would that looks everywhere
+    assert share.mean() > inside[seen].mean() + 0.1  # more than a uniform map

@@ -10,7 +10,7 @@ from tools.visualize import main
 
 
 def layers(path, *argv):
-    """The table, by the names of the layers."""
+    """The rows of the table, by layer name."""
     assert run_tool(lambda: main(["model", *map(str, argv), "-o", str(path)])) == 0
     with path.open(newline="") as file:
         return {row["layer"]: row for row in csv.DictReader(file)}
@@ -51,7 +51,7 @@ def test_the_parts_add_up_to_the_whole(resnet):
     assert int(whole["parameters"]) == 11_173_962  # pytorch-cifar's ResNet-18
 
 
-def test_less_depth_joins_layers(tmp_path, resnet):
+def test_a_smaller_depth_joins_layers(tmp_path, resnet):
     coarse = layers(tmp_path / "layers.csv", "-c", ROOT / "configs" / "resnet18_cifar10.yaml", "--depth", 1)
     inside = [row for name, row in resnet.items() if name.startswith("layer3.")]
     assert int(coarse["layer3"]["parameters"]) == sum(int(row["parameters"]) for row in inside)

@@ -8,7 +8,7 @@ from engine import load_config
 from engine.config.command_line import run_tool
 from engine.optim.schedule import make_schedule
 from tests.running import ROOT
-from tools.pictures.schedule import course_of, draw_schedules
+from tools.pictures.schedule import draw_schedules, read_schedule
 from tools.visualize import main
 
 CIFAR, IMAGENET, SHAPES, STEPS = (
@@ -25,8 +25,8 @@ def visualize(*argv):
 def drawn(*paths, n_images=None, **overrides):
     overrides = {key.replace("__", "."): value for key, value in overrides.items()}
     figure = Figure()
-    draw_schedules(figure, [course_of(Path(path).stem, str(path), overrides, n_images) for path in paths])
-    figure.draw_without_rendering()  # lays it out
+    draw_schedules(figure, [read_schedule(Path(path).stem, str(path), overrides, n_images) for path in paths])
+    figure.draw_without_rendering()  # computes the layout
     return figure.axes[0]
 
 
@@ -53,13 +53,13 @@ def test_the_line_is_the_schedule_of_the_run():
     assert axes.get_xlabel() == "update"
 
 
-def test_every_config_has_a_line_of_its_own_color():
+def test_configs_have_different_colors():
     axes = drawn(CIFAR, SHAPES, train__n_steps=400)
     lines = [line for line in axes.lines if line.get_label().startswith(("resnet18_cifar10: Cosine", "lenet_shapes: Cosine"))]
     assert len({line.get_color() for line in lines}) == 2
 
 
-def test_epochs_stand_above_where_the_data_set_is_generated_or_its_images_are_given():
+def test_epochs_are_at_the_top_if_their_length_is_known():
     (above,) = drawn(SHAPES).child_axes
     assert above.get_xlabel() == "epoch (of 156 updates)"
     assert above.get_xlim()[1] == pytest.approx(10, abs=0.2)
@@ -70,7 +70,7 @@ def test_epochs_stand_above_where_the_data_set_is_generated_or_its_images_are_gi
     assert not drawn(CIFAR, train__n_steps=400).child_axes
 
 
-def test_a_run_in_epochs_of_unknown_length_is_drawn_over_epochs_and_says_so():
+def test_a_run_in_epochs_of_unknown_length_is_drawn_over_epochs():
     axes = drawn(IMAGENET, train__n_epochs=9)
     line, warmup, *_ = axes.lines
     assert line.get_xdata()[-1] == pytest.approx(9, abs=0.01)
@@ -82,7 +82,10 @@ def test_a_run_in_epochs_of_unknown_length_is_drawn_over_epochs_and_says_so():
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["-c", CIFAR, "--train.sched.type", "OneCycleLR", "--train.sched.warmup_steps", 5], "warmup_steps 5"),
+        (
+            ["-c", CIFAR, "--train.sched.type", "OneCycleLR", "--train.sched.warmup_steps", 5],
+            "warmup_steps: 5 must be 0",
+        ),
         (["-c", CIFAR, "--train.sched.kind", "OneCycleLR"], "train.sched.kind: no such key"),
         (["-c", CIFAR, "--model.name", "resnet19"], "model.name"),
         (["-c", "configs/resnet19_cifar10.yaml"], "no such config"),
@@ -92,23 +95,23 @@ def test_a_run_in_epochs_of_unknown_length_is_drawn_over_epochs_and_says_so():
         (["-c", CIFAR, "--n_images", 100], "train.batch_size 256 is more than the 100"),
         (["-c", STEPS], "train.n_epochs and train.sched.step_size"),
         (["-c", CIFAR, "--train.sched.warmup_epochs", 5], "train.n_steps and train.sched.warmup_epochs"),
-        (["-c", CIFAR, IMAGENET], "resnet18_cifar10 counts in updates"),
+        (["-c", CIFAR, IMAGENET], "resnet18_cifar10 is in updates"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, argv, says):
+def test_a_mistake_is_a_one_line_error_and_writes_nothing(tmp_path, monkeypatch, capsys, argv, says):
     monkeypatch.chdir(tmp_path)
     assert visualize("schedule", *argv) == 2
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert says in said
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert says in message
     assert not list(tmp_path.iterdir())
 
 
-def test_what_has_no_effect_is_said(tmp_path, capsys):
+def test_a_key_without_effect_is_reported(tmp_path, capsys):
     assert visualize("schedule", "-c", CIFAR, "-o", tmp_path / "lr.png", "--train.sched.gamma", 0.5) == 0
     assert "train.sched.gamma (--train.sched.gamma) has no effect" in capsys.readouterr().err
 
 
-def test_to_show_it_without_a_display_is_one_line_after_it_is_written(tmp_path, monkeypatch, capsys):
+def test_show_without_a_display_is_an_error_after_the_file_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("matplotlib.pyplot.get_backend", lambda: "agg")
     assert visualize("schedule", "-c", CIFAR, "-o", tmp_path / "lr.png", "--train.n_steps", 300, "--show") == 1
     assert "there is no display" in capsys.readouterr().err

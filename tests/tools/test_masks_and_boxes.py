@@ -1,4 +1,4 @@
-"""The tools on runs whose images have masks or boxes."""
+"""The tools on runs of segmentation and detection."""
 
 import json
 
@@ -11,18 +11,17 @@ from pycocotools.coco import COCO
 
 from engine.config.command_line import run_tool
 from engine.inference.trained import load_trained
-from engine.plots.overlays import palette, with_mask
+from engine.plots.overlays import blend_mask, palette
 from tests.faults.campaign import SMALL
 from tests.running import results, run_main, weights
 from tools.compare import main as compare
 from tools.predict import main as predict
-from tools.scenes import mask_paths
 from tools.visualize import main as visualize
 
-SCENES = ("--data.name", "shapes", "--data.n_train", 48, "--data.n_test", 12, "--data.img_size", 32, "--model.name", "resnet18")
-SCENES += ("--model.layers", "[1,1,1,1]", "--train.n_steps", 12, "--train.batch_size", 8)
-SCENES += ("--train.eval_freq", 12, "--train.optim.type", "AdamW", "--train.optim.lr", 0.001)
-OWN = {
+OPTIONS = ("--data.name", "shapes", "--data.n_train", 48, "--data.n_test", 12, "--data.img_size", 32, "--model.name", "resnet18")
+OPTIONS += ("--model.layers", "[1,1,1,1]", "--train.n_steps", 12, "--train.batch_size", 8)
+OPTIONS += ("--train.eval_freq", 12, "--train.optim.type", "AdamW", "--train.optim.lr", 0.001)
+TASK_OPTIONS = {
     "segmentation": ("--segmentation.head", "hrnet"),
     "detection": ("--detection.width", 64, "--detection.score_threshold", 0.05),
 }
@@ -30,13 +29,13 @@ OWN = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    for task, argv in OWN.items():
-        assert run_main("-e", folder / task, *SMALL, *SCENES, "--task", task, *argv) == 0
+    folder = tmp_path_factory.mktemp("runs")
+    for task, argv in TASK_OPTIONS.items():
+        assert run_main("-e", folder / task, *SMALL, *OPTIONS, "--task", task, *argv) == 0
     return folder
 
 
-@pytest.fixture(scope="module", params=OWN)
+@pytest.fixture(scope="module", params=TASK_OPTIONS)
 def trained(request, runs):
     return load_trained(runs / request.param, {})
 
@@ -52,7 +51,7 @@ def photos(trained, tmp_path):
 
 
 def expected(trained):
-    """What the task predicts of the validation images when they are read as in an evaluation."""
+    """The predictions for the validation images, read as in an evaluation."""
     with torch.no_grad():
         return [one for batch in trained.data.loader("valid").batches() for one in trained.task.predict(trained.model, batch)]
 
@@ -68,7 +67,12 @@ def figure_of(monkeypatch, *argv):
     return drawn[0]
 
 
-def test_predict_writes_what_an_evaluation_predicts(trained, photos, tmp_path, capsys):
+def pixels(axes):
+    """The image in these axes, H W 3."""
+    return np.asarray(axes.images[0].get_array())
+
+
+def test_predict_writes_the_predictions_of_an_evaluation(trained, photos, tmp_path, capsys):
     into = tmp_path / ("masks" if trained.config.task == "segmentation" else "boxes.json")
     assert run(predict, trained.run_dir, photos, "-o", into, "--batch_size", 5) == 0
     assert f"wrote {into}" in capsys.readouterr().out
@@ -94,7 +98,7 @@ def test_predict_writes_what_an_evaluation_predicts(trained, photos, tmp_path, c
     assert sum(len(boxes["labels"]) for boxes in expected(trained)) > 0
 
 
-def test_images_of_any_size_are_predicted_in_their_own(trained, tmp_path):
+def test_predictions_have_the_size_of_the_image(trained, tmp_path):
     random = np.random.default_rng(0)
     for name, size in (("wide.jpg", (40, 90)), ("high.png", (75, 20))):
         Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
@@ -113,23 +117,17 @@ def test_images_of_any_size_are_predicted_in_their_own(trained, tmp_path):
         assert 0 <= top <= top + height <= image["height"] + 1e-3
 
 
-def test_an_image_that_can_not_be_read_is_named_and_the_others_are_predicted(trained, photos, tmp_path, capsys):
+def test_an_unreadable_image_is_named_and_the_others_are_predicted(trained, photos, tmp_path, capsys):
     (photos / "00.png").write_bytes(b"no picture")
     assert run(predict, trained.run_dir, photos, "-o", tmp_path / "out") == 1
-    said = capsys.readouterr().err
-    assert str(photos / "00.png") in said
-    assert "1 of 12 images can't be read" in said
+    err = capsys.readouterr().err
+    assert str(photos / "00.png") in err
+    assert "1 of 12 images can't be read" in err
     n = len(list((tmp_path / "out").rglob("*.png"))) if trained.config.task == "segmentation" else None
     assert n == 11 or len(json.loads((tmp_path / "out").read_text())["images"]) == 11
 
 
-def test_masks_of_images_with_one_name_have_two(tmp_path):
-    names = ["/a/b/1.jpg", "/a/b/1.png", "/a/c/1.jpg"]
-    assert mask_paths(tmp_path, names) == [tmp_path / name for name in ("b/1.jpg.png", "b/1.png.png", "c/1.jpg.png")]
-    assert mask_paths(tmp_path, names[1:]) == [tmp_path / name for name in ("b/1.png", "c/1.png")]
-
-
-def test_predictions_show_truth_and_what_is_found(trained, monkeypatch):
+def test_predictions_show_targets_and_predictions(trained, monkeypatch):
     figure = figure_of(monkeypatch, "predictions", trained.run_dir, "--samples", 3, 7)
     axes = [one for one in figure.axes if one.images]
     images, labels = (getattr(trained.data.splits["valid"], name)[[3, 7]] for name in ("images", "labels"))
@@ -138,9 +136,9 @@ def test_predictions_show_truth_and_what_is_found(trained, monkeypatch):
         assert len(axes) == 6  # image, mask, predicted: twice
         for i in range(2):
             picture = images[i].float() / 255
-            for j, mask in enumerate((None, labels[i], found[i])):
-                shown = np.asarray(axes[3 * i + j].images[0].get_array())
-                np.testing.assert_allclose(shown, with_mask(picture, mask, len(trained.classes)), atol=1e-5)
+            blended = (blend_mask(picture, mask, len(trained.classes)) for mask in (labels[i], found[i]))
+            for j, expected_image in enumerate((picture, *blended)):
+                np.testing.assert_allclose(pixels(axes[3 * i + j]), expected_image.permute(1, 2, 0), atol=1e-5)
         return
     assert len(axes) == 4  # objects, found: twice
     for i in range(2):
@@ -154,61 +152,60 @@ def test_predictions_show_truth_and_what_is_found(trained, monkeypatch):
             np.testing.assert_allclose(np.reshape(corners, (-1, 4)), np.reshape(boxes, (-1, 4)), atol=1e-3)
 
 
-def test_data_show_the_batch_that_an_update_trains_with(trained, monkeypatch):
-    """Before augmentation and after it, each with its masks or boxes."""
+def test_data_shows_the_batch_of_an_update(trained, monkeypatch):
+    """Before and after augmentation, with masks or boxes."""
     config, task = trained.config, trained.config.task
     figure = figure_of(monkeypatch, "data", trained.run_dir, "--step", 2, "--n", 3, "--augment.hflip", "true")
     rows = 4 if task == "segmentation" else 2
     axes = np.array(figure.axes).reshape(rows, 3)
     assert [row[0].get_ylabel() for row in axes][:: rows // 2] == ["original", "augmented"]
-    batch = _trained_with(config, step=2)
+    batch = _batch_of(config, step=2)
     for i in range(3):
-        image = np.asarray(axes[rows // 2, i].images[0].get_array())
         own = batch[0][i]
         picture = own if task == "detection" else trained.normalize.undo(own)[0] if own.ndim == 4 else trained.normalize.undo(own)
-        np.testing.assert_allclose(image, picture.permute(1, 2, 0).numpy(), atol=1e-5)
+        np.testing.assert_allclose(pixels(axes[rows // 2, i]), picture.permute(1, 2, 0), atol=1e-5)
         if task == "segmentation":
-            shown = np.asarray(axes[3, i].images[0].get_array())
-            np.testing.assert_allclose(shown, with_mask(picture, batch[1][i], 11), atol=1e-5)
+            np.testing.assert_allclose(pixels(axes[3, i]), blend_mask(picture, batch[1][i], 11).permute(1, 2, 0), atol=1e-5)
         else:
             assert len(axes[1, i].patches) == len(batch[1][i]["boxes"]) > 0
 
 
-def _trained_with(config, step):
+def _batch_of(config, step):
     from engine import load_config
     from engine.build import build
     from engine.devices.accelerator import make_accelerator
 
-    options = [str(word) for word in (*SMALL, *SCENES, "--task", config.task, *OWN[config.task], "--augment.hflip", "true")]
+    options = [
+        str(word) for word in (*SMALL, *OPTIONS, "--task", config.task, *TASK_OPTIONS[config.task], "--augment.hflip", "true")
+    ]
     config = load_config(None, options)
-    return next(
-        build(config, make_accelerator(config.train, deterministic=config.deterministic)).train_loader.batches(step, step + 1)
-    )
+    run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
+    return next(run.train_loader.batches(step, step + 1))
 
 
 @pytest.mark.parametrize("what", ["confusion", "calibration", "gradcam", "embeddings", "features"])
-def test_a_picture_of_classes_says_that_it_is_none_of_masks(runs, capsys, what):
+def test_a_picture_of_classes_refuses_a_segmentation_run(runs, capsys, what):
     capsys.readouterr()
     assert run(visualize, what, runs / "segmentation") == 2
-    assert capsys.readouterr().err == f"error: {what}: this picture is of classes, and task is segmentation\n"
+    assert capsys.readouterr().err == f"error: {what}: only for classification, and task is segmentation\n"
 
 
 @pytest.mark.parametrize(
     ("task", "argv", "says"),
     [
-        ("segmentation", (), "-o FOLDER says where to"),
-        ("segmentation", ("--json", "-o", "masks"), "-o FOLDER says where to"),
+        ("segmentation", (), "give it with -o FOLDER"),
+        ("segmentation", ("--json", "-o", "masks"), "give it with -o FOLDER"),
         ("detection", ("--top_k", 3), "--top_k 3"),
     ],
 )
-def test_what_has_no_meaning_for_a_task_is_refused(runs, tmp_path, capsys, task, argv, says):
+def test_options_of_other_tasks_are_refused(runs, tmp_path, capsys, task, argv, says):
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     capsys.readouterr()
     assert run(predict, runs / task, tmp_path / "image.png", *argv) == 2
     assert says in capsys.readouterr().err
 
 
-def test_compare_shows_each_by_its_own_metric(runs, tmp_path):
+def test_compare_shows_the_metric_of_each_task(runs, tmp_path):
     assert run(compare, runs / "segmentation", runs / "detection", "--csv", tmp_path / "runs.csv") == 0
     printed = (tmp_path / "runs.csv").read_text()
     for task, metric in (("segmentation", "mIoU"), ("detection", "mAP")):
@@ -216,15 +213,15 @@ def test_compare_shows_each_by_its_own_metric(runs, tmp_path):
         assert str(results(runs / task)["best"][f"valid/{metric}"]) in line.split(",")
 
 
-@pytest.mark.parametrize("task", OWN)
-def test_a_classification_run_starts_the_trunk(tmp_path, task):
-    """After an update at next to no rate it has the classifier's weights."""
-    classes = ("-c", "configs/resnet18_shapes.yaml", "--model.layers", "[1,1,1,1]", *SCENES[2:8], "--train.n_steps", 2)
+@pytest.mark.parametrize("task", TASK_OPTIONS)
+def test_a_classification_run_initializes_the_backbone(tmp_path, task):
+    """After an update with a tiny learning rate, the weights are those of the classifier."""
+    classes = ("-c", "configs/resnet18_shapes.yaml", "--model.layers", "[1,1,1,1]", *OPTIONS[2:8], "--train.n_steps", 2)
     assert run_main("-e", tmp_path / "classes", *SMALL, *classes, "--train.batch_size", 8) == 0
-    argv = (*SMALL, *SCENES, "--task", task, *OWN[task], "--model.pretrained", tmp_path / "classes")
+    argv = (*SMALL, *OPTIONS, "--task", task, *TASK_OPTIONS[task], "--model.pretrained", tmp_path / "classes")
     argv += ("--train.n_steps", 1, "--train.eval_freq", 1, "--train.optim.lr", 1e-30, "--train.optim.weight_decay", 0)
-    assert run_main("-e", tmp_path / "scenes", *argv) == 0
-    classifier, network = weights(tmp_path / "classes", "best"), weights(tmp_path / "scenes")
+    assert run_main("-e", tmp_path / "run", *argv) == 0
+    classifier, network = weights(tmp_path / "classes", "best"), weights(tmp_path / "run")
     prefix = "backbone.body." if task == "detection" else "backbone."
     learned = [name for name in classifier if "running" not in name and "num_batches" not in name and not name.startswith("fc.")]
     assert len(learned) > 20

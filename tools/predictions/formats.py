@@ -1,0 +1,91 @@
+"""The files that predict.py writes: classes as CSV or JSON, masks as PNGs, boxes as COCO's JSON."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from engine.config.errors import RunError
+from engine.inference.images import ReadBatch
+from engine.plots.overlays import write_mask
+from engine.tasks.detection import Detection
+
+COLUMNS = ("filename", "class", "probability")
+
+Predictions = Iterable[tuple[ReadBatch, Any]]  # batches, each with the predictions of its images
+
+
+# Classes
+
+
+def top_classes(
+    names: Sequence[str], predictions: Predictions, classes: Sequence[str], k: int
+) -> Iterator[tuple[str, str, float]]:
+    """File, class and probability: k rows per image, the most probable class first."""
+    for read, probabilities in predictions:
+        best = probabilities.float().topk(k)
+        for place, values, indices in zip(read.places, best.values.tolist(), best.indices.tolist(), strict=True):
+            yield from ((names[place], classes[i], value) for value, i in zip(values, indices, strict=True))
+
+
+def write_csv(file: IO[str], rows: Iterable[tuple[str, str, float]]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+
+
+def write_json(file: IO[str], rows: Iterable[tuple[str, str, float]]) -> None:
+    """Write a list with a line for each row, as the rows come."""
+    separator = "[\n"
+    for row in rows:
+        file.write(separator + json.dumps(dict(zip(COLUMNS, row, strict=True))))
+        separator = ",\n"
+    file.write("\n]\n" if separator == ",\n" else "[]\n")
+
+
+# Masks
+
+
+def write_masks(folder: Path, names: Sequence[str], predictions: Predictions, classes: Sequence[str]) -> None:
+    """Write a PNG for each image, in its size. Pixels are indices into classes.json; a palette makes them visible."""
+    paths = mask_paths(folder, names)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "classes.json").write_text(json.dumps(classes) + "\n")
+        for read, masks in predictions:
+            for place, mask in zip(read.places, masks, strict=True):
+                paths[place].parent.mkdir(parents=True, exist_ok=True)
+                write_mask(mask, paths[place])
+    except OSError as error:
+        raise RunError(f"{error.filename or folder} can't be written: {error.strerror}") from error
+
+
+def mask_paths(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Paths relative to the innermost folder of all images, with their suffixes only where two would be the same without."""
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in names])
+    relative = [os.path.relpath(os.path.abspath(name), common) for name in names]
+    stems = [os.path.splitext(name)[0] for name in relative]
+    are_unique = len(set(stems)) == len(names)
+    return [folder / f"{name}.png" for name in (stems if are_unique else relative)]
+
+
+# Boxes
+
+
+def write_coco(file: IO[str], names: Sequence[str], predictions: Predictions, task: Detection) -> None:
+    """Write a dataset in COCO's format whose annotations have a score, too: annotations as they come, images at the end."""
+    images: list[dict[str, Any]] = []
+    n_boxes, separator = 0, "\n"
+    file.write('{"annotations": [')
+    for read, of_batch in predictions:
+        for place, (height, width), boxes in zip(read.places, read.sizes, of_batch, strict=True):
+            images.append({"id": place + 1, "file_name": names[place], "width": width, "height": height})
+            for entry in task.entries(boxes, place + 1):
+                n_boxes += 1
+                area = entry["bbox"][2] * entry["bbox"][3]
+                file.write(separator + json.dumps({"id": n_boxes, **entry, "area": area, "iscrowd": 0}))
+                separator = ",\n"
+    categories = [{"id": label, "name": name} for label, name in enumerate(task.classes) if label and name != "N/A"]
+    file.write(f'\n],\n"images": {json.dumps(images)},\n"categories": {json.dumps(categories)}}}\n')
