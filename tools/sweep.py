@@ -16,8 +16,7 @@ from engine.config.errors import ConfigError, RunError
 from engine.config.layers import DEFAULT_CONFIG
 from engine.config.schema import flatten, to_dict
 from engine.plugins import Parser
-from tools.comparison.training import as_option
-from tools.comparison.variants import HARMLESS
+from tools.comparison.training import WITHOUT_EFFECT_ON_RESULTS, as_option
 from tools.sweeps.space import Dimension, grid_points, read_space
 from tools.tables import write_text
 
@@ -97,7 +96,9 @@ def _sweep(args: Any, space: Sequence[Dimension], overrides: dict[str, Any], n_t
 
     config = load_config(args.config, overrides)
     definition = {"search": args.search, "space": sorted(args.space), "metric": args.metric, "minimize": args.minimize}
-    definition["config"] = {key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(HARMLESS)}
+    definition["config"] = {
+        key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(WITHOUT_EFFECT_ON_RESULTS)
+    }
     study = open_study(args.output, definition, space)
     while (taken := take_trial(study, args.output, n_trials, config.seed)) is not None:
         with taken.lock:

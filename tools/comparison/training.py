@@ -25,10 +25,10 @@ from tools.comparison.runs import expand, is_run, read_run, short_names
 from tools.tables import duration
 
 # A finished run that differs only in these keys can replace a new one: keys without effect on the weights, except those that
-# change how they are evaluated; and keys that change only the length of a session or the order of sums.
+# change how they are evaluated; and the number of threads, which changes only the order of sums.
 WITHOUT_EFFECT_ON_RESULTS = (
     *(key for key in WITHOUT_EFFECT_ON_WEIGHTS if key not in ("train.eval_freq", "eval.")),
-    *("train.timeout", "train.time_limit", "train.num_threads"),
+    "train.num_threads",
 )
 MAIN = Path(__file__).resolve().parents[2] / "main.py"
 MAX_FOLDER_NAME = 60  # characters

@@ -13,8 +13,7 @@ from optuna.trial import TrialState
 from engine.config.errors import ConfigError
 from engine.run.metrics import read_metrics
 from tools.comparison.runs import read_run
-from tools.comparison.training import PAUSE, Child, noted_signals
-from tools.comparison.variants import Variant
+from tools.comparison.training import PAUSE, Child, Variant, collect_signals
 from tools.sweeps.study import TakenTrial
 
 REASON = "why"  # the attribute of a failed trial
@@ -41,8 +40,8 @@ def run_trial(
     study.pruner = MedianPruner(n_startup_trials=4, n_warmup_steps=n_steps // 4)
     reported = set(study.get_trials(deepcopy=False)[trial.number].intermediate_values)
     is_pruned, is_over, signum = False, False, 0
-    with noted_signals() as signals:
-        child = Child.start(Variant(run.name, config, overrides, run), 0, {}, plugins)
+    with collect_signals() as signals:
+        child = Child(Variant(run.name, config, overrides, run), {}, plugins)
         try:
             while not is_over:
                 time.sleep(PAUSE)
