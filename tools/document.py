@@ -145,7 +145,7 @@ def _default(spec: Field) -> str:
 
 def json_schema() -> dict[str, Any]:
     """Return configs/schema.json, by which an editor completes and checks the keys of a config."""
-    base = {"type": ["string", "array"], "items": {"type": "string"}, "description": "one or several configs that this one modifies"}
+    base = {"type": ["string", "array"], "items": {"type": "string"}, "description": "a config, or several, to build upon"}
     schema = _object(Config)
     schema["properties"] = {"base": base, **schema["properties"]}
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "A config of this project", **schema}
