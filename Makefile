@@ -1,4 +1,4 @@
-# Each line is a command that one could type. `make` alone lists what there is.
+# Each line is a command that can be typed by hand. `make` without a target lists the targets.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,12 +11,12 @@ JOBS   ?= 2
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev train test test-slow docs-test faults accuracies bench pictures docs lint format clean
 
-help:  ## list what can be made
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-install: $(VENV)/.installed  ## a virtual environment with what a user needs
+install: $(VENV)/.installed  ## create .venv with the dependencies of training and tools
 
-install-dev: $(VENV)/.installed-dev  ## the same with what a developer needs
+install-dev: $(VENV)/.installed-dev  ## the same, with the dependencies of tests, linters and benchmarks
 
 $(VENV)/.installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,30 +28,30 @@ $(VENV)/.installed-dev: requirements.txt requirements-extra.txt requirements-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $(VENV)/.installed $@
 
-train: install  ## train: make train CONFIG=configs/resnet18_cifar10.yaml ARGS="--train.optim.type Adam"
+train: install  ## train a config: make train CONFIG=configs/resnet18_cifar10.yaml ARGS="--train.optim.type Adam"
 	$(BIN)/python main.py -c $(CONFIG) $(ARGS)
 
-test: install-dev  ## the tests, in at most 15 minutes on two cores
+test: install-dev  ## run the tests; at most 10 minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
 
-test-slow: install-dev  ## what takes longer: real trainings, whole model lists
+test-slow: install-dev  ## run the slow tests: real trainings, every model
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow $(ARGS)
 
-docs-test: install-dev  ## follow README and docs/, command by command
+docs-test: install-dev  ## run the commands of README and docs/
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/test_documents.py tests/test_plugin_page.py tests/test_readme.py $(ARGS)
 
-faults: install-dev  ## kill, interrupt and damage runs, and write what was survived; 10 minutes
+faults: install-dev  ## kill, interrupt and damage runs; update the table of docs/reliability.md; 10 minutes
 	$(BIN)/python -m tests.faults > .faults.md
 	mv .faults.md docs/measured/faults.md
 	cat docs/measured/faults.md
 
-accuracies: install-dev  ## train on the sets that need no download, with three seeds, and write what was reached; 20 minutes
+accuracies: install-dev  ## train on the datasets without a download, three seeds; update the table of results; 20 minutes
 	$(BIN)/python tools/compare.py --train configs/lenet_digits.yaml configs/lenet_shapes.yaml configs/resnet18_shapes.yaml \
 		--seeds 1,2,3 --jobs $(JOBS) -o runs/accuracies --markdown .accuracies.md
 	(echo "$$(nproc) cores (CPU), $$(date +%F):"; echo; cat .accuracies.md) > docs/measured/accuracies.md
 	rm .accuracies.md
 
-pictures: install-dev  ## train two small runs, and draw the pictures of README and docs/tools.md
+pictures: install-dev  ## train two small runs and draw the pictures of README and docs/
 	$(BIN)/python main.py -c $(PICTURED) -e runs/pictures -r auto --data.n_train 6000 --data.n_test 600 --data.difficulty 0.2 --train.n_epochs 6
 	$(BIN)/python main.py -c configs/segmentation_resnet18_shapes.yaml -e runs/pictures-masks -r auto
 	mkdir -p docs/pictures
@@ -63,11 +63,11 @@ pictures: install-dev  ## train two small runs, and draw the pictures of README 
 	for what in curves features embeddings confusion calibration model; do \
 		$(BIN)/python tools/visualize.py $$what runs/pictures -o docs/pictures/$$what.png || exit 1; done
 
-bench: install-dev  ## measure the speed beside what others use, on an idle machine; 20 minutes
+bench: install-dev  ## compare the speed with other projects, on an idle machine; 20 minutes
 	$(BIN)/python tools/benchmark.py all --output docs/measured
 	cat docs/measured/benchmark.md
 
-docs: install-dev  ## write what documents derive from the code and from the figures in docs/measured
+docs: install-dev  ## update the generated parts of README, docs/ and configs/schema.json
 	$(BIN)/python tools/document.py
 
 lint: install-dev  ## check style and types
@@ -75,10 +75,10 @@ lint: install-dev  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: install-dev  ## mend the style
+format: install-dev  ## fix the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove caches and the virtual environment; runs/ stays
+clean:  ## remove caches and .venv; keep runs/
 	rm -rf $(VENV) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

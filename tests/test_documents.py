@@ -1,4 +1,4 @@
-"""What README and docs/ say can be done: links lead somewhere, and commands are ones that the programs take."""
+"""README and docs/ can be followed: links exist, and the programs accept the commands."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 FENCED = re.compile(r"```sh\n(.+?)```", re.DOTALL)
 KEY = re.compile(r"`(?:--)?((?:data|augment|dataloader|model|train|eval|distill|tracking|segmentation|detection)\.[a-z0-9_.]+)")
-OPEN = ("model.", "data.", "train.optim.", "distill.")  # sections whose other keys are somebody's arguments
+OPEN = ("model.", "data.", "train.optim.", "distill.")  # sections whose other keys are arguments of a model, dataset or optimizer
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -31,13 +31,13 @@ ALL = [(page.stem, words) for page in PAGES for words in commands(page)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
+def test_linked_files_exist(page):
     for link in LINK.findall(page.read_text()):
         assert (page.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_keys_that_are_named_exist(page):
+def test_named_keys_exist(page):
     known = keys()
     for key in KEY.findall(page.read_text()):
         key = key.rstrip(".")
@@ -46,7 +46,7 @@ def test_keys_that_are_named_exist(page):
 
 
 @pytest.mark.parametrize(("page", "words"), ALL, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60])
-def test_a_command_names_files_that_exist_and_options_that_are_taken(page, words):
+def test_a_command_names_existing_files_and_accepted_options(page, words):
     for word in words:
         if re.fullmatch(r"(?:configs|tools|tests)/[\w/.*]+", word):
             assert list(ROOT.glob(word)), word
@@ -62,7 +62,7 @@ def test_a_command_names_files_that_exist_and_options_that_are_taken(page, words
             load_config(ROOT / args.c if args.c else None, overrides)
 
 
-# What a command needs that isn't here: a large download, several GPUs, a cluster, a package index, an end, a file of the page
+# Commands that need something a test machine lacks: a large download, several GPUs, a cluster, hours, a file of the page
 ELSEWHERE = re.compile(r"coco_|voc|convnext|multi_gpu|one_gpu|fsdp|_imagenet|benchmark.py model|vgg1\[|runs/large|--plugin")
 NO_DATA = re.compile(r"visualize.py (schedule|model) -c|count_macs.py|--print_config")
 SHORTER = {
@@ -79,7 +79,7 @@ OF_DATA = {
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory, data_root):
-    """The project as somebody has it who has trained a few times, in a folder of its own; beside it his home with the data."""
+    """A folder with the project, some finished runs, the user's images, and a home directory with the datasets."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("main.py", "configs", "engine", "models", "datasets", "tools", "tests", "docs", "requirements.txt"):
         (folder / name).symlink_to(ROOT / name)
@@ -110,14 +110,14 @@ def runnable(page: Path) -> list[str]:
 
 
 def in_short(line: str) -> str:
-    """A command with options at its end that make a training short, and that let it read small data."""
+    """The command with further options that make the training short and the datasets small."""
     program = re.search(r"[\w]+\.py", line)[0]
     if program not in SHORTER or "--print_config" in line or " -r " in line:
         return line
     return " ".join([line, SHORTER[program], *(options for word, options in OF_DATA.items() if word in line)])
 
 
-def test_most_commands_need_nothing_that_is_not_here():
+def test_most_commands_can_run_on_a_test_machine():
     assert sum(len(runnable(page)) for page in PAGES) > 50
 
 
@@ -125,7 +125,7 @@ def test_most_commands_need_nothing_that_is_not_here():
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
 def test_a_page_can_be_followed(page, checkout):
-    """Each command literally, one after the other, but for what in_short adds."""
+    """Runs each command as it is printed, one after the other, with the options that in_short adds."""
     for line in runnable(page):
         if (begun := re.search(r" -e (\S+)", line)) and " -r " not in line:
             shutil.rmtree(checkout / begun[1], ignore_errors=True)

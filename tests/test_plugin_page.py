@@ -1,4 +1,4 @@
-"""The file and the commands of docs/plugins.md work as they stand."""
+"""The file and the commands of docs/plugins.md work as printed."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The README says what the programs print."""
+"""README.md is short, and docs/models.md contains what `tools/count_macs.py` prints."""
 
 import json
 import re
@@ -6,41 +6,60 @@ import re
 import pytest
 
 from engine.config.command_line import run_tool
+from engine.run.log import millions
+from models import list_models
 from tests.running import ROOT
 from tools.count_macs import main as count_macs
+from tools.document import BLOCK, TABLES
+from tools.tables import giga
 
 README = (ROOT / "README.md").read_text()
-TABLE = README.partition("<!-- python tools/count_macs.py: begin -->\n")[2].partition(
-    "\n<!-- python tools/count_macs.py: end -->"
-)[0]
+COMMAND = "python tools/count_macs.py"
 
 
-def cells(table):
-    return {row[0]: row for row in ([cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:])}
+def block(page, command):
+    return next(found["content"] for found in BLOCK.finditer(page) if found["command"] == command)
 
 
-def counted(capsys, *names):
-    argv = [word for name in names for word in ("-c", str(ROOT / "configs" / f"{name}.yaml"))]
-    assert run_tool(lambda: count_macs(argv)) == 0
-    return cells(capsys.readouterr().out)
+def rows(table):
+    """The body of every table in a text, as lists of cells."""
+    lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines() if line.startswith("| ")]
+    heads = [i - 1 for i, row in enumerate(lines) if re.fullmatch(r"-+:?", row[0])]
+    return [row for i, row in enumerate(lines) if i not in heads and i - 1 not in heads]
 
 
-def test_the_table_of_models_has_every_config():
-    assert sorted(cells(TABLE)) == sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+MODELS = rows(block((ROOT / "docs" / "models.md").read_text(), COMMAND))
 
 
-def test_rows_of_the_table_of_models_are_what_the_tool_counts(capsys):
-    names = ["lenet_digits", "resnet18_cifar10", "mobilenet_cifar10", "vit_tiny_cifar10"]
-    table = cells(TABLE)
-    assert counted(capsys, *names) == {name: table[name] for name in names}
+def counted(capsys, *argv):
+    assert run_tool(lambda: count_macs([*argv, "--json"])) == 0
+    return json.loads(capsys.readouterr().out)[0]
+
+
+def test_the_page_of_models_has_every_model_once():
+    assert sorted(row[0] for row in MODELS) == list_models()
+
+
+@pytest.mark.parametrize("name", ["lenet_cifar10", "resnet18_cifar10", "mobilenet_cifar10", "vgg11_cifar10", "vit_tiny_cifar10"])
+def test_counts_at_32x32_are_those_of_the_config_for_cifar(name, capsys):
+    row = counted(capsys, "-c", str(ROOT / "configs" / f"{name}.yaml"))
+    printed = next(cells for cells in MODELS if cells[0] == row["model"])
+    assert printed[4:6] == [millions(row["params"]), giga(row["macs"])]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "vgg11"])
+def test_counts_at_a_models_own_size_are_those_of_the_model_by_name(name, capsys):
+    row = counted(capsys, "--model", name)
+    printed = next(cells for cells in MODELS if cells[0] == name)
+    assert printed[1:4] == ["224x224", millions(row["params"]), giga(row["macs"])]
 
 
 @pytest.mark.slow
-def test_the_table_of_models_is_what_the_tool_prints(capsys):
-    assert counted(capsys, *cells(TABLE)) == cells(TABLE)
+def test_the_page_of_models_is_what_the_tool_prints():
+    assert block((ROOT / "docs" / "models.md").read_text(), COMMAND).rstrip() == TABLES[COMMAND]().rstrip()
 
 
-PUBLISHED_PARAMETERS = {  # in millions, as printed beside the accuracies that are quoted
+PUBLISHED_PARAMETERS = {  # in millions, as printed next to the published accuracies
     "resnet18_cifar10": "11.2",
     "preactresnet18_cifar10": "11.2",
     "resnext29_32x4d_cifar10": "4.78",
@@ -54,12 +73,14 @@ PUBLISHED_PARAMETERS = {  # in millions, as printed beside the accuracies that a
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
-def test_parameters_agree_with_those_published_beside_the_accuracy(name, capsys):
-    argv = ["-c", str(ROOT / "configs" / f"{name}.yaml"), "--json"]
-    assert run_tool(lambda: count_macs(argv)) == 0
-    params = json.loads(capsys.readouterr().out)[0]["params"] / 1e6
+def test_parameters_agree_with_those_published_next_to_the_accuracy(name, capsys):
+    params = counted(capsys, "-c", str(ROOT / "configs" / f"{name}.yaml"))["params"] / 1e6
     published = PUBLISHED_PARAMETERS[name]
     assert round(params, len(published.partition(".")[2])) == float(published)
+
+
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 12_000
 
 
 def test_files_that_are_named_exist():
@@ -69,12 +90,11 @@ def test_files_that_are_named_exist():
         assert (ROOT / command).exists(), command
 
 
-def test_the_table_of_faults_names_what_the_campaign_tries_and_nothing_failed():
-    block = README.partition("<!-- make faults: begin -->\n")[2].partition("\n<!-- make faults: end -->")[0]
-    rows = cells("\n".join(line for line in block.splitlines() if line.startswith("|")))
-    assert len(rows) == 6
-    assert [row[-1] for row in rows.values()] == ["0"] * 6
-    kills = sum(int(row[1]) for name, row in rows.items() if name.startswith("killed"))
+def test_the_table_of_faults_has_what_the_campaign_tries_and_nothing_failed():
+    faults = {row[0]: row for row in rows(block((ROOT / "docs" / "reliability.md").read_text(), "make faults"))}
+    assert len(faults) == 6
+    assert [row[-1] for row in faults.values()] == ["0"] * 6
+    kills = sum(int(row[1]) for name, row in faults.items() if name.startswith("killed"))
     assert kills >= 100
-    assert int(rows["interrupted twice in an epoch"][1]) >= 24
-    assert int(rows["a byte of a checkpoint flipped"][1]) >= 200
+    assert int(faults["interrupted twice in an epoch"][1]) >= 24
+    assert int(faults["a byte of a checkpoint flipped"][1]) >= 200

@@ -1,18 +1,21 @@
 #!/usr/bin/env python
-"""Parameters and multiply-accumulates per image, by fvcore, of every config or of one model."""
+"""Count parameters and multiply-accumulates (MACs) per image with fvcore: of every model, of one model, or of configs."""
 
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engine import load_config
+from engine.config import yaml12
 from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError
 from engine.config.resolve import ResolvedConfig
@@ -20,22 +23,26 @@ from engine.plugins import Parser
 from engine.run.log import millions
 from tools.tables import giga, markdown
 
+# Torch and the models are imported inside functions: --help and a mistyped option shouldn't wait for them.
 if TYPE_CHECKING:
     from torch import nn
 
 EXAMPLES = """
 examples:
-  python tools/count_macs.py                                        every config of configs/
+  python tools/count_macs.py                                        every model, at its own image size and at 32x32
   python tools/count_macs.py -c configs/resnet18_cifar10.yaml --verbose
   python tools/count_macs.py --model timm/convnext_tiny --img_size 224 --n_classes 1000 --json
   python tools/count_macs.py --model resnet18 --img_size 32 --n_classes 10 --model.first_block cifar10
 """
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-PUBLISHED = re.compile(r"^# published: (.+)$", re.MULTILINE)
+PUBLISHED = Path(__file__).resolve().parent.parent / "docs" / "published.yaml"
+CITATION = re.compile(r"(?P<authors>.+?) \((?P<year>\d{4})\): (?P<title>.+?)\. (?:[^.]+\. )?(?P<link>https?://\S+)")
+UNKNOWN_CLASSES = 1000  # for configs whose dataset tells its number of classes only when its files are read
 
 
 @dataclass(frozen=True)
 class Row:
+    """The counts of one model at one image size."""
+
     config: str
     model: str
     img_size: int
@@ -47,18 +54,28 @@ class Row:
     not_counted: dict[str, int]
 
 
-UNKNOWN_CLASSES = 1000  # counted with, where only the files of a data set say how many there are
+@dataclass(frozen=True)
+class ModelRow:
+    """A model with its paper, its counts with its default arguments, and those on CIFAR-10's images."""
+
+    model: str
+    family: str
+    paper: str
+    checked_against: str
+    published: str
+    own_size: Row
+    at_32x32: Row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="count_macs.py", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("-c", "--config", action="append", help="a config; several are possible (default: all of configs/)")
+    parser.add_argument("-c", "--config", action="append", help="a config; several are possible (default: every model)")
     parser.add_argument("--model", help="a model by its name, without a config")
     parser.add_argument("--img_size", type=int, help="height and width of the image, for --model (default: 224)")
     parser.add_argument("--n_classes", type=int, help="for --model (default: 1000)")
     parser.add_argument("--in_channels", type=int, help="for --model (default: 3)")
     parser.add_argument("--list", action="store_true", help="print the names of this project's models, and exit")
-    parser.add_argument("--verbose", action="store_true", help="a table per stage, and the operations that count nothing")
+    parser.add_argument("--verbose", action="store_true", help="print a table per stage, and the operations that are not counted")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args, overrides = parser.parse_with_overrides(argv)
     if args.list:
@@ -70,24 +87,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             "--img_size, --n_classes and --in_channels belong to --model; with a config they are --data.img_size and so on"
         )
+    if args.model is not None and args.config:
+        raise ConfigError("--model and --config: give one of the two")
+    if args.model is None and args.config is None and overrides:
+        raise ConfigError(f"--{next(iter(overrides))} needs --config or --model: the table of all models uses their defaults")
+    rows: Sequence[Row | ModelRow]
     if args.model is not None:
-        if args.config:
-            raise ConfigError("--model and --config: give one of the two")
-        rows = [_of_model(args.model, args.n_classes or 1000, args.in_channels or 3, args.img_size or 224, overrides)]
+        rows = counted = [_of_model(args.model, args.n_classes or 1000, args.in_channels or 3, args.img_size or 224, overrides)]
+    elif args.config:
+        rows = counted = of_configs(args.config, overrides)
     else:
-        rows = of_configs(args.config or sorted(str(path) for path in CONFIGS.glob("*.yaml")), overrides)
+        rows = models = of_models()
+        counted = [row.own_size for row in models]
     if args.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return 0
-    print(table(rows))
+    print(table(counted) if rows is counted else model_tables(models))
     if args.verbose:
-        for row in rows:
+        for row in counted:
             print(f"\n{_stages(row)}")
     return 0
 
 
+def model_tables(rows: Sequence[ModelRow]) -> str:
+    """A Markdown section per family: its paper, and a table of its models."""
+    head = ("model", "image", "parameters", "MACs", "parameters, 32x32", "MACs, 32x32", "checked against", "published accuracy")
+    sections: dict[tuple[str, str], list[Sequence[str]]] = {}
+    for row in rows:
+        counts = [cell for count in (row.own_size, row.at_32x32) for cell in (millions(count.params), giga(count.macs))]
+        line = [row.model, f"{row.own_size.img_size}x{row.own_size.img_size}", *counts, row.checked_against, row.published]
+        sections.setdefault((row.family, row.paper), [head]).append(line)
+    return "\n\n".join(
+        "\n\n".join(filter(None, (f"### {family}", paper, markdown(lines, right=range(1, 6)))))
+        for (family, paper), lines in sections.items()
+    )
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Markdown, so that a document can hold it."""
+    """One Markdown table of the given rows."""
     head = ("config", "model", "image", "parameters", "MACs", "published accuracy")
     body = [
         (row.config, row.model, f"{row.img_size}x{row.img_size}", millions(row.params), giga(row.macs), row.published)
@@ -103,6 +140,60 @@ def _stages(row: Row) -> str:
     return f"{row.config or row.model}\n{markdown(rows, right=(1, 2))}\noperations without a count: {not_counted}"
 
 
+def of_models() -> list[ModelRow]:
+    """Count every model of this project, which takes about a minute."""
+    from tqdm import tqdm
+
+    published = yaml12.parse(PUBLISHED.read_text())
+    models = list(_models())
+    progress = tqdm(models, unit="model", leave=False, disable=not sys.stderr.isatty())
+    return [_model_row(name, family, documentation, published) for name, family, documentation in progress]
+
+
+def _models() -> Iterator[tuple[str, str, str]]:
+    """Yield every model with the name and the documentation of its family's module."""
+    import pkgutil
+
+    import models
+
+    for module in (import_module(f"models.{info.name}") for info in pkgutil.iter_modules(models.__path__) if not info.ispkg):
+        for name in module.MODELS:
+            yield name, module.__name__.rpartition(".")[2], module.__doc__ or ""
+
+
+def _model_row(name: str, family: str, documentation: str, published: dict[str, Any]) -> ModelRow:
+    from models import create_model, model_signature
+
+    signature = model_signature(name)
+    assert signature is not None, "only timm's models have none"
+
+    def count(n_classes: int, in_channels: int, img_size: int, **arguments: Any) -> Row:
+        build = partial(create_model, name, n_classes=n_classes, in_channels=in_channels, img_size=img_size, **arguments)
+        return _row("", name, build, n_classes, in_channels, img_size, "")
+
+    defaults = {key: parameter.default for key, parameter in signature.parameters.items()}
+    small = {key: value for key, value in {"first_block": "cifar10", "patch_size": 4}.items() if key in defaults}
+    title, _, text = documentation.partition("\n")
+    citation = CITATION.match(" ".join(text.split()))
+    accuracies = published["accuracies"].get(name, [])
+    return ModelRow(
+        model=name,
+        family=re.split(r"[.,]", title)[0],
+        paper="{authors} ({year}): {title}. {link}".format(**citation.groupdict()) if citation else "",
+        checked_against=published["checked_against"].get(name) or published["checked_against"].get(family, ""),
+        published="; ".join(map(_accuracy, accuracies)),
+        own_size=count(defaults["n_classes"], defaults["in_channels"], defaults["img_size"]),
+        at_32x32=count(10, 3, 32, **small),
+    )
+
+
+def _accuracy(entry: dict[str, str]) -> str:
+    """One figure of docs/published.yaml, as in `CIFAR-10 95.64 % (source; configs/resnet18_cifar10.yaml)`."""
+    metric = f"{entry['metric']} " if "metric" in entry else ""
+    config = f"; configs/{entry['config']}.yaml" if "config" in entry else ""
+    return f"{entry['data']} {metric}{entry['accuracy']} ({entry['source']}{config})"
+
+
 def of_configs(paths: Sequence[str], overrides: dict) -> list[Row]:
     from tqdm import tqdm
 
@@ -116,58 +207,55 @@ def _of_config(path: str, config: ResolvedConfig) -> Row:
 
     spec = dataset_spec(config)
     n_classes = config.data.n_classes or spec.n_classes or UNKNOWN_CLASSES
-    published = PUBLISHED.search(Path(path).read_text())
-    return _row(
-        Path(path).stem,
-        config,
-        n_classes,
-        spec.channels,
-        config.data.img_size or spec.img_size,
-        published[1] if published else "",
-    )
+    img_size = config.data.img_size or spec.img_size
+    assert img_size is not None, "a dataset without a size of its own is refused by the check unless data.img_size gives one"
+    every = yaml12.parse(PUBLISHED.read_text())["accuracies"].values()
+    published = [_accuracy(entry) for entries in every for entry in entries if entry.get("config") == Path(path).stem]
+    return _row_of(Path(path).stem, config, n_classes, spec.channels, img_size, "; ".join(published))
 
 
 def _of_model(name: str, n_classes: int, in_channels: int, img_size: int, overrides: dict) -> Row:
-
     config = load_config(None, {**overrides, "model.name": name})
-    return _row("", config, n_classes, in_channels, img_size, "")
+    return _row_of("", config, n_classes, in_channels, img_size, "")
 
 
-def _row(config_name: str, config: ResolvedConfig, n_classes: int, in_channels: int, img_size: int, published: str) -> Row:
-    from engine.run.macs import count
-
-    counted = count(_without_weights(config, n_classes, in_channels, img_size), in_channels, img_size)
-    return Row(
-        config_name,
-        config.model.name,
-        img_size,
-        n_classes,
-        counted.params,
-        counted.macs,
-        published,
-        counted.stages,
-        counted.not_counted,
-    )
-
-
-def _without_weights(config: ResolvedConfig, n_classes: int, in_channels: int, img_size: int) -> "nn.Module":
-    """The network with zeros for weights: initial ones take longer than counting."""
-    import torch
-
+def _row_of(config_name: str, config: ResolvedConfig, n_classes: int, in_channels: int, img_size: int, published: str) -> Row:
     from engine.build import task_kind
 
-    own = not config.model.name.startswith("timm/")  # timm computes with numbers while it builds
+    def build() -> "nn.Module":
+        return task_kind(config).create_model(config, n_classes=n_classes, in_channels=in_channels, img_size=img_size)
+
+    return _row(config_name, config.model.name, build, n_classes, in_channels, img_size, published)
+
+
+def _row(
+    config_name: str,
+    model_name: str,
+    build: Callable[[], "nn.Module"],
+    n_classes: int,
+    in_channels: int,
+    img_size: int,
+    published: str,
+) -> Row:
+    """Count a model whose weights are all zero: initializing them would take longer than counting."""
+    import torch
+
+    from engine.run.macs import count
+
+    on_meta = not model_name.startswith("timm/")  # timm computes with weights while it builds
     try:
-        with torch.device("meta" if own else "cpu"):
-            model = task_kind(config).create_model(config, n_classes=n_classes, in_channels=in_channels, img_size=img_size)
+        with torch.device("meta" if on_meta else "cpu"):
+            model = build()
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"model {config.model.name}: {error}") from error
-    if not own:
-        return model
-    model.to_empty(device="cpu")
-    for tensor in (*model.parameters(), *model.buffers()):  # a detector's proposals must be numbers
-        tensor.detach().zero_()
-    return model
+        raise ConfigError(f"model {model_name}: {error}") from error
+    if on_meta:
+        model.to_empty(device="cpu")
+        for tensor in (*model.parameters(), *model.buffers()):  # a detector's proposals must be finite
+            tensor.detach().zero_()
+    counts = count(model, in_channels, img_size)
+    return Row(
+        config_name, model_name, img_size, n_classes, counts.params, counts.macs, published, counts.stages, counts.not_counted
+    )
 
 
 if __name__ == "__main__":

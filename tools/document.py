@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write what documents derive: the keys of a config and an editor's schema of them, and tables by the programs that make them."""
+"""Write the generated parts of the documents: the page of config keys, the JSON schema for editors, and tables."""
 
 import json
 import re
@@ -19,11 +19,11 @@ from engine.config.schema import REQUIRED, Config
 from engine.plugins import Parser
 
 EXAMPLES = """
-A table in README.md or docs/ stands between two comments that name the command it is made by. What takes long to measure, the
-fault campaign and the benchmark, is written to docs/measured/ by `make faults` and `make bench`, and taken from there.
+A generated table in README.md or docs/ lies between two comments that name its command. Tables that take long to measure are
+written to docs/measured/ by `make faults`, `make accuracies` and `make bench`, and copied from there.
 
 examples:
-  python tools/document.py            write all of it
+  python tools/document.py            write all of them
   python tools/document.py --check    write nothing; exit code 1 if something would change
 """
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,19 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def documents() -> Iterator[tuple[Path, str]]:
-    """Every derived file, with the text that it must have."""
+    """Yield every generated file and the text that it must have."""
     yield ROOT / "docs" / "configuration.md", configuration()
     yield ROOT / "configs" / "schema.json", json.dumps(json_schema(), indent=2) + "\n"
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = path.read_text()
         if BLOCK.search(text):
-            yield path, BLOCK.sub(_made_anew, text)
+            yield path, BLOCK.sub(_regenerated, text)
 
 
 # Tables
 
 
-def _made_anew(block: re.Match[str]) -> str:
+def _regenerated(block: re.Match[str]) -> str:
     command, content = block["command"], block["content"]
     if command in TABLES:
         content = TABLES[command]().rstrip() + "\n"
@@ -65,20 +65,16 @@ def _made_anew(block: re.Match[str]) -> str:
 
 
 def _models() -> str:
-    from tools.count_macs import CONFIGS, of_configs, table
+    from tools.count_macs import model_tables, of_models  # imports torch: --help needn't
 
-    return table(of_configs(sorted(str(path) for path in CONFIGS.glob("*.yaml")), {}))
-
-
-def _measured(name: str) -> Callable[[], str]:
-    return lambda: (MEASURED / name).read_text()
+    return model_tables(of_models())
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "python tools/count_macs.py": _models,
-    "make faults": _measured("faults.md"),
-    "make accuracies": _measured("accuracies.md"),
-    "make bench": _measured("benchmark.md"),
+    "make faults": (MEASURED / "faults.md").read_text,
+    "make accuracies": (MEASURED / "accuracies.md").read_text,
+    "make bench": (MEASURED / "benchmark.md").read_text,
 }
 
 
@@ -86,13 +82,14 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def configuration() -> str:
+    """Return docs/configuration.md: a table of keys for every section of the schema."""
     lines = [
         "# Every key of a config",
         "",
-        "`make docs` writes this from [engine/config/schema.py](../engine/config/schema.py). Each key is an option: "
+        "`make docs` writes this page from [engine/config/schema.py](../engine/config/schema.py). Each key is an option: "
         "`--train.optim.lr 0.01`.",
         "",
-        "A file may begin with `base:`, another file or a list of them, relative to itself, and then holds only what differs.",
+        "A config may begin with `base:`, a file or a list of files relative to itself, and then contains only the differences.",
     ]
     for name, section in _sections(Config):
         lines += ["", f"## {name or 'At the top'}", "", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
@@ -108,9 +105,10 @@ def configuration() -> str:
 
 
 def _sections(section: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """Yield the section and those nested in it, each with its path, such as `train.optim`."""
     yield prefix, section
     for name, hint in get_type_hints(section).items():
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             yield from _sections(hint, f"{prefix}.{name}".lstrip("."))
 
 
@@ -134,7 +132,7 @@ def _bounds(spec: Field) -> str:
 
 
 def _value(spec: Field) -> Any:
-    return spec.default if spec.default is not MISSING else spec.default_factory()
+    return spec.default_factory() if spec.default_factory is not MISSING else spec.default
 
 
 def _default(spec: Field) -> str:
@@ -146,7 +144,8 @@ def _default(spec: Field) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    base = {"type": ["string", "array"], "items": {"type": "string"}, "description": "a file, or several, that this one changes"}
+    """Return configs/schema.json, by which an editor completes and checks the keys of a config."""
+    base = {"type": ["string", "array"], "items": {"type": "string"}, "description": "a config, or several, to build upon"}
     schema = _object(Config)
     schema["properties"] = {"base": base, **schema["properties"]}
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "A config of this project", **schema}

@@ -2,9 +2,12 @@ import json
 
 import pytest
 
+from datasets import list_datasets
+from engine.config import yaml12
 from engine.config.command_line import run_tool
+from models import list_models
 from tests.running import ROOT, run_command
-from tools.count_macs import main
+from tools.count_macs import PUBLISHED, main
 
 
 def count(capsys, *argv):
@@ -51,6 +54,33 @@ def test_the_program_prints_a_table_and_stages_from_any_folder():
     assert as_module.stdout == finished.stdout
 
 
+def test_a_configs_published_accuracy_is_printed_with_its_source(capsys):
+    (row,) = count(capsys, "-c", ROOT / "configs" / "resnet50_a3_imagenet.yaml")
+    assert row["published"].startswith("ImageNet 78.1 % (recipe A3: Wightman, Touvron, Jégou (2021)")
+
+
+def test_published_accuracies_name_models_datasets_and_configs_that_exist():
+    published = yaml12.parse(PUBLISHED.read_text())
+    families = {path.stem for path in (ROOT / "models").glob("*.py")}
+    assert set(published["checked_against"]) <= families | set(list_models())
+    for model, entries in published["accuracies"].items():
+        assert model in list_models()
+        for entry in entries:
+            assert entry.keys() <= {"data", "metric", "accuracy", "config", "source"}
+            assert entry["data"] in list_datasets()
+            assert entry["source"]
+            assert "config" not in entry or (ROOT / "configs" / f"{entry['config']}.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_without_arguments_every_model_is_counted_at_two_sizes(capsys):
+    rows = {row["model"]: row for row in count(capsys)}
+    assert sorted(rows) == list_models()
+    assert all(row["family"] and row["paper"] and row["checked_against"] for row in rows.values())
+    assert rows["resnet18"]["own_size"]["macs"] == pytest.approx(1.82e9, rel=0.01)
+    assert rows["resnet18"]["at_32x32"]["macs"] == pytest.approx(0.56e9, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -58,6 +88,7 @@ def test_the_program_prints_a_table_and_stages_from_any_folder():
         (["-c", "nowhere.yaml"], "no such config"),
         (["--img_size", "32"], "belong to --model"),
         (["--model", "lenet", "-c", "configs/lenet_digits.yaml"], "give one of the two"),
+        (["--model.first_block", "cifar10"], "needs --config or --model"),
     ],
 )
 def test_a_mistake_is_one_line(argv, says, capsys):
