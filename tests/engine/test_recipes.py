@@ -339,7 +339,18 @@ def test_a_size_that_can_not_be_is_one_line(tmp_path, capsys):
     argv = [f"--{name}={value}" for name, value in SHAPES]
     assert run_main("-e", tmp_path / "run", *argv, "--train.n_steps", 2, "--augment.resize_from", 64, "--data.img_size", 32) == 2
     assert "augment.resize_from: 64" in capsys.readouterr().err
-    assert run_main("-e", tmp_path / "run", *argv, "--model.name=vit_tiny", "--train.n_steps=2", "--augment.resize_from=16") == 2
+    assert (
+        run_main(
+            "-e",
+            tmp_path / "run",
+            *argv,
+            "--model.name=vit_tiny",
+            "--train.n_steps=2",
+            "--augment.resize_from=16",
+            "--augment.resize_step=4",
+        )
+        == 2
+    )
     assert "vit_tiny" in capsys.readouterr().err
 
 
