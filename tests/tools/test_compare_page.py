@@ -286,7 +286,8 @@ def test_page_of_twenty_long_runs_is_below_five_megabytes(small_runs, tmp_path):
 def test_missing_bokeh_is_named(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("engine.config.command_line.find_spec", lambda name: None)
     compare(runs, "--html", tmp_path / "page.html", code=1)
-    assert capsys.readouterr().err == "error: --html needs what is not installed: bokeh; pip install -r requirements-extra.txt\n"
+    message = "error: --html needs packages that are not installed: bokeh; pip install -r requirements-extra.txt\n"
+    assert capsys.readouterr().err == message
 
 
 def test_figure_has_curves_and_accuracy_over_cost(runs, tmp_path, capsys):
