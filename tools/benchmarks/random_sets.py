@@ -1,12 +1,16 @@
-"""Random images in the published formats of CIFAR and MNIST, for what is measured or tested without them."""
+"""Write random images in the formats of CIFAR, MNIST and image folders, for benchmarks and tests."""
 
 import gzip
+import os
 import pickle
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+HEIGHT, WIDTH, QUALITY = 375, 500, 88  # of the JPEGs: about 60 kB each
+DIFFERENT_JPEGS = 64
 
 
 def write_cifar10(root: Path, n_train: int = 60, n_test: int = 20, seed: int = 0) -> Path:
@@ -45,6 +49,28 @@ def write_mnist(
             else:
                 (folder / f"{part}-{kind}").write_bytes(content)
     return root
+
+
+def write_jpegs(root: Path, n: int) -> None:
+    """Write a folder of one class: clouds of several sizes with some grain, a few different pictures under many names."""
+    import torch  # here, as --help needs this module and does without torch
+    from PIL import Image
+    from torch.nn import functional as F
+
+    folder = root / "class"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(DIFFERENT_JPEGS):
+        picture = torch.full((1, 3, HEIGHT, WIDTH), 128.0)
+        for cells, strength in ((3, 70), (6, 45), (12, 32), (24, 23), (48, 16), (96, 11), (192, 7)):
+            gray = torch.randn(1, 1, cells, cells * 4 // 3, generator=generator)
+            color = torch.randn(1, 3, cells, cells * 4 // 3, generator=generator)
+            picture += strength * F.interpolate(gray + 0.4 * color, (HEIGHT, WIDTH), mode="bicubic")
+        picture += 5 * torch.randn(1, 1, HEIGHT, WIDTH, generator=generator)
+        pixels = picture[0].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{i:06d}.jpg", quality=QUALITY)
+    for i in range(DIFFERENT_JPEGS, n):
+        os.link(folder / f"{i % DIFFERENT_JPEGS:06d}.jpg", folder / f"{i:06d}.jpg")
 
 
 def _pixels(random: np.random.Generator, n: int) -> np.ndarray:
