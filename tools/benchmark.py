@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with TemporaryDirectory(prefix="benchmark-") as folder:
         options = Options(**vars(args), overrides=overrides, folder=Path(folder))
         report = resolve_name(f"tools.benchmarks.{args.function}")(options)
-    report.show(options)
+    report.show(as_json=args.json, folder=getattr(args, "output", None))
     return 0
 
 

@@ -56,7 +56,7 @@ def measure(options: Options) -> Report:
         speeds = race(works, length, threads, title)
         ours = speeds[OURS]
         for name, speed in speeds.items():
-            rates = {"images_per_sec": speed.steady, "lowest": min(speed.rates), "highest": max(speed.rates)}
+            rates = {"images_per_sec": speed.steady, "lowest": speed.lowest, "highest": speed.highest}
             cores = {"core_ms_per_image": speed.core_ms, "fewer_core_ms_by": speed.core_ms / ours.core_ms}
             rows.append({"comparison": title, "pipeline": name, **rates, "faster_by": ours.steady / speed.steady, **cores})
         ratios += [speed_ratio(title, name, speeds, AT_LEAST.get((title, name))) for name in speeds if name != OURS]

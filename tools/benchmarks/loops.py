@@ -17,8 +17,6 @@ BARE = "a bare loop on one batch"
 BARE_SAVE = "a bare save, flushed too"
 N_CIFAR, N_RANKS = 50_000, 2
 
-RankWork = Callable[[Turns | None], None]
-
 
 def evaluation(options: Options) -> Report:
     length, bare = options.choose(Length(1, turns=10, steps=5), Length(1, turns=2, steps=1)), "a bare loop on preloaded batches"
@@ -36,7 +34,7 @@ def memory(options: Options) -> Report:
     job = replace(RESNET, root=write_cifar10(options.folder / "cifar", n_train, n_test), batch_size=batch_size)
     works = {OURS: partial(ours.train, job, {}, options.folder / "run"), BARE: partial(rivals.bare, job)}
     speeds = race(works, Length(warm_up=1, turns=1), options.num_threads, "memory")
-    mib = {name: speed.turns[-1].peak_mib for name, speed in speeds.items()}
+    mib = {name: speed.peak_mib for name, speed in speeds.items()}
     data_mib = (n_train + n_test) * 3 * 32 * 32 / 2**20
     what = f"peak memory of ResNet-18 CIFAR, batch {batch_size}, without the {data_mib:.0f} MiB of images"
     ratios = [ratio(what, BARE, "MiB", mib[OURS] - data_mib, mib[BARE], at_most=1.05)]
@@ -56,17 +54,14 @@ def ranks(options: Options) -> Report:
     return report({"cores": N_CORES, "threads_of_each_rank": 1}, [speed_ratio(what, bare, speeds, at_least=0.97)])
 
 
-def _on_ranks(work: RankWork, turns: Turns) -> None:
-    """Run rank 0 in this process. It alone has turns, as the other ranks can't go on without it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for rank in range(1, N_RANKS):
-        get_context("spawn").Process(target=_rank, args=(work, rank, port, None)).start()
-    _rank(work, 0, port, turns)
-
-
-def _rank(work: RankWork, rank: int, port: int, turns: Turns | None) -> None:
+def _on_ranks(work: Callable[[Turns | None], None], turns: Turns | None, rank: int = 0, port: int = 0) -> None:
+    """Run rank 0 in this process, and start the others, which have no turns, as they can't go on without it."""
+    if rank == 0:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for other in range(1, N_RANKS):
+            get_context("spawn").Process(target=_on_ranks, args=(work, None, other, port)).start()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(N_RANKS))
     work(turns)

@@ -41,24 +41,13 @@ class Setting:
         return ", ".join([self.precision, layout, *(["compiled"] if self.compile else []), threads])
 
 
-@dataclass(frozen=True)
-class Tried:
-    """A setting that --tune tried, with the relative differences of its first update from that of the reference."""
-
-    setting: Setting
-    images_per_sec: float
-    of_loss: float
-    of_change: float
-    agrees: bool
-
-
 def measure(options: Options) -> Report:
     path, keys, reference = options.config, options.overrides, Setting(num_threads=options.num_threads)
     config = ours.load_config(path, keys)
     if config.task != "classification":
-        raise ConfigError(f"task {config.task}: this benchmark measures models for classification only")
+        raise ConfigError("task", f"{config.task}: this benchmark measures models for classification only")
     if refused := sorted(keys.keys() & reference.keys.keys()):
-        raise ConfigError(f"--{refused[0]}: the benchmark sets it; see --precisions, --layouts, --compile and --num_threads")
+        raise ConfigError(f"--{refused[0]}", "the benchmark sets it", "see --precisions, --layouts, --compile and --num_threads")
     precisions = options.precisions or (get_args(Precision) if torch.cuda.is_available() else ("fp32", "bf16"))
     length = options.choose(Length(2, turns=3, seconds=1.0), Length(1, turns=1, steps=2))
     if options.tune:
@@ -69,25 +58,20 @@ def measure(options: Options) -> Report:
         replace(reference, precision=precision, channels_last=last, compile=c)
         for precision, last, c in product(precisions, layouts, compiled)
     ]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    cells: list[Sequence[str]] = [("", "batch", "setting", "images/s", "ms", "peak MiB", "times")]
     for kind, size in product(("inference", "training"), options.batch_sizes or sorted({1, config.train.batch_size})):
         if (kind, size) == ("training", 1):  # BatchNorm needs more than one image
             continue
         speeds = race_settings(kind, path, {**keys, "train.batch_size": size}, length, settings)
         for setting, speed in speeds.items():
-            row = {"kind": kind, "batch_size": size, "setting": asdict(setting), "images_per_sec": speed.steady}
-            row |= {"ms": 1000 * size / speed.steady, "peak_mib": speed.turns[-1].peak_mib}
-            rows.append(row | {"times": speed.steady / speeds[settings[0]].steady})
-    head = f"{config.model.name}, {options.num_threads} threads"
-    return Report({"model": config.model.name, "threads": options.num_threads, "rows": rows}, f"{head}\n{table(rows)}")
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    head = ("", "batch", "setting", "images/s", "ms", "peak MiB", "times")
-    formats: tuple[Callable[[Any], str], ...]
-    formats = (str, str, lambda setting: str(Setting(**setting)), figure, figure, "{:,.0f}".format, "{:.2f}".format)
-    body = [[to_text(value) for to_text, value in zip(formats, row.values(), strict=True)] for row in rows]
-    return plain([head, *body], right=(1, 3, 4, 5, 6))
+            rate, ms, times = speed.steady, 1000 * size / speed.steady, speed.steady / speeds[settings[0]].steady
+            row = {"kind": kind, "batch_size": size, "setting": asdict(setting), "images_per_sec": rate, "ms": ms}
+            rows.append({**row, "peak_mib": speed.peak_mib, "times": times})
+            values = (figure(rate), figure(ms), f"{speed.peak_mib:,.0f}", f"{times:.2f}")
+            cells.append((kind, str(size), str(setting), *values))
+    text = f"{config.model.name}, {options.num_threads} threads\n{plain(cells, right=(1, 3, 4, 5, 6))}"
+    return Report({"model": config.model.name, "threads": options.num_threads, "rows": rows}, text)
 
 
 def race_settings(
@@ -112,34 +96,35 @@ def tune(
         lambda best: [replace(best, compile=True)] if compiling else [],
         lambda best: [replace(best, num_threads=n) for n in (max(1, N_CORES // 2), N_CORES)],
     ]
-    best, exact, tried = reference, None, dict[Setting, Tried]()
+    best, exact, tried = reference, None, dict[Setting, dict[str, Any]]()
     for stage in stages:
         if not (alternatives := stage(best)):
             continue
         speeds = race(list(dict.fromkeys([best, *alternatives])))
         exact = exact or speeds[reference].note
-        results = {setting: judge(setting, speed, exact) for setting, speed in speeds.items()}
-        tried |= {setting: result for setting, result in results.items() if setting not in tried}
-        fastest = max((result for result in results.values() if result.agrees), key=lambda result: result.images_per_sec)
-        if fastest.images_per_sec > CLEARLY * speeds[best].steady:
-            best = fastest.setting
+        results = {setting: compare(setting, speed, exact) for setting, speed in speeds.items()}
+        tried = results | tried  # the first measurement of a setting stays
+        fastest = max((setting for setting in speeds if results[setting]["agrees"]), key=lambda setting: speeds[setting].steady)
+        if speeds[fastest].steady > CLEARLY * speeds[best].steady:
+            best = fastest
     speeds = race(list(dict.fromkeys([best, reference])))
     speedup = ratio(f"{model}, tuned: {best}", str(reference), "images/s", speeds[best].steady, speeds[reference].steady)
     rows = [("setting", "images/s", "loss differs by", "update differs by", "")]
-    for t in tried.values():
-        verdict = "" if t.agrees else "does not agree"
-        rows.append((str(t.setting), figure(t.images_per_sec), f"{t.of_loss:.1e}", f"{t.of_change:.1e}", verdict))
-    summary = (
-        f"{speedup.ratio:.2f} times as fast as {reference}: {figure(speedup.ours)} images/s instead of {figure(speedup.theirs)}"
-    )
-    lines = yaml12.dump({"train": asdict(best)}).rstrip()  # of a config
-    text = "\n\n".join([plain(rows, right=(1, 2, 3)), summary, lines])
-    return report({"keys": best.keys, "tried": [asdict(t) for t in tried.values()]}, [speedup], text=text)
+    for setting, t in tried.items():
+        verdict = "" if t["agrees"] else "does not agree"
+        rows.append((str(setting), figure(t["images_per_sec"]), f"{t['of_loss']:.1e}", f"{t['of_change']:.1e}", verdict))
+    rates = f"{figure(speedup.ours)} images/s instead of {figure(speedup.theirs)}"
+    summary = f"{speedup.ratio:.2f} times as fast as {reference}: {rates}"
+    config_lines = yaml12.dump({"train": asdict(best)}).rstrip()
+    text = "\n\n".join([plain(rows, right=(1, 2, 3)), summary, config_lines])
+    return report({"keys": best.keys, "tried": [*tried.values()]}, [speedup], text=text)
 
 
-def judge(setting: Setting, speed: Speed, exact: Mapping[str, Any]) -> Tried:
-    """Compare the first update of a setting with that of the reference."""
+def compare(setting: Setting, speed: Speed, exact: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare the first update of a setting with that of the reference, by relative differences."""
     of_loss = abs(speed.note["loss"] - exact["loss"]) / abs(exact["loss"])
     of_change = math.dist(speed.note["change"], exact["change"]) / math.hypot(*exact["change"])
     most_loss, most_change = TOLERANCE[setting.precision]
-    return Tried(setting, speed.steady, of_loss, of_change, of_loss <= most_loss and of_change <= most_change)
+    agrees = of_loss <= most_loss and of_change <= most_change
+    tried = {"setting": asdict(setting), "images_per_sec": speed.steady}
+    return {**tried, "of_loss": of_loss, "of_change": of_change, "agrees": agrees}

@@ -29,7 +29,6 @@ from tools.benchmarks.sides import Turns
 Keys = Mapping[str, Any]  # overrides of a config
 
 DEFAULT_BATCH_SIZE = TrainConfig().batch_size
-RANDOM_IMAGES = "random images"  # name of a dataset
 VALUES_PER_TENSOR = 1000  # how many weights of each tensor are compared
 UNKNOWN_CLASSES = 1000  # of a dataset that has to be read to count them
 
@@ -58,8 +57,7 @@ def train(job: Job, keys: Keys, exp_dir: Path, turns: Turns | None, *, resume: b
 
 def evaluate(job: Job, turns: Turns) -> None:
     """Evaluate the validation split again and again."""
-    config = load_config(config_of(job), {**keys_of(job), "eval.batch_size": job.batch_size})
-    run = _build(config)
+    run = _build(load_config(config_of(job), {**keys_of(job), "eval.batch_size": job.batch_size}))
     loader = run.data.loader("valid")
     batches = loader.batches
     with patch.object(loader, "batches", lambda: turns.counted(batches(), job.batch_size)):
@@ -111,9 +109,8 @@ def _build_on_random_images(path: str | Path | None, keys: Keys) -> Run:
         split = Images(images, torch.arange(n_images) % n_classes)
         return Loaded(split, split, tuple(f"class {i}" for i in range(n_classes)))
 
-    DATASETS.register([replace(spec, name=RANDOM_IMAGES, load=load, in_files=False)], "the benchmark")
-    config = load_config(path, {**keys, "data.name": RANDOM_IMAGES})
-    return _build(config)
+    DATASETS.register([replace(spec, name="random images", load=load, in_files=False)], "the benchmark")
+    return _build(load_config(path, {**keys, "data.name": "random images"}))
 
 
 def _build(config: ResolvedConfig) -> Run:

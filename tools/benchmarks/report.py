@@ -22,9 +22,7 @@ class Options(Namespace):
     """A parsed command line. A command may have more options."""
 
     quick: bool
-    json: bool
     num_threads: int
-    output: Path | None = None
     overrides: dict[str, Any]  # config keys
     folder: Path  # temporary, removed after the command
 
@@ -46,10 +44,6 @@ class Ratio:
     at_least: float | None = None
     at_most: float | None = None
 
-    @property
-    def is_met(self) -> bool:
-        return (self.at_least is None or self.ratio >= self.at_least) and (self.at_most is None or self.ratio <= self.at_most)
-
 
 def ratio(what: str, rival: str, unit: str, ours: float, theirs: float, **aim: float | None) -> Ratio:
     return Ratio(what, rival, unit, ours, theirs, ours / theirs, **aim)
@@ -59,9 +53,12 @@ def ratio_rows(ratios: Sequence[Ratio]) -> list[Sequence[str]]:
     """Return the rows of a table, head first."""
     rows: list[Sequence[str]] = [("what", "beside", "this project", "the other", "unit", "ratio", "aim", "")]
     for r in ratios:
-        aims = [f"{words} {aim:g}" for words, aim in (("at least", r.at_least), ("at most", r.at_most)) if aim is not None]
-        verdict = "" if not aims else "reached" if r.is_met else "missed"
-        rows.append((r.what, r.rival, figure(r.ours), figure(r.theirs), r.unit, f"{r.ratio:.3g}", "".join(aims), verdict))
+        aim = verdict = ""
+        if r.at_least is not None:
+            aim, verdict = f"at least {r.at_least:g}", "reached" if r.ratio >= r.at_least else "missed"
+        elif r.at_most is not None:
+            aim, verdict = f"at most {r.at_most:g}", "reached" if r.ratio <= r.at_most else "missed"
+        rows.append((r.what, r.rival, figure(r.ours), figure(r.theirs), r.unit, f"{r.ratio:.3g}", aim, verdict))
     return rows
 
 
@@ -77,13 +74,14 @@ class Report:
     json: dict[str, Any]
     text: str
 
-    def show(self, options: Options) -> None:
-        as_json = json.dumps(self.json, indent=2)
-        if options.output is not None:
-            write_text(options.output / "benchmark.md", self.text + "\n")
-            write_text(options.output / "benchmark.json", as_json + "\n")
+    def show(self, *, as_json: bool, folder: Path | None) -> None:
+        """Print the report, or write both forms into `folder`."""
+        dumped = json.dumps(self.json, indent=2)
+        if folder is not None:
+            write_text(folder / "benchmark.md", self.text + "\n")
+            write_text(folder / "benchmark.json", dumped + "\n")
         else:
-            print(as_json if options.json else self.text)
+            print(dumped if as_json else self.text)
 
 
 def report(setting: dict[str, Any], ratios: Sequence[Ratio], left_out: Sequence[str] = (), text: str | None = None) -> Report:

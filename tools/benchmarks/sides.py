@@ -41,10 +41,6 @@ class Length:
     steps: int = 1
     seconds: float = 0.0
 
-    @property
-    def n_steps(self) -> int:
-        return self.warm_up + self.turns * self.steps
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -52,29 +48,21 @@ class Turn:
     seconds: float
     core_seconds: float  # of the process and its workers
     peak_mib: float  # memory, since the start of the process
-    note: Any = None
+    note: Any
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a race measured of one side."""
+    """What a race measured of one side: images/s, and more."""
 
-    turns: list[Turn]
-    cold: float  # images/s since the start of the process
-    note: Any = None  # from the warm-up
-
-    @property
-    def rates(self) -> list[float]:
-        return [turn.images / turn.seconds for turn in self.turns]
-
-    @property
-    def steady(self) -> float:
-        return median(self.rates)
-
-    @property
-    def core_ms(self) -> float:
-        """Milliseconds of cores per image; other load on the machine hardly changes it."""
-        return median(1000 * turn.core_seconds / turn.images for turn in self.turns)
+    steady: float  # median of the turns
+    lowest: float
+    highest: float
+    cold: float  # since the start of the process
+    images: int  # in all turns
+    core_ms: float  # per image, of all cores; other load on the machine hardly changes it
+    peak_mib: float
+    note: Any  # from the warm-up
 
 
 class Turns:
@@ -87,9 +75,17 @@ class Turns:
         self._begin, self._begin_cores = time.perf_counter(), 0.0
 
     def tick(self, n_images: int) -> None:
-        """Begin a step of `n_images`."""
+        """Begin a step of `n_images`, after a pause if the turn is over."""
         if self._steps <= 0 and time.perf_counter() - self._begin >= self._seconds:
-            self._wait()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - self._begin
+            cores = _core_seconds() - self._begin_cores
+            self._connection.send(Turn(self._images, seconds, cores, peak_memory(DEVICE), self.note))
+            self.note, self._images = None, 0
+            self._steps, self._seconds = self._connection.recv()
+            self._begin_cores = _core_seconds()
+            self._begin = time.perf_counter()
         self._steps -= 1
         self._images += n_images
 
@@ -104,17 +100,6 @@ class Turns:
                 self._steps, self._images = self._steps + 1, self._images - n_images  # take the tick back
                 return
             yield batch
-
-    def _wait(self) -> None:
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - self._begin
-        cores = _core_seconds() - self._begin_cores
-        self._connection.send(Turn(self._images, seconds, cores, peak_memory(DEVICE), self.note))
-        self.note, self._images = None, 0
-        self._steps, self._seconds = self._connection.recv()
-        self._begin_cores = _core_seconds()
-        self._begin = time.perf_counter()
 
 
 def _core_seconds() -> float:
@@ -135,13 +120,11 @@ class Side:
 
     def __init__(self, name: str, work: Work, threads: int) -> None:
         self.name = name
-        self.images, self.seconds = 0, 0.0  # since the start of the process, without the pauses
-        begin = time.perf_counter()
-        context = get_context("spawn")
+        begin, context = time.perf_counter(), get_context("spawn")
         self._connection, childs_end = context.Pipe()
         self._process = context.Process(target=_in_child, args=(childs_end, work, get_start_method()))
-        quiet = "ignore:resource_tracker"  # it reports what a killed process left behind
-        with patch.dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONWARNINGS=os.environ.get("PYTHONWARNINGS", quiet)):
+        quiet = os.environ.get("PYTHONWARNINGS", "ignore:resource_tracker")  # it reports what a killed process left behind
+        with patch.dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONWARNINGS=quiet):
             self._process.start()
         childs_end.close()
         try:
@@ -149,7 +132,8 @@ class Side:
         except BaseException:
             self.close()
             raise
-        self.start_seconds = self.seconds = time.perf_counter() - begin
+        self.start_seconds = time.perf_counter() - begin
+        self.images, self.seconds = 0, self.start_seconds  # since the start of the process, without the pauses
         self._for_all(psutil.Process.suspend)
 
     def turn(self, steps: int, seconds: float = 0.0) -> Turn:
@@ -202,9 +186,8 @@ def _in_child(connection: Connection, work: Work, start_method: str) -> None:
 def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str) -> dict[str, list[T]]:
     """Call every action once per round and return the results by action."""
     results: dict[str, list[T]] = {name: [] for name in actions}
-    turns = [item for _ in range(rounds) for item in actions.items()]
-    for name, action in tqdm(turns, desc=title, leave=False, disable=not sys.stderr.isatty()):
-        results[name].append(action())
+    for name in tqdm([*actions] * rounds, desc=title, leave=False, disable=not sys.stderr.isatty()):
+        results[name].append(actions[name]())
     return results
 
 
@@ -214,8 +197,15 @@ def race(works: Mapping[str, Work], length: Length, threads: int, title: str) ->
         sides = {name: stack.enter_context(closing(Side(name, work, threads))) for name, work in works.items()}
         notes = {name: side.turn(length.warm_up).note for name, side in sides.items()}
         actions = {name: partial(side.turn, length.steps, length.seconds) for name, side in sides.items()}
-        turns = take_turns(length.turns, actions, title)
-    return {name: Speed(turns[name], side.images / side.seconds, notes[name]) for name, side in sides.items()}
+        results = take_turns(length.turns, actions, title)
+    speeds = {}
+    for name, turns in results.items():
+        rates = [turn.images / turn.seconds for turn in turns]
+        core_ms = median(1000 * turn.core_seconds / turn.images for turn in turns)
+        images, cold = sum(turn.images for turn in turns), sides[name].images / sides[name].seconds
+        speed = Speed(median(rates), min(rates), max(rates), cold, images, core_ms, turns[-1].peak_mib, notes[name])
+        speeds[name] = speed
+    return speeds
 
 
 def speed_ratio(what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None, ours: str = OURS) -> Ratio:
@@ -231,7 +221,7 @@ def run_python(words: list[str], until: Path | None = None) -> float:
         try:
             while time.perf_counter() - begin < TIMEOUT:
                 exit_code = process.poll()
-                if until.exists() and until.stat().st_size if until is not None else exit_code == 0:
+                if exit_code == 0 if until is None else until.exists() and until.stat().st_size > 0:
                     return time.perf_counter() - begin
                 if exit_code is not None:
                     break

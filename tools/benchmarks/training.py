@@ -24,7 +24,10 @@ def measure(options: Options) -> Report:
     if options.only != "resnet":
         length = options.choose(Length(50, turns=9, steps=50), Length(5, turns=3, steps=10))
         mnist = write_mnist(options.folder / "mnist", n_train=n_images, n_test=100)
-        ratios += loop_of_lenet(replace(LENET_28, root=mnist), length, options)
+        job = replace(LENET_28, root=mnist)
+        works: dict[str, Work] = {OURS: partial(ours.train, job, {}, options.folder / "loop"), BARE: partial(rivals.bare, job)}
+        speeds = race(works, length, options.num_threads, "LeNet-5 28x28")
+        ratios.append(speed_ratio(f"LeNet-5 28x28, batch {job.batch_size}: the loop", BARE, speeds, at_least=0.9))
         ratios += from_files("LeNet-5 3x32x32", replace(LENET, root=cifar10), length, options, 2.3, 1.0)
     if options.only != "lenet":
         length = options.choose(Length(2, turns=7, steps=4), Length(1, turns=1, steps=1))
@@ -32,12 +35,6 @@ def measure(options: Options) -> Report:
         ratios += from_files("ResNet-18 CIFAR", job, length, options, 0.98, 0.98, loop_at_least=0.97, tuned=options.overrides)
     left_out = [f"{name}, which is not installed" for name in PACKAGES if find_spec(name) is None]
     return report({"cores": N_CORES, "threads": options.num_threads}, ratios, left_out)
-
-
-def loop_of_lenet(job: Job, length: Length, options: Options) -> list[Ratio]:
-    works: dict[str, Work] = {OURS: partial(ours.train, job, {}, options.folder / "loop"), BARE: partial(rivals.bare, job)}
-    speeds = race(works, length, options.num_threads, "LeNet-5 28x28")
-    return [speed_ratio(f"LeNet-5 28x28, batch {job.batch_size}: the loop", BARE, speeds, at_least=0.9)]
 
 
 def from_files(
@@ -56,8 +53,10 @@ def from_files(
     runs, threads = options.folder / job.model, options.num_threads
 
     def cold(rival: str, speeds: Mapping[str, Speed], at_least: float | None = None) -> Ratio:
-        title = f"{what}: cold, {length.n_steps} steps"
-        return ratio(title, rival, "images/s", speeds[OURS].cold, speeds[rival].cold, at_least=at_least)
+        n_steps = length.warm_up + length.turns * length.steps
+        return ratio(
+            f"{what}: cold, {n_steps} steps", rival, "images/s", speeds[OURS].cold, speeds[rival].cold, at_least=at_least
+        )
 
     scripts = {f"a plain script, {n} workers": replace(job, workers=n) for n in (0, 2)}
     works: dict[str, Work] = {OURS: partial(ours.train, job, {}, runs / "a")}
