@@ -208,9 +208,12 @@ def race(works: Mapping[str, Work], length: Length, threads: int, title: str) ->
     return speeds
 
 
-def speed_ratio(what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None, ours: str = OURS) -> Ratio:
-    """Compare the steady speeds of a race."""
-    return ratio(what, rival, "images/s", speeds[ours].steady, speeds[rival].steady, at_least=at_least)
+def speed_ratio(
+    what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None, *, ours: str = OURS, cold: bool = False
+) -> Ratio:
+    """Compare two speeds of a race: the steady ones, or those since the start of the processes."""
+    mine, theirs = ((speed.cold if cold else speed.steady) for speed in (speeds[ours], speeds[rival]))
+    return ratio(what, rival, "images/s", mine, theirs, at_least=at_least)
 
 
 def run_python(words: list[str], until: Path | None = None) -> float:

@@ -9,9 +9,9 @@ from typing import Any
 from tools.benchmarks import ours, rivals
 from tools.benchmarks.loops import BARE, N_CIFAR
 from tools.benchmarks.random_sets import write_cifar10, write_mnist
-from tools.benchmarks.report import N_CORES, Options, Ratio, Report, ratio, report
+from tools.benchmarks.report import N_CORES, Options, Ratio, Report, report
 from tools.benchmarks.rivals import LENET, LENET_28, RESNET, Job
-from tools.benchmarks.sides import OURS, Length, Speed, Work, race, speed_ratio
+from tools.benchmarks.sides import OURS, Length, Work, race, speed_ratio
 
 TUNED = "this project, tuned"
 RESNET_BATCH = (64, 16)  # full and quick
@@ -50,13 +50,8 @@ def from_files(
 ) -> list[Ratio]:
     """Measure trainings that read the files. With `loop_at_least`, a bare loop is measured too."""
     what = f"{what}, batch {job.batch_size}"
+    steady, cold = f"{what}: steady", f"{what}: cold, {length.warm_up + length.turns * length.steps} steps"
     runs, threads = options.folder / job.model, options.num_threads
-
-    def cold(rival: str, speeds: Mapping[str, Speed], at_least: float | None = None) -> Ratio:
-        n_steps = length.warm_up + length.turns * length.steps
-        return ratio(
-            f"{what}: cold, {n_steps} steps", rival, "images/s", speeds[OURS].cold, speeds[rival].cold, at_least=at_least
-        )
 
     scripts = {f"a plain script, {n} workers": replace(job, workers=n) for n in (0, 2)}
     works: dict[str, Work] = {OURS: partial(ours.train, job, {}, runs / "a")}
@@ -68,10 +63,10 @@ def from_files(
     speeds = race(works, length, threads, what)
     best = max(scripts, key=lambda name: speeds[name].steady)
     ratios = [speed_ratio(f"{what}: the loop", BARE, speeds, loop_at_least)] if BARE in speeds else []
-    ratios.append(speed_ratio(f"{what}: steady", best, speeds, script_at_least))
+    ratios.append(speed_ratio(steady, best, speeds, script_at_least))
     if tuned:
         ratios.append(speed_ratio(f"{what}: tuned", best, speeds, 1.5, ours=TUNED))
-    ratios.append(cold(best, speeds))
+    ratios.append(speed_ratio(cold, best, speeds, cold=True))
 
     job = scripts[best]
     sides: dict[str, Work] = {
@@ -83,5 +78,6 @@ def from_files(
     if packages:
         speeds = race({OURS: partial(ours.train, job, {}, runs / "b"), **packages}, length, threads, what)
     for name in packages:
-        ratios += [speed_ratio(f"{what}: steady", name, speeds, package_at_least), cold(name, speeds, package_at_least)]
+        ratios.append(speed_ratio(steady, name, speeds, package_at_least))
+        ratios.append(speed_ratio(cold, name, speeds, package_at_least, cold=True))
     return ratios
