@@ -1,4 +1,4 @@
-"""What is compared in the benchmark does what it says, on both sides. No test looks at a time."""
+"""Tests of both sides of the benchmarks: that they do the work that is measured. No test depends on a time."""
 
 import json
 import os
@@ -15,19 +15,20 @@ from engine.config.command_line import run_tool
 from engine.config.errors import RunError
 from tests.running import run_command
 from tools.benchmark import main
-from tools.benchmarks import everything, model, ours, rivals, start, training
-from tools.benchmarks.measure import ratio, rows_of
+from tools.benchmarks import everything, model, ours, rivals, start
 from tools.benchmarks.model import Setting
 from tools.benchmarks.random_sets import write_cifar10
-from tools.benchmarks.sides import Length, Speed, Turns, race
+from tools.benchmarks.report import ratio, ratio_rows
+from tools.benchmarks.rivals import LENET
+from tools.benchmarks.sides import Length, Speed, Turns, race, run_python
 
 
 class Enough(BaseException):
-    """Ends what would go on for ever."""
+    """Ends a side, which would never return."""
 
 
 class Parent:
-    """The other end of a side's connection: gives turns of some steps each, and keeps what is reported."""
+    """The other end of a side's connection: starts turns of some steps each, and keeps the reports."""
 
     def __init__(self, *turns: int) -> None:
         self.turns, self.reports = list(turns), []
@@ -35,14 +36,14 @@ class Parent:
     def send(self, report: object) -> None:
         self.reports.append(report)
 
-    def recv(self) -> int:
+    def recv(self) -> tuple[int, float]:
         if not self.turns:
             raise Enough
-        return self.turns.pop(0)
+        return self.turns.pop(0), 0.0
 
 
 def reports(work, *turns: int) -> list:
-    """Of a side that is run in this process, without that of its start."""
+    """Run a side in this process, and return its reports without that of its start."""
     parent = Parent(*turns)
     with pytest.raises(Enough):
         work(Turns(parent))
@@ -53,17 +54,17 @@ def reports(work, *turns: int) -> list:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     root = write_cifar10(tmp_path_factory.mktemp("cifar"), n_train=100, n_test=40)
-    return replace(training.LENET, root=root, batch_size=8)
+    return replace(LENET, root=root, batch_size=8)
 
 
 # Turns
 
 
-def test_a_turn_is_as_many_steps_as_asked_for():
+def test_a_turn_has_the_requested_number_of_steps():
     assert [turn.images for turn in reports(lambda turns: list(turns.counted(repeat(None), 4)), 1, 3, 2)] == [4, 12, 8]
 
 
-def test_the_end_of_the_batches_is_no_step():
+def test_the_end_of_the_batches_is_not_counted_as_a_step():
     def in_epochs(turns):
         while True:
             assert len(list(turns.counted(range(3), 4))) == 3
@@ -72,7 +73,7 @@ def test_the_end_of_the_batches_is_no_step():
 
 
 def test_all_sides_do_the_same_number_of_images(job, tmp_path):
-    works = {"ours": training.engine(job, {}, tmp_path / "run"), "bare": partial(rivals.bare, job)}
+    works = {"ours": partial(ours.train, job, {}, tmp_path / "run"), "bare": partial(rivals.bare, job)}
     speeds = race(works, Length(warm_up=1, turns=2, steps=3), 1, "test")
     assert list(speeds) == ["ours", "bare"]
     assert [speed.images for speed in speeds.values()] == [2 * 3 * 8] * 2
@@ -125,15 +126,15 @@ def test_a_trainer_of_another_package_trains(side, job, tmp_path, monkeypatch):
 def test_the_rivals_read_what_the_engine_reads(job):
     from engine.build import read_data
 
-    config = load_config(training.config_of(job), training.keys_of(job))
+    config = load_config(ours.config_of(job), ours.keys_of(job))
     read, theirs = read_data(config).train, rivals.cifar10(job.root)
-    assert (read.images.permute(0, 2, 3, 1).numpy() == theirs.arrays).all()
+    assert (read.images.permute(0, 2, 3, 1).numpy() == theirs.images).all()
     assert read.labels.tolist() == theirs.labels
     assert (config.train.optim.lr, config.train.optim.momentum, config.train.optim.weight_decay) == (job.lr, 0.9, 5e-4)
 
 
 def test_an_evaluation_is_counted_batch_by_batch(job):
-    work = partial(ours.evaluate, training.config_of(job), {**training.keys_of(job), "eval.batch_size": 20})
+    work = partial(ours.evaluate, replace(job, batch_size=20))
     assert [turn.images for turn in reports(work, 1, 2, 3)] == [20, 40, 60]  # of 40 images: two batches, and again
     assert [turn.images for turn in reports(partial(rivals.bare_evaluation, job, 40), 1, 6)] == [8, 48]
 
@@ -141,53 +142,60 @@ def test_an_evaluation_is_counted_batch_by_batch(job):
 # A model, and its fastest setting
 
 
+def speed_of(rate: float, note: object) -> Speed:
+    return Speed(rate, rate, rate, 1.0, 8, 1.0, 1.0, note)
+
+
 def first_update(setting: Setting) -> Speed:
-    keys = {"model.name": "resnet18", "model.layers": [1, 1, 1, 1], "train.batch_size": 16, **setting.keys()}
+    keys = {"model.name": "resnet18", "model.layers": [1, 1, 1, 1], "train.batch_size": 16, **setting.keys}
     (turn,) = reports(partial(ours.update, None, keys), 2)
     catalog.DATASETS.entries.pop(("random images", "classes"))  # for the next one in this process
-    return Speed(1.0, 1.0, turn.images, turn.peak_mib, turn.note)
+    return speed_of(1.0, turn.note)
 
 
-def test_settings_that_agree_are_told_from_those_that_do_not():
+def test_only_settings_with_the_same_first_update_agree():
     exact = first_update(Setting()).note
     for setting in (Setting(), Setting(channels_last=True), Setting(precision="bf16")):
-        tried = model._tried(setting, first_update(setting), exact)
-        assert tried.agrees, tried
+        tried = model.compare(setting, first_update(setting), exact)
+        assert tried["agrees"], tried
     wrong = {"loss": exact["loss"], "change": [2 * value for value in exact["change"]]}
-    assert not model._tried(Setting(), Speed(1.0, 1.0, 16, 1.0, wrong), exact).agrees
+    assert not model.compare(Setting(), speed_of(1.0, wrong), exact)["agrees"]
     wrong = {"loss": 1.1 * exact["loss"], "change": exact["change"]}
-    assert not model._tried(Setting(precision="bf16"), Speed(1.0, 1.0, 16, 1.0, wrong), exact).agrees
+    assert not model.compare(Setting(precision="bf16"), speed_of(1.0, wrong), exact)["agrees"]
 
 
-def race_of(speed_of):
+def tuned(rate_of):
+    """Tune with made-up speeds, where torch.compile gives a wrong loss."""
     note = {"loss": 2.0, "change": [1.0, 2.0]}
-    return lambda kind, overrides, config, settings, length: {
-        setting: Speed(speed_of(setting), 1.0, 8, 1.0, {**note, "loss": 3.0} if setting.compile else note) for setting in settings
+
+    def race(settings):
+        return {setting: speed_of(rate_of(setting), {**note, "loss": 3.0} if setting.compile else note) for setting in settings}
+
+    return model.tune("lenet", race, Setting(), ["fp32", "bf16"], compiling=True)
+
+
+def test_the_fastest_setting_that_agrees_is_found():
+    found = tuned(lambda s: 10.0 + 5 * (s.precision == "bf16") + 2 * s.channels_last + 100 * s.compile).json
+    assert {key: found["keys"][f"train.{key}"] for key in ("precision", "channels_last", "compile")} == {
+        "precision": "bf16",
+        "channels_last": True,
+        "compile": False,
     }
+    (speedup,) = found["ratios"]
+    assert speedup["ratio"] == speedup["ours"] / speedup["theirs"] == 1.7
+    assert [one["agrees"] for one in found["tried"] if one["setting"]["compile"]] == [False]
 
 
-def tuned(monkeypatch, speed_of):
-    monkeypatch.setattr(model, "race_settings", race_of(speed_of))
-    return model.tune(None, {}, Setting(), ["fp32", "bf16"], Length(1, 1, 1))
+def test_a_hardly_faster_setting_is_not_chosen():
+    assert tuned(lambda s: 10.0 + 0.1 * s.channels_last).json["keys"] == Setting().keys
 
 
-def test_the_fastest_setting_that_agrees_is_found(monkeypatch):
-    found = tuned(monkeypatch, lambda s: 10.0 + 5 * (s.precision == "bf16") + 2 * s.channels_last + 100 * s.compile)
-    assert (found.setting.precision, found.setting.channels_last, found.setting.compile) == ("bf16", True, False)
-    assert found.speedup.ratio == found.speedup.ours / found.speedup.theirs == 1.7
-    assert [one.agrees for one in found.tried if one.setting.compile] == [False]
-
-
-def test_what_is_hardly_faster_is_not_chosen(monkeypatch):
-    assert tuned(monkeypatch, lambda s: 10.0 + 0.1 * s.channels_last).setting == Setting()
-
-
-def test_the_last_lines_of_tune_are_those_of_a_config(monkeypatch, tmp_path):
-    found = tuned(monkeypatch, lambda s: 20.0 if s.precision == "bf16" else 10.0)
+def test_the_last_lines_of_tune_are_those_of_a_config(tmp_path):
+    found = tuned(lambda s: 20.0 if s.precision == "bf16" else 10.0)
     path = tmp_path / "pasted.yaml"
-    path.write_text("data: {name: digits}\nmodel: {name: lenet}\n" + found.text().split("\n\n")[-1] + "\n  n_epochs: 1\n")
+    path.write_text("data: {name: digits}\nmodel: {name: lenet}\n" + found.text.split("\n\n")[-1] + "\n  n_epochs: 1\n")
     train = load_config(path).train
-    assert {f"train.{name}": getattr(train, name) for name in asdict(found.setting)} == found.setting.keys()
+    assert {f"train.{name}": getattr(train, name) for name in asdict(Setting())} == found.json["keys"]
 
 
 def test_a_model_is_measured_in_every_setting(capsys):
@@ -198,7 +206,7 @@ def test_a_model_is_measured_in_every_setting(capsys):
     assert all(row["ms"] == pytest.approx(8000 / row["images_per_sec"]) for row in rows)
 
 
-def test_what_the_benchmark_sets_itself_is_refused(capsys):
+def test_keys_that_the_benchmark_sets_are_refused(capsys):
     assert run_tool(lambda: main(["model", "--train.precision", "bf16"])) == 2
     assert run_tool(lambda: main(["memory", "--train.precision", "bf16"])) == 2
     assert capsys.readouterr().err.count("error: ") == 2
@@ -207,17 +215,17 @@ def test_what_the_benchmark_sets_itself_is_refused(capsys):
 # Starting
 
 
-def test_the_first_step_is_waited_for(tmp_path):
-    assert start.until_first_step(tmp_path, ["--train.n_epochs", "1"]) > 0
+def test_the_first_step_ends_the_measurement(tmp_path):
+    assert start.run_to_first_step(tmp_path, ["--train.n_epochs", "1"]) > 0
     (metrics,) = tmp_path.glob("*/metrics.jsonl")
     assert json.loads(metrics.read_text().splitlines()[0])["step"] == 1
 
 
 def test_a_start_that_fails_says_why(tmp_path):
     with pytest.raises(RunError, match="no such option"):
-        start.until_first_step(tmp_path, ["--model.no_such_key", "1", "--no_such_option", "1"])
+        start.run_to_first_step(tmp_path, ["--model.no_such_key", "1", "--no_such_option", "1"])
     with pytest.raises(RunError, match="nothing_of_this_name"):
-        start.until_it_ends(["-c", "import nothing_of_this_name"])
+        run_python(["-c", "import nothing_of_this_name"])
 
 
 # All of it
@@ -225,28 +233,28 @@ def test_a_start_that_fails_says_why(tmp_path):
 
 def test_ratios_and_their_aims():
     met, missed = ratio("a", "b", "s", 1.0, 4.0, at_most=0.3), ratio("a", "b", "images/s", 1.0, 4.0, at_least=0.3)
-    assert (met.ratio, met.is_met, missed.is_met) == (0.25, True, False)
-    assert [row[-2:] for row in rows_of([met, missed, ratio("a", "b", "s", 1.0, 2.0)])[1:]] == [
+    assert met.ratio == missed.ratio == 0.25
+    assert [row[-2:] for row in ratio_rows([met, missed, ratio("a", "b", "s", 1.0, 2.0)])[1:]] == [
         ("at most 0.3", "reached"),
         ("at least 0.3", "missed"),
         ("", ""),
     ]
 
 
-def test_everything_is_one_table_and_one_json_and_what_was_tuned_is_trained_with(tmp_path, monkeypatch):
-    asked = []
+def test_all_writes_one_table_and_one_json_and_trains_with_the_tuned_setting(tmp_path, monkeypatch):
+    commands = []
 
     def measured(words, *, quick):
-        asked.append(words)
+        commands.append(words)
         keys = {"keys": {"train.precision": "bf16", "train.compile": False}} if "--tune" in words else {}
         return {**keys, "left_out": ["lightning"], "ratios": [asdict(ratio(words[0], "another", "s", 1.0, 2.0, at_most=1.0))]}
 
     monkeypatch.setattr(everything, "_measured", measured)
     assert run_tool(lambda: main(["all", "--quick", "--output", str(tmp_path)])) == 0
-    assert asked[1] == ["training", "--train.precision", "bf16", "--train.compile", "false"]
+    assert commands[1] == ["training", "--train.precision", "bf16", "--train.compile", "false"]
     report = json.loads((tmp_path / "benchmark.json").read_text())
     table = (tmp_path / "benchmark.md").read_text()
-    assert len(report["measured"]) == len(asked) == 9
+    assert len(report["measured"]) == len(commands) == 9
     assert all(f"| {name} " in table for name in report["measured"])
     assert table.count("Left out: lightning.") == 1
 
@@ -267,15 +275,15 @@ def test_everything_is_one_table_and_one_json_and_what_was_tuned_is_trained_with
     ],
     ids=" ".join,
 )
-def test_a_benchmark_runs_and_its_ratios_are_those_of_its_figures(words):
+def test_a_benchmark_runs_and_its_ratios_fit_its_figures(words):
     finished = run_command("python", "tools/benchmark.py", *words, "--quick", "--json", timeout=900)
     assert finished.returncode == 0, finished.stderr
-    said = json.loads(finished.stdout)
-    assert said["left_out"] == []
-    assert said["ratios"]
-    for one in said["ratios"]:
+    printed = json.loads(finished.stdout)
+    assert printed["left_out"] == []
+    assert printed["ratios"]
+    for one in printed["ratios"]:
         assert one["ratio"] == pytest.approx(one["ours"] / one["theirs"])
         assert one["ours"] > 0
     if "--tune" in words:
-        (chosen,) = (one for one in said["tried"] if Setting(**one["setting"]).keys() == said["keys"])
+        (chosen,) = (one for one in printed["tried"] if Setting(**one["setting"]).keys == printed["keys"])
         assert chosen["agrees"]

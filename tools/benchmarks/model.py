@@ -1,41 +1,26 @@
-"""A model's speed in inference and in training, by batch size, precision, layout and torch.compile; --tune finds the fastest."""
+"""Measure a model in inference and training, by batch size, precision, layout and torch.compile; find its fastest setting."""
 
-import json
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, get_args
 
-from engine import load_config
+import torch
+
 from engine.config import yaml12
 from engine.config.errors import ConfigError
 from engine.config.schema import Precision
 from tools.benchmarks import ours
-from tools.benchmarks.measure import Ratio, add_threads, figure, n_cores, ratio
-from tools.benchmarks.sides import Length, Speed, race
+from tools.benchmarks.report import LAYOUTS, N_CORES, Options, Report, figure, ratio, report
+from tools.benchmarks.sides import Length, Speed, Work, race
 from tools.tables import plain
 
-EXAMPLES = """
-Images are random, of the size of the config's data set and held in memory: decoding files isn't measured. Memory is the most
-that the process, or the GPU, held. Training is the engine's own update, data and optimizer included.
-
---tune tries precisions and layouts, then torch.compile (not with --quick), then numbers of threads. It keeps what is clearly
-faster and agrees with fp32: the loss of the first update, and what that did to the weights. Its last lines go into the config.
-
-examples:
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --batch_sizes 1 256 --compile
-  python tools/benchmark.py model --model.name timm/convnext_tiny --data.img_size 64 --quick
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune --train.batch_size 64
-"""
-LAYOUTS = {"channels first": False, "channels last": True}
-# How far a first update may be from that of fp32: relative differences of the loss, and of the change of the weights. In 16 bits
-# a gradient is off by a third where those of the samples nearly cancel; one that is lost, doubled or random is off by 1 or more.
+# Largest relative differences of a first update from that of fp32: of the loss, and of the change of the weights. In 16 bits a
+# gradient is off by a third where those of the samples nearly cancel; a lost, doubled or random one is off by 1 or more.
 TOLERANCE = {"fp32": (1e-4, 0.05), "tf32": (1e-3, 0.1), "bf16": (0.02, 0.5), "fp16": (0.02, 0.5)}
-CLEARLY = 1.03  # times as fast, or it isn't worth another setting
-FULL, QUICK = Length(warm_up=2, turns=3, seconds=1.0), Length(warm_up=1, turns=1, steps=2)
+CLEARLY = 1.03  # times as fast, or another setting isn't worth it
 
 
 @dataclass(frozen=True)
@@ -45,8 +30,9 @@ class Setting:
     compile: bool = False
     num_threads: int = 1
 
+    @property
     def keys(self) -> dict[str, Any]:
-        """Of a config."""
+        """The config keys that make this setting."""
         return {f"train.{name}": value for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
@@ -55,186 +41,90 @@ class Setting:
         return ", ".join([self.precision, layout, *(["compiled"] if self.compile else []), threads])
 
 
-@dataclass(frozen=True)
-class Row:
-    kind: str  # inference or training
-    batch_size: int
-    setting: Setting
-    images_per_sec: float
-    ms: float  # of a batch
-    peak_mib: float
-    times: float  # as fast as the first setting
-
-
-def add_command(commands: Any) -> ArgumentParser:
-    command = commands.add_parser("model", description=__doc__, epilog=EXAMPLES, help="a model's speed, and its fastest setting")
-    command.add_argument("-c", "--config", help="a YAML of configs/; without it, LeNet on digits")
-    command.add_argument("--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, and train.batch_size")
-    command.add_argument("--precisions", nargs="+", choices=get_args(Precision), help="default: all that run here")
-    command.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS), help="default: both")
-    command.add_argument("--compile", action=BooleanOptionalAction, help="with torch.compile too (default: with --tune alone)")
-    add_threads(command)
-    command.add_argument("--tune", action="store_true", help="find the setting in which training is fastest")
-    return command
-
-
-def run(args: Namespace, overrides: dict[str, Any]) -> int:
-    config = load_config(args.config, overrides)
+def measure(options: Options) -> Report:
+    path, keys, reference = options.config, options.overrides, Setting(num_threads=options.num_threads)
+    config = ours.load_config(path, keys)
     if config.task != "classification":
-        raise ConfigError(f"task {config.task}: what is measured here are models for classification")
-    if refused := sorted(overrides.keys() & Setting().keys()):
-        raise ConfigError(
-            f"--{refused[0]}: the benchmark sets it itself; see --precisions, --layouts, --compile and --num_threads"
-        )
-    precisions = args.precisions or precisions_here()
-    length = QUICK if args.quick else FULL
-    reference = Setting(num_threads=args.num_threads)
-    if args.tune:
-        compiling = not args.quick if args.compile is None else args.compile
-        tuned = tune(args.config, overrides, reference, precisions, length, compiling=compiling)
-        print(json.dumps(tuned.as_json(), indent=2) if args.json else tuned.text())
-        return 0
+        raise ConfigError("task", f"{config.task}: this benchmark measures models for classification only")
+    if refused := sorted(keys.keys() & reference.keys.keys()):
+        raise ConfigError(f"--{refused[0]}", "the benchmark sets it", "see --precisions, --layouts, --compile and --num_threads")
+    precisions = options.precisions or (get_args(Precision) if torch.cuda.is_available() else ("fp32", "bf16"))
+    length = options.choose(Length(2, turns=3, seconds=1.0), Length(1, turns=1, steps=2))
+    if options.tune:
+        compiling = not options.quick if options.compile is None else options.compile
+        return tune(config.model.name, partial(race_settings, "training", path, keys, length), reference, precisions, compiling)
+    layouts, compiled = [LAYOUTS[layout] for layout in options.layouts], (False, True) if options.compile else (False,)
     settings = [
-        replace(reference, precision=precision, channels_last=LAYOUTS[layout], compile=compiled)
-        for precision, layout, compiled in product(precisions, args.layouts, (False, True) if args.compile else (False,))
+        replace(reference, precision=precision, channels_last=last, compile=c)
+        for precision, last, c in product(precisions, layouts, compiled)
     ]
-    rows = [
-        row
-        for kind, size in product(("inference", "training"), args.batch_sizes or sorted({1, config.train.batch_size}))
-        if (kind, size) != ("training", 1)  # no batch to normalize by
-        for row in measure_settings(kind, size, args.config, overrides, settings, length)
-    ]
-    if args.json:
-        print(
-            json.dumps({"model": config.model.name, "threads": args.num_threads, "rows": [asdict(row) for row in rows]}, indent=2)
-        )
-    else:
-        print(f"{config.model.name}, {args.num_threads} threads")
-        print(table(rows))
-    return 0
-
-
-def precisions_here() -> list[str]:
-    import torch
-
-    if torch.cuda.is_available():
-        return list(get_args(Precision))
-    return ["fp32", "bf16"]
-
-
-def measure_settings(
-    kind: str, size: int, config: str | None, overrides: Mapping[str, Any], settings: Sequence[Setting], length: Length
-) -> list[Row]:
-    speeds = race_settings(kind, {**overrides, "train.batch_size": size}, config, settings, length)
-    first = speeds[settings[0]].steady
-    return [
-        Row(kind, size, setting, speed.steady, 1000 * size / speed.steady, speed.peak_mib, speed.steady / first)
-        for setting, speed in speeds.items()
-    ]
+    rows: list[dict[str, Any]] = []
+    cells: list[Sequence[str]] = [("", "batch", "setting", "images/s", "ms", "peak MiB", "times")]
+    for kind, size in product(("inference", "training"), options.batch_sizes or sorted({1, config.train.batch_size})):
+        if (kind, size) == ("training", 1):  # BatchNorm needs more than one image
+            continue
+        speeds = race_settings(kind, path, {**keys, "train.batch_size": size}, length, settings)
+        for setting, speed in speeds.items():
+            rate, ms, times = speed.steady, 1000 * size / speed.steady, speed.steady / speeds[settings[0]].steady
+            row = {"kind": kind, "batch_size": size, "setting": asdict(setting), "images_per_sec": rate, "ms": ms}
+            rows.append({**row, "peak_mib": speed.peak_mib, "times": times})
+            values = (figure(rate), figure(ms), f"{speed.peak_mib:,.0f}", f"{times:.2f}")
+            cells.append((kind, str(size), str(setting), *values))
+    text = f"{config.model.name}, {options.num_threads} threads\n{plain(cells, right=(1, 3, 4, 5, 6))}"
+    return Report({"model": config.model.name, "threads": options.num_threads, "rows": rows}, text)
 
 
 def race_settings(
-    kind: str, overrides: Mapping[str, Any], config: str | None, settings: Sequence[Setting], length: Length
+    kind: str, path: str | None, keys: Mapping[str, Any], length: Length, settings: Sequence[Setting]
 ) -> dict[Setting, Speed]:
-    work = {"inference": ours.infer, "training": ours.update}[kind]
-    works = {str(setting): partial(work, config, {**overrides, **setting.keys()}) for setting in settings}
+    side = {"inference": ours.infer, "training": ours.update}[kind]
+    works: dict[str, Work] = {str(setting): partial(side, path, {**keys, **setting.keys}) for setting in settings}
     speeds = race(works, length, settings[0].num_threads, kind)
     return {setting: speeds[str(setting)] for setting in settings}
 
 
-@dataclass(frozen=True)
-class Tried:
-    setting: Setting
-    images_per_sec: float
-    of_loss: float  # relative difference from the reference
-    of_change: float
-    agrees: bool
-
-
-@dataclass(frozen=True)
-class Tuned:
-    setting: Setting
-    speedup: Ratio
-    tried: list[Tried]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "keys": self.setting.keys(),
-            "tried": [asdict(one) for one in self.tried],
-            "ratios": [asdict(self.speedup)],
-            "left_out": [],
-        }
-
-    def text(self) -> str:
-        rows = [("setting", "images/s", "loss differs by", "update differs by", "")]
-        for one in self.tried:
-            said = "" if one.agrees else "does not agree"
-            rows.append((str(one.setting), figure(one.images_per_sec), f"{one.of_loss:.1e}", f"{one.of_change:.1e}", said))
-        said = f"{self.speedup.ratio:.2f} times as fast as {self.speedup.rival}: "
-        said += f"{figure(self.speedup.ours)} images/s instead of {figure(self.speedup.theirs)}"
-        return "\n".join([plain(rows, right=(1, 2, 3)), "", said, "", yaml12.dump({"train": asdict(self.setting)}).rstrip()])
-
-
 def tune(
-    config: str | None,
-    overrides: Mapping[str, Any],
+    model: str,
+    race: Callable[[Sequence[Setting]], Mapping[Setting, Speed]],
     reference: Setting,
     precisions: Sequence[str],
-    length: Length,
-    *,
-    compiling: bool = True,
-) -> Tuned:
-    best, exact, tried = reference, None, []
-    for alternatives in (partial(_numbers, precisions), *((_compiled,) if compiling else ()), _threads):
-        settings = [best, *(setting for setting in alternatives(best) if setting != best)]
-        speeds = race_settings("training", overrides, config, settings, length)
-        exact = exact or speeds[reference].note
-        of_this_stage = [_tried(setting, speed, exact) for setting, speed in speeds.items()]
-        tried += [one for one in of_this_stage if one.setting not in {known.setting for known in tried}]
-        fastest = max((one for one in of_this_stage if one.agrees), key=lambda one: one.images_per_sec)
-        if fastest.images_per_sec > CLEARLY * speeds[best].steady:
-            best = fastest.setting
-    settings = list(dict.fromkeys([best, reference]))
-    speeds = race_settings("training", overrides, config, settings, length)
-    what = f"{load_config(config, overrides).model.name}, tuned: {best}"
-    return Tuned(best, ratio(what, str(reference), "images/s", speeds[best].steady, speeds[reference].steady), tried)
-
-
-def _numbers(precisions: Sequence[str], best: Setting) -> list[Setting]:
-    return [replace(best, precision=p, channels_last=last) for p, last in product(precisions, LAYOUTS.values())]
-
-
-def _compiled(best: Setting) -> list[Setting]:
-    return [replace(best, compile=True)]
-
-
-def _threads(best: Setting) -> list[Setting]:
-    return [replace(best, num_threads=n) for n in sorted({max(1, n_cores() // 2), n_cores()})]
-
-
-def _tried(setting: Setting, speed: Speed, exact: Mapping[str, Any]) -> Tried:
-    of_loss = abs(speed.note["loss"] - exact["loss"]) / abs(exact["loss"])
-    of_change = _distance(speed.note["change"], exact["change"]) / _distance(exact["change"], [0.0] * len(exact["change"]))
-    most_loss, most_change = TOLERANCE[setting.precision]
-    return Tried(setting, speed.steady, of_loss, of_change, of_loss <= most_loss and of_change <= most_change)
-
-
-def _distance(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5
-
-
-def table(rows: Sequence[Row]) -> str:
-    head = ("", "batch", "setting", "images/s", "ms", "peak MiB", "times")
-    body = [
-        (
-            r.kind,
-            str(r.batch_size),
-            str(r.setting),
-            figure(r.images_per_sec),
-            figure(r.ms),
-            f"{r.peak_mib:,.0f}",
-            f"{r.times:.2f}",
-        )
-        for r in rows
+    compiling: bool,
+) -> Report:
+    """Find the fastest setting, one kind of change after the other, and measure it once more against the reference."""
+    stages: list[Callable[[Setting], list[Setting]]] = [
+        lambda best: [replace(best, precision=p, channels_last=last) for p, last in product(precisions, LAYOUTS.values())],
+        lambda best: [replace(best, compile=True)] if compiling else [],
+        lambda best: [replace(best, num_threads=n) for n in (max(1, N_CORES // 2), N_CORES)],
     ]
-    return plain([head, *body], right=(1, 3, 4, 5, 6))
+    best, exact, tried = reference, None, dict[Setting, dict[str, Any]]()
+    for stage in stages:
+        if not (alternatives := stage(best)):
+            continue
+        speeds = race(list(dict.fromkeys([best, *alternatives])))
+        exact = exact or speeds[reference].note
+        results = {setting: compare(setting, speed, exact) for setting, speed in speeds.items()}
+        tried = results | tried  # the first measurement of a setting stays
+        fastest = max((setting for setting in speeds if results[setting]["agrees"]), key=lambda setting: speeds[setting].steady)
+        if speeds[fastest].steady > CLEARLY * speeds[best].steady:
+            best = fastest
+    speeds = race(list(dict.fromkeys([best, reference])))
+    speedup = ratio(f"{model}, tuned: {best}", str(reference), "images/s", speeds[best].steady, speeds[reference].steady)
+    rows = [("setting", "images/s", "loss differs by", "update differs by", "")]
+    for setting, t in tried.items():
+        verdict = "" if t["agrees"] else "does not agree"
+        rows.append((str(setting), figure(t["images_per_sec"]), f"{t['of_loss']:.1e}", f"{t['of_change']:.1e}", verdict))
+    rates = f"{figure(speedup.ours)} images/s instead of {figure(speedup.theirs)}"
+    summary = f"{speedup.ratio:.2f} times as fast as {reference}: {rates}"
+    config_lines = yaml12.dump({"train": asdict(best)}).rstrip()
+    text = "\n\n".join([plain(rows, right=(1, 2, 3)), summary, config_lines])
+    return report({"keys": best.keys, "tried": [*tried.values()]}, [speedup], text=text)
+
+
+def compare(setting: Setting, speed: Speed, exact: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare the first update of a setting with that of the reference, by relative differences."""
+    of_loss = abs(speed.note["loss"] - exact["loss"]) / abs(exact["loss"])
+    of_change = math.dist(speed.note["change"], exact["change"]) / math.hypot(*exact["change"])
+    most_loss, most_change = TOLERANCE[setting.precision]
+    agrees = of_loss <= most_loss and of_change <= most_change
+    tried = {"setting": asdict(setting), "images_per_sec": speed.steady}
+    return {**tried, "of_loss": of_loss, "of_change": of_change, "agrees": agrees}

@@ -1,129 +1,123 @@
-"""This project's side of what is compared: its own engine, told only to say when a step begins."""
+"""This project's sides. No other benchmark module calls the engine's training code. Each side runs until it is stopped."""
 
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import repeat
+from importlib import import_module
+from itertools import count, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from unittest.mock import patch
 
+import torch
+from torch import Tensor
+
+from datasets.pipeline.catalog import DATASETS
+from datasets.pipeline.splits import Images, Loaded, Source
+from engine import load_config
+from engine import train as train_by_config
+from engine.build import Run, build, dataset_spec
+from engine.config.resolve import ResolvedConfig
+from engine.config.schema import TrainConfig
+from engine.devices.accelerator import make_accelerator
+from engine.run.checkpoint import Checkpoints
 from engine.train import evaluate_split, train_batches
+from tools.benchmarks.report import ROOT
+from tools.benchmarks.rivals import N_STEPS, Job, resnet_states
 from tools.benchmarks.sides import Turns
 
-if TYPE_CHECKING:
-    from datasets.pipeline.splits import Loaded, Source
-    from engine.build import Run
-    from engine.config.resolve import ResolvedConfig
+Keys = Mapping[str, Any]  # overrides of a config
 
-EXAMPLES_OF_A_TENSOR = 1000  # numbers that are compared of each tensor of weights
-UNKNOWN_CLASSES = 1000  # where only the files of a data set would say how many there are
+DEFAULT_BATCH_SIZE = TrainConfig().batch_size
+VALUES_PER_TENSOR = 1000  # how many weights of each tensor are compared
+UNKNOWN_CLASSES = 1000  # of a dataset that has to be read to count them
 
 
-def train(config: str, overrides: Mapping[str, Any], exp_dir: Path, turns: Turns | None) -> None:
-    """A training with all that belongs to it. Of several ranks only the first has turns; the others wait for it by themselves."""
-    from engine import load_config
-    from engine import train as train_as_configured
-
-    if turns is not None:
-        _count_steps(turns)
-    train_as_configured(load_config(config, overrides), exp_dir=exp_dir)
+def config_of(job: Job) -> Path:
+    return ROOT / "configs" / ("lenet_mnist.yaml" if job.channels == 1 else f"{job.model}_cifar10.yaml")
 
 
-def resume(run_dir: Path, overrides: Mapping[str, Any], turns: Turns) -> None:
-    """A training that goes on from its latest checkpoint."""
-    from engine import load_config
-    from engine import train as train_as_configured
-
-    _count_steps(turns)
-    train_as_configured(load_config(run_dir / "config.yaml", overrides), exp_dir=run_dir, resume="latest")
+def keys_of(job: Job) -> dict[str, Any]:
+    """Return the overrides that make the engine train this job, without an evaluation or checkpoint on the way."""
+    length = {"train.n_epochs": None, "train.n_steps": N_STEPS, "train.eval_freq": N_STEPS, "train.save_freq": N_STEPS}
+    data = {"data.dataroot": str(job.root), "data.verify": False, "data.download": False}
+    return {**data, **length, "train.batch_size": job.batch_size}
 
 
-def _count_steps(turns: Turns) -> None:
-    from engine.build import Run
+def train(job: Job, keys: Keys, exp_dir: Path, turns: Turns | None, *, resume: bool = False) -> None:
+    """Run a complete training. Of several ranks only rank 0 has turns; the others wait for it in each collective operation."""
+    config = load_config(exp_dir / "config.yaml" if resume else config_of(job), {**keys_of(job), **keys})
+    if turns is None:
+        train_by_config(config, exp_dir=exp_dir)
+        return
+    loop = import_module("engine.train")  # `engine.train` is the function
+    with patch.object(loop, "train_batches", lambda run, first: turns.counted(train_batches(run, first), run.batch_size)):
+        train_by_config(config, exp_dir=exp_dir, resume="latest" if resume else None)
 
-    batches = Run.train_batches
-    Run.train_batches = lambda run, first: turns.counted(batches(run, first), run.batch_size)
 
-
-def evaluate(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:
-    """Evaluations of the validation split, one after the other."""
-    from engine import load_config
-    from engine.build import build
-    from engine.devices.accelerator import make_accelerator
-
-    loaded = load_config(config, overrides)
-    run = build(loaded, make_accelerator(loaded.train, deterministic=loaded.deterministic))
+def evaluate(job: Job, turns: Turns) -> None:
+    """Evaluate the validation split again and again."""
+    run = _build(load_config(config_of(job), {**keys_of(job), "eval.batch_size": job.batch_size}))
     loader = run.data.loader("valid")
     batches = loader.batches
-    loader.batches = lambda: turns.counted(batches(), loaded.eval.batch_size)
-    while True:
-        evaluate_split(run, "valid")
+    with patch.object(loader, "batches", lambda: turns.counted(batches(), job.batch_size)):
+        while True:
+            evaluate_split(run, "valid")
 
 
-def update(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:
-    """The engine's updates alone, on random images; notes what the first one did to the weights."""
-    run = built_on_random_images(config, overrides)
+def update(config: str | Path | None, keys: Keys, turns: Turns) -> None:
+    """Run only the engine's updates, on random images. The note describes the first one: its loss and the change of weights."""
+    run = _build_on_random_images(config, keys)
     run.n_steps = sys.maxsize
     run.model.train()
-    before = _some_of(run)
-    for batch in turns.counted(train_batches(run, 0), run.batch_size):
+    before = _sample_weights(run)
+    for batch in turns.counted(train_batches(run, first=0), run.batch_size):
         run.update(run.state, batch, measure=False)
         if run.state.step == 1:
-            turns.note = {
-                "loss": float(run.state.window["loss"] / run.state.window["weight"]),
-                "change": (_some_of(run) - before).tolist(),
-            }
+            loss = float(run.state.window["loss"] / run.state.window["weight"])
+            turns.note = {"loss": loss, "change": (_sample_weights(run) - before).tolist()}
 
 
-def infer(config: str, overrides: Mapping[str, Any], turns: Turns) -> None:
-    """The model as it would train, on one batch of random images."""
-    import torch
-
-    run = built_on_random_images(config, overrides)
-    images, _ = next(iter(train_batches(run, 0)))
+def infer(config: str | Path | None, keys: Keys, turns: Turns) -> None:
+    """Call the model, prepared as for training, on one batch of random images."""
+    run = _build_on_random_images(config, keys)
+    images, _ = next(iter(train_batches(run, first=0)))
     model = run.update.model.eval()
     with torch.inference_mode():
         for batch in turns.counted(repeat(images), len(images)):
             model(batch)
 
 
-def built_on_random_images(config: str, overrides: Mapping[str, Any]) -> "Run":
-    """As the config says but for its data, which are held in memory and have the same shape."""
-    from datasets.pipeline.catalog import DATASETS
-    from datasets.pipeline.splits import DatasetSpec
-    from engine import load_config
-    from engine.build import build, dataset_spec
-    from engine.devices.accelerator import make_accelerator
+def save(run_dir: Path, keep_last: int, turns: Turns) -> None:
+    """Save a checkpoint of ResNet-18 again and again; one step per save."""
+    weights, optimizer = resnet_states()
+    checkpoints = Checkpoints(run_dir, keep_last=keep_last)
+    for step in turns.counted(count(), 1):
+        checkpoints.save(step, weights, {"optimizer": optimizer, "step": step}, best_step=None)
 
-    loaded = load_config(config, overrides)
-    accelerator = make_accelerator(loaded.train, deterministic=loaded.deterministic)
-    spec: DatasetSpec = dataset_spec(loaded)
-    n_images = 4 * loaded.train.batch_size
 
-    def load(source: "Source") -> "Loaded":
-        return _random_images(n_images, spec, source, loaded)
+def _build_on_random_images(path: str | Path | None, keys: Keys) -> Run:
+    """Build the run of a config, with random images of the dataset's shape in memory instead of the dataset."""
+    config = load_config(path, keys)
+    spec = dataset_spec(config)
+
+    def load(source: Source, **_: Any) -> Loaded:
+        size, n_images = source.img_size or spec.img_size, 4 * config.train.batch_size
+        n_classes = spec.n_classes or source.n_classes or UNKNOWN_CLASSES
+        generator = torch.Generator().manual_seed(config.seed)
+        images = torch.randint(0, 256, (n_images, spec.channels, size, size), dtype=torch.uint8, generator=generator)
+        split = Images(images, torch.arange(n_images) % n_classes)
+        return Loaded(split, split, tuple(f"class {i}" for i in range(n_classes)))
 
     DATASETS.register([replace(spec, name="random images", load=load, in_files=False)], "the benchmark")
-    loaded.data.name, loaded.data.args = "random images", {}
-    return build(loaded, accelerator)
+    return _build(load_config(path, {**keys, "data.name": "random images"}))
 
 
-def _random_images(n: int, spec: Any, source: "Source", config: "ResolvedConfig") -> "Loaded":
-    import torch
-
-    from datasets.pipeline.splits import Images, Loaded
-
-    size = source.img_size or spec.img_size
-    n_classes = spec.n_classes or source.n_classes or UNKNOWN_CLASSES
-    generator = torch.Generator().manual_seed(config.seed)
-    images = torch.randint(0, 256, (n, spec.channels, size, size), dtype=torch.uint8, generator=generator)
-    split = Images(images, torch.arange(n) % n_classes)
-    return Loaded(split, split, tuple(f"class {i}" for i in range(n_classes)))
+def _build(config: ResolvedConfig) -> Run:
+    return build(config, make_accelerator(config.train, deterministic=config.deterministic))
 
 
-def _some_of(run: "Run") -> Any:
-    """Numbers from all over the weights."""
-    import torch
-
+def _sample_weights(run: Run) -> Tensor:
+    """Return evenly spaced values of every trainable tensor."""
     parameters = [p.detach().flatten() for p in run.model.parameters() if p.requires_grad]
-    return torch.cat([p[:: max(1, len(p) // EXAMPLES_OF_A_TENSOR)] for p in parameters]).double().cpu()
+    return torch.cat([p[:: max(1, len(p) // VALUES_PER_TENSOR)] for p in parameters]).double().cpu()

@@ -1,31 +1,37 @@
-"""Random images in the published formats of CIFAR and MNIST, for what is measured or tested without them."""
+"""Write random images in the formats of CIFAR, MNIST and image folders, for benchmarks and tests."""
 
 import gzip
+import os
 import pickle
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+HEIGHT, WIDTH, QUALITY = 375, 500, 88  # of the JPEGs: about 60 kB each
+DIFFERENT_JPEGS = 64
+
 
 def write_cifar10(root: Path, n_train: int = 60, n_test: int = 20, seed: int = 0) -> Path:
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(seed)
-    for name, n in [*((f"data_batch_{i}", n_train // 5) for i in range(1, 6)), ("test_batch", n_test)]:
-        _pickle(folder / name, {"data": _pixels(random, n), "labels": random.integers(0, 10, n).tolist()})
-    _pickle(folder / "batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
-    return root
+    parts = {**{f"data_batch_{i}": n_train // 5 for i in range(1, 6)}, "test_batch": n_test}
+    return _write_cifar(root, "cifar-10-batches-py", parts, "labels", 10, "batches.meta", "label_names", seed)
 
 
 def write_cifar100(root: Path, n_train: int = 60, n_test: int = 20, seed: int = 0) -> Path:
-    folder = root / "cifar-100-python"
-    folder.mkdir(parents=True)
+    parts = {"train": n_train, "test": n_test}
+    return _write_cifar(root, "cifar-100-python", parts, "fine_labels", 100, "meta", "fine_label_names", seed)
+
+
+def _write_cifar(
+    root: Path, name: str, parts: dict[str, int], labels: str, n_classes: int, meta: str, names: str, seed: int
+) -> Path:
+    (root / name).mkdir(parents=True)
     random = np.random.default_rng(seed)
-    for name, n in (("train", n_train), ("test", n_test)):
-        _pickle(folder / name, {"data": _pixels(random, n), "fine_labels": random.integers(0, 100, n).tolist()})
-    _pickle(folder / "meta", {"fine_label_names": [f"class {i}" for i in range(100)]})
+    for part, n in parts.items():
+        pixels = random.integers(0, 256, (n, 3072), dtype=np.uint8)
+        content = {"data": pixels, labels: random.integers(0, n_classes, n).tolist()}
+        (root / name / part).write_bytes(pickle.dumps(content, protocol=2))
+    (root / name / meta).write_bytes(pickle.dumps({names: [f"class {i}" for i in range(n_classes)]}, protocol=2))
     return root
 
 
@@ -40,17 +46,28 @@ def write_mnist(
         labels = random.integers(0, 10, n, dtype=np.uint8)
         for kind, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
             content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-            if packed:
-                (folder / f"{part}-{kind}.gz").write_bytes(gzip.compress(content))
-            else:
-                (folder / f"{part}-{kind}").write_bytes(content)
+            path = folder / (f"{part}-{kind}.gz" if packed else f"{part}-{kind}")
+            path.write_bytes(gzip.compress(content) if packed else content)
     return root
 
 
-def _pixels(random: np.random.Generator, n: int) -> np.ndarray:
-    return random.integers(0, 256, (n, 3072), dtype=np.uint8)
+def write_jpegs(root: Path, n: int) -> None:
+    """Write a folder of one class: clouds of several sizes with some grain, a few different pictures under many names."""
+    import torch  # here, as --help needs this module and does without torch
+    from PIL import Image
+    from torch.nn import functional as F
 
-
-def _pickle(path: Path, value: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        pickle.dump(value, file, protocol=2)
+    folder = root / "class"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(DIFFERENT_JPEGS):
+        picture = torch.full((1, 3, HEIGHT, WIDTH), 128.0)
+        for cells, strength in ((3, 70), (6, 45), (12, 32), (24, 23), (48, 16), (96, 11), (192, 7)):
+            gray = torch.randn(1, 1, cells, cells * 4 // 3, generator=generator)
+            color = torch.randn(1, 3, cells, cells * 4 // 3, generator=generator)
+            picture += strength * F.interpolate(gray + 0.4 * color, (HEIGHT, WIDTH), mode="bicubic")
+        picture += 5 * torch.randn(1, 1, HEIGHT, WIDTH, generator=generator)
+        pixels = picture[0].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{i:06d}.jpg", quality=QUALITY)
+    for i in range(DIFFERENT_JPEGS, n):
+        os.link(folder / f"{i % DIFFERENT_JPEGS:06d}.jpg", folder / f"{i:06d}.jpg")

@@ -1,157 +1,128 @@
-"""The other sides: plain scripts as a person would write them, and trainers of other packages with the same model and pipeline.
-
-Each of them goes on until it is stopped, as what is measured are its steps.
-"""
+"""The other sides of training: plain scripts and trainers of other packages. Each runs until it is stopped."""
 
 import logging
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tools.benchmarks.sides import Turns
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, RandomSampler, default_collate
+from torchvision import transforms
+from torchvision.datasets import CIFAR10
 
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.utils.data import DataLoader
+from models import create_model
+from tools.benchmarks.sides import DEVICE, Turns
 
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 N_STEPS = 64_000  # of the schedule
-FOR_EVER = 10**9
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all sides train."""
+    """A model, its data and how to train it."""
 
     model: str
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the model
     channels: int = 3
     img_size: int = 32
     batch_size: int = 64
-    root: Path = Path()  # of CIFAR-10's files
+    root: Path = Path()  # folder of CIFAR-10's files, or MNIST's
     workers: int = 0
     lr: float = LR
 
-    def new_model(self) -> "nn.Module":
-        from models import create_model
-
+    def new_model(self) -> nn.Module:
         return create_model(self.model, n_classes=10, in_channels=self.channels, img_size=self.img_size, **self.arguments)
 
-    def loader(self, *, endless: bool = False, as_dict: bool = False) -> "DataLoader":
-        """torchvision's data set and transforms, in torch's DataLoader."""
-        import torch
-        from torch.utils.data import DataLoader, RandomSampler
 
-        data = cifar10(self.root, as_dict=as_dict)
-        order = {"sampler": RandomSampler(data, replacement=True, num_samples=FOR_EVER)} if endless else {"shuffle": True}
-        options = {"num_workers": self.workers, "pin_memory": torch.cuda.is_available(), "drop_last": True}
-        return DataLoader(data, self.batch_size, **order, **options)
+RESNET = Job("resnet18", {"first_block": "cifar10"})
+LENET = Job("lenet", batch_size=256, lr=0.01)
+LENET_28 = Job("lenet", channels=1, img_size=28, batch_size=256, lr=0.01)
 
 
 @dataclass
-class Pictures:
-    """As torchvision's CIFAR10 gives them, for workers that are started in any way."""
+class Transformed:
+    """A dataset of images in memory; workers of any start method can read it."""
 
-    arrays: Any
-    labels: list[int]
-    transform: Any
-    as_dict: bool
+    images: Sequence[Any]
+    labels: Sequence[int]
+    transform: Callable[[Any], Tensor]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Any:
-        from PIL import Image
-
-        image, label = self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
-        return {"pixel_values": image, "labels": label} if self.as_dict else (image, label)
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
 
 
-def cifar10(root: Path, *, as_dict: bool = False) -> Pictures:
-    from torchvision import transforms
-    from torchvision.datasets import CIFAR10
+def cifar10(root: Path) -> Transformed:
+    """Read CIFAR-10 by torchvision, without its checksums, as the images are random."""
 
     class AnyFiles(CIFAR10):
-        """Of random images too: no checksums."""
-
         train_list = [(name, None) for name, _ in CIFAR10.train_list]
         test_list = [(name, None) for name, _ in CIFAR10.test_list]
         meta = {**CIFAR10.meta, "md5": None}
 
     steps = [
+        Image.fromarray,
         transforms.RandomCrop(32, padding=4),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
         transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     ]
     read = AnyFiles(root)
-    return Pictures(read.data, read.targets, transforms.Compose(steps), as_dict)
+    return Transformed(read.data, read.targets, transforms.Compose(steps))
 
 
-def _device() -> Any:
-    import torch
+def new_loader(data: Any, batch_size: int, workers: int, *, endless: bool = True, **options: Any) -> DataLoader:
+    """Return torch's DataLoader over a shuffled epoch, or over endless random samples."""
+    sampler = RandomSampler(data, replacement=endless, num_samples=10**9 if endless else None)
+    return DataLoader(data, batch_size, sampler=sampler, num_workers=workers, drop_last=True, **options)
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def cifar10_loader(job: Job, **options: Any) -> DataLoader:
+    return new_loader(cifar10(job.root), job.batch_size, job.workers, pin_memory=DEVICE.type == "cuda", **options)
 
 
-def _sgd(model: "nn.Module", job: Job) -> Any:
-    import torch
-
+def sgd(model: nn.Module, job: Job) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=job.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-
-
-def _one_batch(job: Job) -> Any:
-    import torch
-
-    device = _device()
-    images = torch.randn(job.batch_size, job.channels, job.img_size, job.img_size, device=device)
-    return images, (torch.arange(job.batch_size) % 10).to(device)
 
 
 # Plain PyTorch
 
 
-def bare(job: Job, turns: Turns) -> None:
-    """The least there can be: one batch, that is there already, again and again."""
-    from torch.nn import functional as F
-
-    model = job.new_model().to(_device()).train()
-    optimizer = _sgd(model, job)
-    for images, labels in turns.counted(repeat(_one_batch(job)), job.batch_size):
+def bare(job: Job, turns: Turns | None) -> None:
+    """Train on one batch in memory. Of several ranks, each has a part of it, and only rank 0 has turns."""
+    images = torch.randn(job.batch_size, job.channels, job.img_size, job.img_size, device=DEVICE)
+    labels = (torch.arange(job.batch_size) % 10).to(DEVICE)
+    model = job.new_model().to(DEVICE).train()
+    if "WORLD_SIZE" in os.environ:
+        distributed.init_process_group("nccl" if DEVICE.type == "cuda" else "gloo")
+        rank, n_ranks = distributed.get_rank(), distributed.get_world_size()
+        images, labels = (part.chunk(n_ranks)[rank].clone() for part in (images, labels))
+        model = DistributedDataParallel(model)
+    optimizer = sgd(model, job)
+    for _ in turns.counted(repeat(None), job.batch_size) if turns is not None else repeat(None):
         loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
-def bare_ddp(job: Job, turns: Turns | None) -> None:
-    """The same on several ranks, each with its part of the batch."""
-    import torch
-    from torch import distributed
-    from torch.nn import functional as F
-    from torch.nn.parallel import DistributedDataParallel
-
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    images, labels = (part.chunk(distributed.get_world_size())[distributed.get_rank()].clone() for part in _one_batch(job))
-    model = DistributedDataParallel(job.new_model().to(_device()).train())
-    optimizer = _sgd(model, job)
-    batches = repeat((images, labels))
-    for own_images, own_labels in turns.counted(batches, job.batch_size) if turns is not None else batches:
-        loss = F.cross_entropy(model(own_images), own_labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def bare_evaluation(job: Job, n_images: int, turns: Turns) -> None:
-    """Every batch is there already."""
-    import torch
-
-    model = job.new_model().to(_device()).eval()
-    images = torch.randn(n_images, job.channels, job.img_size, job.img_size, device=_device())
+    """Call the model on batches in memory."""
+    model = job.new_model().to(DEVICE).eval()
+    images = torch.randn(n_images, job.channels, job.img_size, job.img_size, device=DEVICE)
     batches = chain.from_iterable(repeat(images.split(job.batch_size)))
     with torch.no_grad():
         for batch in turns.counted(batches, job.batch_size):
@@ -159,17 +130,13 @@ def bare_evaluation(job: Job, n_images: int, turns: Turns) -> None:
 
 
 def plain_script(job: Job, turns: Turns) -> None:
-    """A script with torchvision's transforms and torch's DataLoader, a running loss and accuracy."""
-    from torch import nn
-    from torch.optim.lr_scheduler import CosineAnnealingLR
-
-    device = _device()
-    model = job.new_model().to(device).train()
-    criterion, optimizer = nn.CrossEntropyLoss(), _sgd(model, job)
+    """Train by a script with torchvision's transforms and torch's DataLoader, a running loss and accuracy."""
+    model = job.new_model().to(DEVICE).train()
+    criterion, optimizer = nn.CrossEntropyLoss(), sgd(model, job)
     scheduler = CosineAnnealingLR(optimizer, T_max=N_STEPS)
     total_loss = n_right = n_seen = 0
-    for images, labels in turns.counted(job.loader(endless=True), job.batch_size):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for images, labels in turns.counted(cifar10_loader(job), job.batch_size):
+        images, labels = images.to(DEVICE, non_blocking=True), labels.to(DEVICE, non_blocking=True)
         optimizer.zero_grad()
         logits = model(images)
         loss = criterion(logits, labels)
@@ -181,30 +148,52 @@ def plain_script(job: Job, turns: Turns) -> None:
         n_seen += len(images)
 
 
+def resnet_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of ResNet-18 and the state of its optimizer after one step."""
+    model = RESNET.new_model()
+    optimizer = sgd(model, RESNET)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return model.state_dict(), optimizer.state_dict()
+
+
+def bare_saves(folder: Path, keep_last: int, turns: Turns) -> None:
+    """Save weights and optimizer again and again, flushed to the disk; one step per save."""
+    weights, optimizer = resnet_states()
+    for step in turns.counted(count(), 1):
+        new = folder / str(step)
+        new.mkdir(parents=True)
+        save_file(weights, new / "model.safetensors")
+        torch.save({"optimizer": optimizer, "step": step}, new / "state.pt")
+        for path in new.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(folder / str(step - keep_last), ignore_errors=True)
+
+
 # Other packages
 
 
 def timm_loop(job: Job, turns: Turns) -> None:
-    """The loop of timm's train.py, with its optimizer, schedule and meters, and without its prefetcher."""
-    import torch
+    """Run the loop of timm's train.py, with its optimizer, schedule and meters, without its prefetcher."""
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
     from timm.utils import AverageMeter
 
-    device, log = _device(), logging.getLogger("train")
-    model = job.new_model().to(device)
-    loader = job.loader(endless=True)
+    log, loader, model = logging.getLogger("train"), cifar10_loader(job), job.new_model().to(DEVICE)
     optimizer = create_optimizer_v2(model, opt="momentum", lr=job.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    per_epoch = len(loader.dataset) // job.batch_size
+    data: Any = loader.dataset
+    per_epoch = len(data) // job.batch_size
     scheduler, _ = create_scheduler_v2(
         optimizer, sched="cosine", num_epochs=N_STEPS // per_epoch, step_on_epochs=False, updates_per_epoch=per_epoch
     )
-    loss_fn = torch.nn.CrossEntropyLoss().to(device)
+    loss_fn = nn.CrossEntropyLoss().to(DEVICE)
     amp_autocast, losses = suppress, AverageMeter()
     model.train()
     optimizer.zero_grad()
     for n_updates, (images, targets) in enumerate(turns.counted(loader, job.batch_size), start=1):
-        images, targets = images.to(device), targets.to(device)
+        images, targets = images.to(DEVICE), targets.to(DEVICE)
         with amp_autocast():
             loss = loss_fn(model(images), targets)
         loss.backward()
@@ -218,47 +207,36 @@ def timm_loop(job: Job, turns: Turns) -> None:
 
 
 def lightning(job: Job, turns: Turns) -> None:
-    """Lightning's Trainer, with neither logger, checkpoints nor progress bar."""
-    import torch
+    """Train by Lightning's Trainer, without logger, checkpoints and progress bar."""
     from lightning import Callback, LightningModule, Trainer
-    from torch.nn import functional as F
 
     class Classifier(LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.model = job.new_model()
 
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             images, labels = batch
             loss = F.cross_entropy(self.model(images), labels)
             self.log("train_loss", loss)
             return loss
 
-        def configure_optimizers(self) -> dict[str, Any]:
-            optimizer = _sgd(self, job)
-            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=N_STEPS)
+        def configure_optimizers(self) -> Any:
+            optimizer = sgd(self, job)
+            scheduler = CosineAnnealingLR(optimizer, T_max=N_STEPS)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     class Steps(Callback):
         def on_train_batch_start(self, *_: Any) -> None:
             turns.tick(job.batch_size)
 
-    trainer = Trainer(
-        max_epochs=-1,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Steps()],
-    )
-    trainer.fit(Classifier(), job.loader())
+    unused: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(max_epochs=-1, devices=1, callbacks=[Steps()], **unused)
+    trainer.fit(Classifier(), cifar10_loader(job, endless=False))
 
 
 def hf_trainer(job: Job, folder: Path, turns: Turns) -> None:
-    """The Trainer of Hugging Face transformers, without reports and checkpoints."""
-    from torch import nn
-    from torch.nn import functional as F
+    """Train by the Trainer of Hugging Face transformers, without reports and checkpoints."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class WithLoss(nn.Module):
@@ -266,7 +244,7 @@ def hf_trainer(job: Job, folder: Path, turns: Turns) -> None:
             super().__init__()
             self.model = job.new_model()
 
-        def forward(self, pixel_values: Any, labels: Any) -> dict[str, Any]:
+        def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
             logits = self.model(pixel_values)
             return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
@@ -276,22 +254,16 @@ def hf_trainer(job: Job, folder: Path, turns: Turns) -> None:
 
     class WithLoader(Trainer):
         def get_train_dataloader(self) -> Any:
-            """As its own, which takes this project's folder datasets/ for the library of that name."""
-            return self.accelerator.prepare(job.loader(as_dict=True))
+            """Replace the Trainer's method, which mistakes this project's folder datasets/ for the library of that name."""
+            return self.accelerator.prepare(cifar10_loader(job, endless=False, collate_fn=_by_name))
 
     model = WithLoss()
-    arguments = TrainingArguments(
-        str(folder),
-        max_steps=N_STEPS,
-        per_device_train_batch_size=job.batch_size,
-        learning_rate=job.lr,
-        lr_scheduler_type="cosine",
-        max_grad_norm=0,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-    WithLoader(model, arguments, callbacks=[Steps()], optimizers=(_sgd(model, job), None)).train()
+    unused: Any = {"max_grad_norm": 0, "save_strategy": "no", "report_to": [], "disable_tqdm": True}
+    length: Any = {"max_steps": N_STEPS, "per_device_train_batch_size": job.batch_size}
+    arguments = TrainingArguments(str(folder), learning_rate=job.lr, lr_scheduler_type="cosine", **length, **unused)
+    WithLoader(model, arguments, callbacks=[Steps()], optimizers=(sgd(model, job), None)).train()
 
 
-RIVALS = {"lightning": "Lightning's Trainer", "transformers": "transformers' Trainer", "timm": "timm's train loop"}
+def _by_name(samples: list[Any]) -> dict[str, Tensor]:
+    images, labels = default_collate(samples)
+    return {"pixel_values": images, "labels": labels}

@@ -1,208 +1,236 @@
-"""What is compared runs in processes of its own, which work a turn at a time: only one of them does anything at any moment."""
+"""Run the sides of a comparison: each is a process, and works one turn at a time while the others are stopped."""
 
 import os
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, get_start_method, set_start_method
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import psutil
+import torch
+from tqdm import tqdm
 
 from engine.config.errors import RunError
-from tools.benchmarks.measure import take_turns
+from engine.devices.memory import peak_memory
+from tools.benchmarks.report import ROOT, Ratio, ratio
 
-TIMEOUT = 900.0  # seconds, of a start or a turn
+T = TypeVar("T")
+
+OURS = "this project"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TIMEOUT = 900.0  # seconds for a start or a turn
+
+
+@dataclass(frozen=True)
+class Length:
+    """The length of a race. A turn has at least so many steps and lasts at least so many seconds."""
+
+    warm_up: int  # steps
+    turns: int
+    steps: int = 1
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Turn:
     images: int
     seconds: float
-    peak_mib: float  # of memory, so far
-    note: Any = None
+    core_seconds: float  # of the process and its workers
+    peak_mib: float  # memory, since the start of the process
+    note: Any
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a race measured of one side: images/s, and more."""
+
+    steady: float  # median of the turns
+    lowest: float
+    highest: float
+    cold: float  # since the start of the process
+    images: int  # in all turns
+    core_ms: float  # per image, of all cores; other load on the machine hardly changes it
+    peak_mib: float
+    note: Any  # from the warm-up
 
 
 class Turns:
-    """In a side's process: told of each step before it begins, it waits wherever a turn ends."""
+    """The turns of a side, seen from its process. The side announces each step and blocks between two turns."""
 
     def __init__(self, connection: Connection) -> None:
+        self.note: Any = None  # sent with the next report
         self._connection = connection
-        self._images = self._left = 0
-        self._begin = time.perf_counter()
-        self.note: Any = None  # goes to the parent with the next report
+        self._images, self._steps, self._seconds = 0, 0, 0.0  # steps and seconds: what the current turn needs at least
+        self._begin, self._begin_cores = time.perf_counter(), 0.0
 
     def tick(self, n_images: int) -> None:
-        """A step of so many images begins."""
-        if self._left == 0:
-            self._wait()
-        self._left -= 1
+        """Begin a step of `n_images`, after a pause if the turn is over."""
+        if self._steps <= 0 and time.perf_counter() - self._begin >= self._seconds:
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - self._begin
+            cores = _core_seconds() - self._begin_cores
+            self._connection.send(Turn(self._images, seconds, cores, peak_memory(DEVICE), self.note))
+            self.note, self._images = None, 0
+            self._steps, self._seconds = self._connection.recv()
+            self._begin_cores = _core_seconds()
+            self._begin = time.perf_counter()
+        self._steps -= 1
         self._images += n_images
 
-    def counted(self, batches: Iterable[Any], n_images: int) -> Iterator[Any]:
-        """The batches, each of them a step; preparing it is part of that."""
+    def counted(self, batches: Iterable[T], n_images: int) -> Iterator[T]:
+        """Yield the batches, each as a step that includes its preparation."""
         iterator = iter(batches)
         while True:
             self.tick(n_images)
             try:
                 batch = next(iterator)
             except StopIteration:
-                self._left, self._images = self._left + 1, self._images - n_images  # there was no step
+                self._steps, self._images = self._steps + 1, self._images - n_images  # take the tick back
                 return
             yield batch
 
-    def _wait(self) -> None:
-        import torch
 
-        from engine.devices.memory import peak_memory
-
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - self._begin
-        self._connection.send(Turn(self._images, seconds, peak_memory(device), self.note))
-        self.note, self._images = None, 0
-        self._left = self._connection.recv()
-        self._begin = time.perf_counter()
+def _core_seconds() -> float:
+    """Return the CPU time of this process and its workers."""
+    total = time.process_time()
+    for worker in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            times = worker.cpu_times()
+            total += times.user + times.system
+    return total
 
 
-Work = Callable[[Turns], None]  # goes on for ever; it must be possible to pickle it
+Work = Callable[[Turns], None]  # never returns; can be pickled
 
 
 class Side:
-    """A process that stands still, with all of its workers, but for its turns."""
+    """A process that is stopped, with all of its workers, except during its turns."""
 
-    def __init__(self, name: str, work: Work, threads: int, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, name: str, work: Work, threads: int) -> None:
         self.name = name
-        self.images, self.cold_seconds = 0, 0.0  # since the process began, without the pauses
-        self.first = self._start(work, {"OMP_NUM_THREADS": str(threads), **(env or {})})
-
-    def _start(self, work: Work, env: dict[str, str]) -> Turn:
-        """Until it stands before its first step."""
-        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # says what a killed process left, and removes it
-        begin = time.perf_counter()
-        context = get_context("spawn")
+        begin, context = time.perf_counter(), get_context("spawn")
         self._connection, childs_end = context.Pipe()
-        self._process = context.Process(target=_in_child, args=(childs_end, work, env, get_start_method()))
-        self._process.start()
+        self._process = context.Process(target=_in_child, args=(childs_end, work, get_start_method()))
+        quiet = os.environ.get("PYTHONWARNINGS", "ignore:resource_tracker")  # it reports what a killed process left behind
+        with patch.dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONWARNINGS=quiet):
+            self._process.start()
         childs_end.close()
         try:
-            first = self._report()
+            self._receive()
         except BaseException:
             self.close()
             raise
-        self.cold_seconds = self.start_seconds = time.perf_counter() - begin
+        self.start_seconds = time.perf_counter() - begin
+        self.images, self.seconds = 0, self.start_seconds  # since the start of the process, without the pauses
         self._for_all(psutil.Process.suspend)
-        return first
 
-    def turn(self, n_steps: int) -> Turn:
+    def turn(self, steps: int, seconds: float = 0.0) -> Turn:
         self._for_all(psutil.Process.resume)
-        self._connection.send(n_steps)
-        turn = self._report()
+        self._connection.send((steps, seconds))
+        turn = self._receive()
         self._for_all(psutil.Process.suspend)
         self.images += turn.images
-        self.cold_seconds += turn.seconds
+        self.seconds += turn.seconds
         return turn
 
     def close(self) -> None:
         self._for_all(psutil.Process.kill)
         self._process.join()
 
-    def _report(self) -> Turn:
+    def _receive(self) -> Turn:
         if not self._connection.poll(TIMEOUT):
-            raise RunError(f"{self.name}: nothing was heard of it for {TIMEOUT:.0f} seconds")
+            raise RunError(f"{self.name}: no report for {TIMEOUT:.0f} seconds")
         try:
-            report = self._connection.recv()
+            received = self._connection.recv()
         except EOFError:
             self._process.join()
             raise RunError(f"{self.name}: its process ended with exit code {self._process.exitcode}") from None
-        if isinstance(report, str):
-            raise RunError(f"{self.name} failed:\n{report}")
-        return report
+        if isinstance(received, str):
+            raise RunError(f"{self.name} failed:\n{received}")
+        return received
 
     def _for_all(self, action: Callable[[psutil.Process], None]) -> None:
-        if not self._process.is_alive():
-            return
-        process = psutil.Process(self._process.pid)
-        for one in (process, *process.children(recursive=True)):
-            try:
-                action(one)
-            except psutil.NoSuchProcess:  # a worker that ended meanwhile
-                continue
+        if self._process.is_alive():
+            process = psutil.Process(self._process.pid)
+            for one in (process, *process.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):  # it has just ended
+                    action(one)
 
 
-def _in_child(connection: Connection, work: Work, env: Mapping[str, str], start_method: str) -> None:
-    if hasattr(os, "setpgrp"):  # a group that stands still is ended by the system when its parent is gone
+def _in_child(connection: Connection, work: Work, start_method: str) -> None:
+    if hasattr(os, "setpgrp"):  # the system ends a stopped process group whose parent is gone
         os.setpgrp()
-    os.environ.update(env)
-    set_start_method(start_method, force=True)  # workers begin as they would in a program of their own
-    with open(os.devnull, "w") as nowhere:  # a log is written as it would be, and not seen
+    set_start_method(start_method, force=True)  # for workers: the default, not this process's spawn
+    with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
     try:
         work(Turns(connection))
-        connection.send("it came to its end before it was stopped")
+        connection.send("it ended before it was stopped")
     except BaseException:
         connection.send(traceback.format_exc())
 
 
-@contextmanager
-def started(works: Mapping[str, Work], threads: int) -> Iterator[dict[str, Side]]:
-    """Each started while the others stand still."""
-    with ExitStack() as stack:
-        sides: dict[str, Side] = {}
-        for name, work in works.items():
-            sides[name] = Side(name, work, threads)
-            stack.callback(sides[name].close)
-        yield sides
-
-
-@dataclass(frozen=True)
-class Length:
-    warm_up: int  # steps
-    turns: int
-    steps: int = 0  # of each turn; 0: as many as take so many `seconds`
-    seconds: float = 0.0
-
-    @property
-    def n_steps(self) -> int:
-        return self.warm_up + self.turns * self.steps
-
-
-@dataclass(frozen=True)
-class Speed:
-    steady: float  # images/s, the median of the turns
-    cold: float  # images/s from the start of the process on
-    images: int  # that were counted for `steady`
-    peak_mib: float
-    note: Any  # that came with the warm-up
+def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str) -> dict[str, list[T]]:
+    """Call every action once per round and return the results by action."""
+    results: dict[str, list[T]] = {name: [] for name in actions}
+    for name in tqdm([*actions] * rounds, desc=title, leave=False, disable=not sys.stderr.isatty()):
+        results[name].append(actions[name]())
+    return results
 
 
 def race(works: Mapping[str, Work], length: Length, threads: int, title: str) -> dict[str, Speed]:
-    """The speeds of all sides, which take turns."""
-    with started(works, threads) as sides:
+    """Start all sides, warm them up, and measure their speeds while they take turns."""
+    with ExitStack() as stack:
+        sides = {name: stack.enter_context(closing(Side(name, work, threads))) for name, work in works.items()}
         notes = {name: side.turn(length.warm_up).note for name, side in sides.items()}
-        steps = length.steps or _steps_that_take(length.seconds, sides.values())
-        actions = {name: partial(side.turn, steps) for name, side in sides.items()}
-        turns = take_turns(length.turns, actions, title)
-    return {
-        name: Speed(
-            steady=median(turn.images / turn.seconds for turn in turns[name]),
-            cold=side.images / side.cold_seconds,
-            images=sum(turn.images for turn in turns[name]),
-            peak_mib=turns[name][-1].peak_mib,
-            note=notes[name],
-        )
-        for name, side in sides.items()
-    }
+        actions = {name: partial(side.turn, length.steps, length.seconds) for name, side in sides.items()}
+        results = take_turns(length.turns, actions, title)
+    speeds = {}
+    for name, turns in results.items():
+        rates = [turn.images / turn.seconds for turn in turns]
+        core_ms = median(1000 * turn.core_seconds / turn.images for turn in turns)
+        images, cold = sum(turn.images for turn in turns), sides[name].images / sides[name].seconds
+        speed = Speed(median(rates), min(rates), max(rates), cold, images, core_ms, turns[-1].peak_mib, notes[name])
+        speeds[name] = speed
+    return speeds
 
 
-def _steps_that_take(seconds: float, sides: Iterable[Side]) -> int:
-    """By the slowest of them; all do the same number."""
-    return max(1, round(seconds / max(side.turn(1).seconds for side in sides)))
+def speed_ratio(
+    what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None, *, ours: str = OURS, cold: bool = False
+) -> Ratio:
+    """Compare two speeds of a race: the steady ones, or those since the start of the processes."""
+    mine, theirs = ((speed.cold if cold else speed.steady) for speed in (speeds[ours], speeds[rival]))
+    return ratio(what, rival, "images/s", mine, theirs, at_least=at_least)
+
+
+def run_python(words: list[str], until: Path | None = None) -> float:
+    """Run a Python program until it ends or the file `until` has content, and return the seconds."""
+    with TemporaryFile("w+") as output:
+        begin = time.perf_counter()
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=output, stderr=output)
+        try:
+            while time.perf_counter() - begin < TIMEOUT:
+                exit_code = process.poll()
+                if exit_code == 0 if until is None else until.exists() and until.stat().st_size > 0:
+                    return time.perf_counter() - begin
+                if exit_code is not None:
+                    break
+                time.sleep(0.002)
+        finally:
+            process.kill()
+            process.wait()
+        output.seek(0)
+        raise RunError(f"python {' '.join(words)} failed:\n{output.read()}")
