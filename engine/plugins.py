@@ -31,8 +31,11 @@ class Parser(OverrideParser):
 
 
 class _Load(argparse.Action):
+    """Loads a plugin as soon as its option is parsed."""
+
     def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
         load_plugin(value)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), value])
 
 
 TABLES = ("MODELS", "DATASETS", "TASKS")

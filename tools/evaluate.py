@@ -10,9 +10,9 @@ if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engine.config.command_line import run_tool
+from engine.plots.metrics import IN_PERCENT
 from engine.plugins import Parser
 from tools.pictures.options import SOURCE_HELP, add_source, add_split
-from tools.tables import IN_PERCENT
 
 EXAMPLES = """
 examples:

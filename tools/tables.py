@@ -7,7 +7,6 @@ from pathlib import Path
 from engine.config.errors import RunError
 
 # Metrics that are fractions of 1 and printed in percent
-IN_PERCENT = ("acc@1", "acc@5", "balanced_acc", "ece", "mIoU", "pixel_acc", "mean_acc", "mAP", "mAP@50", "mAP@75", "mAR@100")
 
 Rows = Sequence[Sequence[str]]  # the first one is the head
 

@@ -7,13 +7,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from engine.plots.metrics import TIME_UNITS, monitored_in
 from engine.plots.style import COLORS, DASHES, TRAIN, VALID, line_style, style
 
 PARTS = {"train": TRAIN, "valid": VALID, "valid_ema": COLORS[2]}
-METRICS = ("acc@1", "mIoU", "mAP")
 AUXILIARY = "train/loss_aux"
 X_AXES = {"step": "step", "epoch": "epoch", "time": "elapsed"}  # -> the key in a line of metrics.jsonl
-TIME_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 History = Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
 
@@ -62,7 +61,7 @@ def draw_curves(
 def _panels(logged: Iterable[str], is_one: bool) -> dict[str, list[str]]:
     """y-axis label of each panel -> the keys drawn in it."""
     logged = list(logged)
-    metric = next((name for name in METRICS if f"valid/{name}" in logged), METRICS[0])
+    metric = monitored_in(logged)
     parts = PARTS if is_one else ("train", "valid")
     panels = {
         "loss": [f"{part}/loss" for part in parts],

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from engine.plots.metrics import IN_PERCENT, TIME_UNITS
 from tools.comparison.rows import COLUMNS, Row
 from tools.comparison.runs import RunRecord
-from tools.metrics import IN_PERCENT
 
 MONITORED = "the monitored metric"  # the key of its curves, as runs may monitor different metrics
 NO_CURVES = ("/count", "/images_per_sec")
-TIME_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 WIDE_RANGE = 20  # the ratio of largest and smallest value from which an axis is logarithmic
 MOST_POINTS = 300  # of a curve: more than a chart has pixels between them
 DIGITS = 6

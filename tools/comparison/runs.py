@@ -11,9 +11,9 @@ from typing import Any
 from engine.config import yaml12
 from engine.config.errors import RunError
 from engine.config.schema import Config, flatten, to_dict
+from engine.plots.metrics import monitored_in
 from engine.run.folder import MANIFEST
 from engine.run.metrics import read_metrics
-from tools.metrics import monitored_in
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ def resnet(**options):
 
 def train(model, steps=3, forward=None):
     """A few updates, with an evaluation between two of them as the loop has it."""
-    optimizer, _ = make_optimizer(load_config(None, {"train.optim.type": "AdamW"}), model)
+    train = load_config(None, {"train.optim.type": "AdamW"}).train
+    optimizer, _ = make_optimizer(train.optim, train.base_lr, model)
     forward = model if forward is None else forward
     for _ in range(steps):
         forward.train()

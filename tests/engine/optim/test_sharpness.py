@@ -106,7 +106,7 @@ def test_weights_come_back_to_the_bit():
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     for parameter in run.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    with run.update.sharpness.uphill(run.model):
+    with run.update.sharpness.perturbed(run.model):
         moved = sum((p - before[name]).square().sum() for name, p in run.model.named_parameters()).sqrt()
         assert moved.item() == pytest.approx(RADIUS)
         assert all(parameter.grad is None for parameter in run.model.parameters())

@@ -1,10 +1,11 @@
-"""Names of metrics that several tools share."""
+"""Names of metrics and units of time, as figures and tables show them."""
 
 from collections.abc import Container
 
 MONITORED = ("acc@1", "mIoU", "mAP")  # by task: classification, segmentation, detection
 # Fractions of 1 that are printed in percent.
 IN_PERCENT = (*MONITORED, "acc@5", "balanced_acc", "ece", "pixel_acc", "mean_acc", "mAP@50", "mAP@75", "mAR@100")
+TIME_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
 def monitored_in(logged: Container[str]) -> str:
