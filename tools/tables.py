@@ -6,8 +6,6 @@ from pathlib import Path
 
 from engine.config.errors import RunError
 
-# Metrics that are fractions of 1 and printed in percent
-
 Rows = Sequence[Sequence[str]]  # the first one is the head
 
 
