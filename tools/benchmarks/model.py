@@ -103,7 +103,7 @@ def tune(
         speeds = race(list(dict.fromkeys([best, *alternatives])))
         exact = exact or speeds[reference].note
         results = {setting: compare(setting, speed, exact) for setting, speed in speeds.items()}
-        tried = results | tried  # the first measurement of a setting stays
+        tried |= {setting: result for setting, result in results.items() if setting not in tried}
         fastest = max((setting for setting in speeds if results[setting]["agrees"]), key=lambda setting: speeds[setting].steady)
         if speeds[fastest].steady > CLEARLY * speeds[best].steady:
             best = fastest
