@@ -73,13 +73,9 @@ def fit(run: Run, outputs: Outputs, agreement: Agreement) -> None:
     run.model.train()
     if state.step == 0 and run.eval_first and not state.last_metrics:
         state.open_line = {}
-    is_shown = run.accelerator.is_main_process and sys.stderr.isatty()
-    with tqdm(
-        total=run.n_steps, initial=state.step, unit="step", dynamic_ncols=True, leave=False, disable=not is_shown
-    ) as progress:
-        if state.open_line is not None and evaluate_and_log(
-            run, outputs, agreement
-        ):  # a signal came before this step's evaluation
+    with progress_bar(run) as progress:
+        # an open line is due before the first step, or was left by a signal that came before the evaluation of its step
+        if state.open_line is not None and evaluate_and_log(run, outputs, agreement):
             save(run, outputs)
         for batch in profiled(run, outputs.folder, train_batches(run, first=state.step)):
             if out_of_patience(run):
@@ -119,8 +115,8 @@ def out_of_patience(run: Run) -> bool:
 
 
 def training_metrics(run: Run, outputs: Outputs) -> dict[str, float]:
-    speed = outputs.clock.images_per_sec(run.state.step, run.batch_size)
-    return {**run.state.close_window(run.accelerator), "train/images_per_sec": speed}
+    metrics = run.state.close_window(run.accelerator)  # waits for the device, so the speed is measured after it
+    return {**metrics, "train/images_per_sec": outputs.clock.images_per_sec(run.state.step, run.batch_size)}
 
 
 def evaluate_and_log(run: Run, outputs: Outputs, agreement: Agreement) -> bool:
@@ -186,7 +182,6 @@ def save(run: Run, outputs: Outputs, *, must: bool = False) -> None:
     def commit() -> None:
         if outputs.metrics is not None:
             remembered["metrics_bytes"] = state.metrics_bytes = outputs.metrics.flush()
-        remembered["elapsed"] = state.elapsed
         checkpoints.save(state.step, weights, remembered, state.best_step, ema_weights)
 
     must |= state.step == run.n_steps
@@ -410,6 +405,11 @@ def profiled(run: Run, folder: RunFolder, batches: Iterator[Any]) -> Iterator[An
 
     rank, n_left = run.accelerator.process_index, run.n_steps - run.state.step
     return recorded(batches, folder.path / "profile", rank=rank, n_updates=run.profile, n_left=n_left)
+
+
+def progress_bar(run: Run) -> tqdm:
+    visible = run.accelerator.is_main_process and sys.stderr.isatty()
+    return tqdm(total=run.n_steps, initial=run.state.step, unit="step", dynamic_ncols=True, leave=False, disable=not visible)
 
 
 def show_batch(run: Run, outputs: Outputs, batch: Any) -> None:
