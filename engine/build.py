@@ -68,13 +68,13 @@ class Catalog:
     def model(self, name: str) -> inspect.Signature | None:
         return model_signature(name)
 
-    def model_arguments(self) -> Collection[str]:
+    def model_arguments(self) -> frozenset[str]:
         return _arguments_of_any_model()
 
     def optimizer(self, name: str) -> inspect.Signature:
         return inspect.signature(find_optimizer(name))
 
-    def optimizer_arguments(self) -> Collection[str]:
+    def optimizer_arguments(self) -> frozenset[str]:
         return arguments_of_any_optimizer()
 
 

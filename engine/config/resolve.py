@@ -4,7 +4,7 @@
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_type_hints
@@ -37,12 +37,12 @@ class Catalog(Protocol):
     def model(self, name: str) -> inspect.Signature | None:
         """The constructor's signature; None for a timm model, which checks its arguments when it is built."""
 
-    def model_arguments(self) -> Collection[str]:
+    def model_arguments(self) -> frozenset[str]:
         """The names of all arguments that some model accepts."""
 
     def optimizer(self, name: str) -> inspect.Signature: ...
 
-    def optimizer_arguments(self) -> Collection[str]: ...
+    def optimizer_arguments(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,27 @@ def resolve(layers: Sequence[Layer], catalog: Catalog) -> ResolvedConfig:
         origins |= dict.fromkeys(flatten(layer.values), layer.origin)
     try:
         values, arguments = _typed(_merged(layers))
-        find = _Finder(catalog)
-        task = find("task", catalog.task, values["task"])
-        dataset, options = find("data.name", catalog.dataset, values["data.name"], task.targets)
+        task = _find("task", catalog.task, values["task"])
+        dataset, options = _find("data.name", catalog.dataset, values["data.name"], task.targets)
         draft = Draft(values, arguments, origins, task, dataset)
         for rule in RULES:
             rule(draft)
         check_arguments("data", arguments["data"], options)
-        _settle_model_arguments(draft, find("model.name", catalog.model, values["model.name"]), catalog.model_arguments())
-        _settle_optimizer_arguments(
-            draft, find("train.optim.type", catalog.optimizer, values["train.optim.type"]), catalog.optimizer_arguments()
-        )
+        _settle_model_arguments(draft, catalog)
+        _settle_optimizer_arguments(draft, catalog)
         _check_teacher(draft, catalog)
     except ConfigError as error:
         raise error.located(origins) from error.__cause__
     return _frozen(draft)
+
+
+def _find(key: str, find: Callable[..., T], *names: str) -> T:
+    """Look a name up in the catalog. A name that does not exist is an error of the key that holds it."""
+    try:
+        return find(*names)
+    except ValueError as error:
+        problem, _, hint = str(error).partition(": ")
+        raise ConfigError(key, problem, hint) from error
 
 
 def _check_keys(values: dict[str, Any], section: type, prefix: str, origin: Origin) -> None:
@@ -131,20 +137,6 @@ def _at(values: Any, key: str) -> Any:
     return values
 
 
-class _Finder:
-    """Turns a ValueError of the catalog into a ConfigError of the key that holds the name."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-
-    def __call__(self, key: str, find: Callable[..., T], *names: str) -> T:
-        try:
-            return find(*names)
-        except ValueError as error:
-            problem, _, hint = str(error).partition(": ")
-            raise ConfigError(key, problem, hint) from error
-
-
 def check_arguments(section: str, given: Mapping[str, Any], signature: inspect.Signature, reserved: Sequence[str] = ()) -> None:
     """Raise ConfigError unless every argument is a parameter, of its annotated type. The caller sets the `reserved` ones."""
     for name, value in given.items():
@@ -160,37 +152,37 @@ def check_arguments(section: str, given: Mapping[str, Any], signature: inspect.S
                 raise ConfigError(f"{section}.{name}", problem)
 
 
-def _settle_model_arguments(draft: Draft, signature: inspect.Signature | None, of_any: Collection[str]) -> None:
+def _settle_model_arguments(draft: Draft, catalog: Catalog) -> None:
     """Drop arguments that only other models accept, with a warning, so that model.name alone switches between families."""
     given, name = draft.arguments["model"], draft["model.name"]
+    signature = _find("model.name", catalog.model, name)
     for argument in list(given):
-        if argument in SET_BY_ENGINE or argument not in of_any:
-            continue
         if signature is not None:
             is_of_another = argument not in signature.parameters
-        else:  # of timm: what was written for a model of this project, in a lower layer than the name
+        else:  # a timm model: an argument in a lower layer than the name was written for another model
             is_of_another = draft.origin(f"model.{argument}").rank < draft.origin("model.name").rank
-        if is_of_another:
+        if is_of_another and argument in catalog.model_arguments() - set(SET_BY_ENGINE):
             del given[argument]
             draft.warn(f"model.{argument}", f"is dropped: {name} does not take it")
     if signature is not None:
         check_arguments("model", given, signature, SET_BY_ENGINE)
 
 
-def _settle_optimizer_arguments(draft: Draft, signature: inspect.Signature, of_any: Collection[str]) -> None:
+def _settle_optimizer_arguments(draft: Draft, catalog: Catalog) -> None:
     """Drop arguments that only other optimizers accept, with a warning; one that no optimizer accepts is an error."""
-    given = draft.arguments["train.optim"]
+    given, kind = draft.arguments["train.optim"], draft["train.optim.type"]
+    signature = _find("train.optim.type", catalog.optimizer, kind)
     for name in ("weight_decay", "momentum", *list(given)):
+        in_schema = name not in given
         if name in signature.parameters:
-            value = given[name] if name in given else draft[f"train.optim.{name}"]
-            check_arguments("train.optim", {name: value}, signature)
-        elif name in of_any or name in ("weight_decay", "momentum"):
+            check_arguments("train.optim", {name: draft[f"train.optim.{name}"] if in_schema else given[name]}, signature)
+        elif in_schema or name in catalog.optimizer_arguments():
             given.pop(name, None)
             if f"train.optim.{name}" in draft.origins:
-                draft.warn(f"train.optim.{name}", f"is dropped: {draft['train.optim.type']} does not take it")
+                draft.warn(f"train.optim.{name}", f"is dropped: {kind} does not take it")
         else:
             schema = [key.removeprefix("train.optim.") for key in keys() if key.startswith("train.optim.")]
-            hint = nearest(name, [*schema, *signature.parameters, *sorted(of_any)], "train.optim.")
+            hint = nearest(name, [*schema, *signature.parameters, *sorted(catalog.optimizer_arguments())], "train.optim.")
             raise ConfigError(f"train.optim.{name}", "no optimizer takes it", hint)
 
 
@@ -214,22 +206,17 @@ def _check_teacher(draft: Draft, catalog: Catalog) -> None:
 
 
 def _frozen(draft: Draft) -> ResolvedConfig:
-    def build(section: type, prefix: str) -> Any:
-        hints = get_type_hints(section)
+    def build(section: type, prefix: str = "") -> dict[str, Any]:
         built: dict[str, Any] = {}
-        for spec in fields(section):
-            if spec.name == "args":
+        for name, hint in get_type_hints(section).items():
+            make: Any = hint
+            if name == "args":
                 built["args"] = draft.arguments[prefix.rstrip(".")]
-            elif is_dataclass(hints[spec.name]):
-                built[spec.name] = build(hints[spec.name], f"{prefix}{spec.name}.")
-            elif f"{prefix}{spec.name}" in draft.values:
-                built[spec.name] = draft.values[f"{prefix}{spec.name}"]
-        return section(**built)
+            else:
+                built[name] = make(**build(make, f"{prefix}{name}.")) if is_dataclass(hint) else draft[f"{prefix}{name}"]
+        return built
 
-    config = build(ResolvedConfig, "")
-    return ResolvedConfig(
-        **{spec.name: getattr(config, spec.name) for spec in fields(Config)}, origins=draft.origins, notes=tuple(draft.notes)
-    )
+    return ResolvedConfig(**build(Config), origins=draft.origins, notes=tuple(draft.notes))
 
 
 def _bounds(section: type, prefix: str = "") -> dict[str, Mapping[str, float]]:
