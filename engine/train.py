@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from engine.build import Run, build
-from engine.config.errors import ConfigError, RunError
+from engine.config.errors import ConfigError, RunError, located
 from engine.config.resolve import ResolvedConfig
 from engine.config.schema import to_dict, to_yaml
 from engine.devices.accelerator import make_accelerator, requested_precision
@@ -218,7 +218,7 @@ def train(
     or RunError; a run that was told to stop returns a Result that says so.
     """
     set_up_terminal(is_main=os.environ.get("RANK", "0") == "0")
-    try:
+    with located(config.origins):
         accelerator = make_accelerator(config.train, deterministic=config.deterministic)
         config = _with_precision(config)
         agreement = Agreement(config.train.timeout, config.train.time_limit)
@@ -226,17 +226,13 @@ def train(
             if dry_run:
                 return _dry_run(config, accelerator, agreement, model, task)
             resumption = find_resumption(resume, exp_dir) if isinstance(resume, str) else resume
-            opened = _open_folder(
-                accelerator, exp_dir, resumption, may_hold_a_run=may_hold_a_run or resume == "auto", origins=config.origins
-            )
-            with opened as folder, explained(config.train, accelerator):
+            opened = _open_folder(accelerator, exp_dir, resumption, may_hold_a_run=may_hold_a_run or resume == "auto")
+            with opened as folder, located(config.origins), explained(config.train, accelerator):
                 return _train_in(folder, config, accelerator, agreement, resumption, model, task)
         finally:
             if accelerator.num_processes > 1:
                 accelerator.end_training()
                 AcceleratorState._reset_state(reset_partial_state=True)
-    except ConfigError as error:
-        raise error.located(config.origins) from error.__cause__
 
 
 def _train_in(
@@ -307,7 +303,6 @@ def _open_folder(
     resumption: Resumption | None,
     *,
     may_hold_a_run: bool,
-    origins: dict[str, Any],
 ) -> Iterator[RunFolder]:
     """Make or reopen the run's folder on rank 0, whose output.log also gets errors. A run that never starts leaves no folder."""
     opened: list[RunFolder] = []
@@ -327,8 +322,6 @@ def _open_folder(
     try:
         yield opened[0]
     except BaseException as error:
-        if isinstance(error, ConfigError):
-            error = error.located(origins)
         message = str(error) if isinstance(error, (ConfigError, RunError)) else traceback.format_exc()
         log_file.handle(logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (message,), None))
         raise

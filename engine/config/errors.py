@@ -1,6 +1,7 @@
 """The two kinds of failure that are no bugs of this program, and the exit code of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -16,7 +17,7 @@ class ConfigError(Exception):
     """A mistake in the command line or the config: exit code 2.
 
     `key` is the config key or option at fault, or several of them; without a `problem` it is the whole message. Where the values
-    of the keys come from is added by `located`, in the two places that know it: `resolve` and `train`.
+    of the keys come from is added by `located`, which `resolve` and `train` use.
     """
 
     exit_code = 2
@@ -31,12 +32,17 @@ class ConfigError(Exception):
         message = f"{self.keys[0]}: {self.problem}" if self.problem else self.keys[0]
         return message + (f" ({self.origin})" if self.origin else "") + (f"; {self.hint}" if self.hint else "")
 
-    def located(self, origins: Mapping[str, Origin]) -> "ConfigError":
-        """The same error with the files or options that its keys come from."""
-        if self.origin:
-            return self
-        names = dict.fromkeys(origins[key].name for key in self.keys if key in origins)
-        return ConfigError(self.keys, self.problem, self.hint, ", ".join(names))
+
+@contextmanager
+def located(origins: Mapping[str, Origin]) -> Iterator[None]:
+    """Add to a ConfigError the files or options that the values of its keys come from."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.origin:
+            raise
+        names = dict.fromkeys(origins[key].name for key in error.keys if key in origins)
+        raise ConfigError(error.keys, error.problem, error.hint, ", ".join(names)) from error.__cause__
 
 
 class RunError(Exception):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.config.draft import DatasetFacts, Draft, TaskFacts
-from engine.config.errors import ConfigError, Origin
+from engine.config.errors import ConfigError, Origin, located
 from engine.config.interpolation import check_references
 from engine.config.layers import DEFAULT, Layer
 from engine.config.rules import RULES
@@ -61,7 +61,7 @@ def resolve(layers: Sequence[Layer], catalog: Catalog) -> ResolvedConfig:
     for layer in layers:
         _check_keys(layer.values, Config, "", layer.origin)
         origins |= dict.fromkeys(flatten(layer.values), layer.origin)
-    try:
+    with located(origins):
         values, arguments = _typed(_merged(layers))
         task = _find("task", catalog.task, values["task"])
         dataset, options = _find("data.name", catalog.dataset, values["data.name"], task.targets)
@@ -72,8 +72,6 @@ def resolve(layers: Sequence[Layer], catalog: Catalog) -> ResolvedConfig:
         _settle_model_arguments(draft, catalog)
         _settle_optimizer_arguments(draft, catalog)
         _check_teacher(draft, catalog)
-    except ConfigError as error:
-        raise error.located(origins) from error.__cause__
     return _frozen(draft)
 
 
