@@ -9,20 +9,20 @@ from tests import on_disk
 
 
 def pytest_configure() -> None:
-    """Tests run side by side, and the order of a sum depends on the number of threads."""
+    """Use one thread: tests run in parallel, and the order of summation depends on the number of threads."""
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started
+    os.environ["OMP_NUM_THREADS"] = "1"  # for child processes
 
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory) -> Path:
-    """A folder with a small set in every format; each in a folder of the data set's name."""
+    """A folder with a small dataset in every format, each in a subfolder with the name of the dataset."""
     return on_disk.write_all(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def plugins_of_this_module() -> Iterator[None]:
-    """What the module's tests load as plugins is gone for the next module of this process."""
+    """Unregister the plugins that the tests of a module have loaded, before the next module runs in this process."""
     from datasets.pipeline import catalog
     from engine import plugins, tasks
     from models.loading import factory

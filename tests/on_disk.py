@@ -1,4 +1,4 @@
-"""Small data sets in the formats in which the real ones are published."""
+"""Small datasets in the formats of the published ones."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tools.benchmarks.random_sets import write_cifar10, write_cifar100, write_mn
 
 
 def write_image_folder(root: Path, n_classes: int = 3, n_train: int = 8, n_val: int = 3, seed: int = 0) -> Path:
-    """JPEGs of different sizes; `n_train` and `n_val` are per class."""
+    """Write JPEGs of different sizes; `n_train` and `n_val` are per class."""
     random = np.random.default_rng(seed)
     for part, n in (("train", n_train), ("val", n_val)):
         for c in range(n_classes):
@@ -24,7 +24,7 @@ def write_image_folder(root: Path, n_classes: int = 3, n_train: int = 8, n_val: 
 
 
 def write_pairs(folder: Path, n: int = 8, n_classes: int = 3, seed: int = 0, ending: str = ".jpg") -> Path:
-    """images/ and masks/ of different sizes; the color of a pixel follows its class, and the upper rows are ignored."""
+    """Write images/ and masks/ of different sizes. The class determines the color of a pixel; the top two rows are ignored."""
     random = np.random.default_rng(seed)
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
@@ -40,7 +40,7 @@ def write_pairs(folder: Path, n: int = 8, n_classes: int = 3, seed: int = 0, end
 
 
 def write_voc(root: Path, n_train: int = 6, n_val: int = 3) -> Path:
-    """As the archive unpacks. The masks have a palette, as the published ones do."""
+    """Write the folders of the unpacked archive. The masks have a palette, like the published ones."""
     folder = root / "VOCdevkit" / "VOC2012"
     made = write_pairs(root / "made", n_train + n_val, n_classes=21)
     (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
@@ -54,8 +54,8 @@ def write_voc(root: Path, n_train: int = 6, n_val: int = 3) -> Path:
     names = [f"{i:04d}" for i in range(n_train + n_val)]
     for kind in ("Segmentation", "Main"):
         (folder / "ImageSets" / kind).mkdir(exist_ok=True)
-        for part, of_part in (("train", names[:n_train]), ("trainaug", names[:n_train]), ("val", names[n_train:])):
-            (folder / "ImageSets" / kind / f"{part}.txt").write_text("".join(f"{name}\n" for name in of_part))
+        for part, in_part in (("train", names[:n_train]), ("trainaug", names[:n_train]), ("val", names[n_train:])):
+            (folder / "ImageSets" / kind / f"{part}.txt").write_text("".join(f"{name}\n" for name in in_part))
     (folder / "Annotations").mkdir()
     for i, name in enumerate(names):
         width, height = Image.open(folder / "JPEGImages" / f"{name}.jpg").size
@@ -67,7 +67,7 @@ def write_voc(root: Path, n_train: int = 6, n_val: int = 3) -> Path:
 
 
 def write_coco(root: Path, n_train: int = 6, n_val: int = 3, parts: tuple[str, str] = ("train", "val"), seed: int = 0) -> Path:
-    """Images of different sizes, with one to three boxes in the first of two categories' colors; the last of each has none."""
+    """Write images of different sizes with one to three boxes in their category's color; the last image of a split has none."""
     random = np.random.default_rng(seed)
     (root / "annotations").mkdir(parents=True)
     categories = [{"id": 1, "name": "red"}, {"id": 3, "name": "blue"}]
@@ -91,7 +91,7 @@ def write_coco(root: Path, n_train: int = 6, n_val: int = 3, parts: tuple[str, s
 
 
 def write_all(root: Path) -> Path:
-    """Every data set that a config of this project names, each in its own folder."""
+    """Write every dataset that the configs of this project use, each in a separate folder."""
     write_cifar10(root / "CIFAR-10")
     write_cifar100(root / "CIFAR-100")
     write_mnist(root / "MNIST")

@@ -1,4 +1,4 @@
-"""Drive the real program: in this process where that says the same, else as a person would."""
+"""Run the program: in this process if that is equivalent, otherwise as a command."""
 
 import json
 import os
@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_main(*argv: object) -> int:
-    """main.py in this process; gives its exit code."""
+    """Run main.py in this process and return its exit code."""
     return run_tool(lambda: main([str(word) for word in argv]))
 
 
 def run_command(*argv: object, timeout: float = 300, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
-    """A command in a process of its own, with the interpreter that runs the tests."""
+    """Run a command in a separate process, with the Python interpreter of the tests."""
     words = [sys.executable if word == "python" else str(word) for word in argv]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
@@ -39,7 +39,7 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def untimed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what no two runs have in common."""
+    """Remove the times, which differ between any two runs."""
     return [{k: v for k, v in line.items() if k not in ("elapsed", "train/images_per_sec")} for line in lines]
 
 

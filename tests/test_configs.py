@@ -13,18 +13,18 @@ LARGE = re.compile(r"101_|152_|vgg16_224|_voc$|_coco$")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if LARGE.search(n) else n for n in CONFIGS])
-def test_a_dry_run_of_every_config(name, data_root, capsys):
+def test_a_dry_run_succeeds(name, data_root, capsys):
     path = ROOT / "configs" / f"{name}.yaml"
     config = load_config(path)
     argv = ["--data.dataroot", data_root / config.data.name, "--data.verify", "false", "--dataloader.num_workers", 0]
-    argv += ["--model.pretrained", "false"] if config.model.pretrained is True else []  # nothing can be downloaded
+    argv += ["--model.pretrained", "false"] if config.model.pretrained is True else []  # tests have no network
     argv += ["--train.batch_size", 2 * config.augment.repeats, "--train.micro_batch_size", 0, "--eval.batch_size", 2]
     argv += ["--train.optim.lr", 1e-4]  # batches of two can diverge at a learning rate meant for hundreds
     assert run_main("-c", path, *argv, "--dry_run") == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_opens_with_its_paper_and_its_command(name):
+def test_a_config_begins_with_its_paper_and_its_command(name):
     head = [line for line in (ROOT / "configs" / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert any("http" in line for line in head), "no link to the paper"
     assert any(f"main.py -c configs/{name}.yaml" in line for line in head)
@@ -34,5 +34,5 @@ def test_a_config_opens_with_its_paper_and_its_command(name):
 
 
 def test_there_are_few_configs():
-    """What differs from another config in the model's name alone is an override: --model.name."""
+    """A config that differs from another one only in the model's name is unnecessary: use --model.name."""
     assert len(CONFIGS) <= 44

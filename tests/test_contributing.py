@@ -8,7 +8,7 @@ import sys
 from tests.running import ROOT
 
 
-def test_a_model_and_a_dataset_are_one_file_each_and_a_config(tmp_path):
+def test_a_model_and_a_dataset_need_one_file_each_and_a_config(tmp_path):
     for name in ("main.py", "models", "datasets", "engine", "configs"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)

@@ -1,4 +1,4 @@
-"""README and docs/ can be followed: links exist, and the programs accept the commands."""
+"""README and docs/ are correct: linked files and named keys exist, and the programs accept the commands."""
 
 import re
 import shlex
@@ -62,7 +62,7 @@ def test_a_command_names_existing_files_and_accepted_options(page, words):
             load_config(ROOT / args.c if args.c else None, overrides)
 
 
-# Commands that need something a test machine lacks: a large download, several GPUs, a cluster, hours, a file of the page
+# Commands that need something a test machine lacks: a large download, several GPUs, a cluster, hours, a file shown on the page
 ELSEWHERE = re.compile(r"coco_|voc|convnext|multi_gpu|one_gpu|fsdp|_imagenet|benchmark.py model|vgg1\[|runs/large|--plugin")
 NO_DATA = re.compile(r"visualize.py (schedule|model) -c|count_macs.py|--print_config")
 SHORTER = {
@@ -70,7 +70,7 @@ SHORTER = {
     "find_lr.py": "--n_updates 20",
     "sweep.py": "--trials 2 --train.n_steps 20 --train.eval_freq 10",
 }
-OF_DATA = {
+SMALLER_DATA = {
     "shapes": "--data.n_train 64 --data.n_test 32 --train.batch_size 16",
     "cifar": "--data.verify false --train.n_steps 2 --train.n_epochs null --train.batch_size 8",
     "finetune": "--model.pretrained false --train.n_steps 2 --train.n_epochs null --train.batch_size 4",
@@ -105,16 +105,16 @@ def checkout(tmp_path_factory, data_root):
 def runnable(page: Path) -> list[str]:
     lines = "\n".join(FENCED.findall(page.read_text())).replace("\\\n", " ").splitlines()
     programs = ("python ", "torchrun ")
-    here = (line for line in lines if line.startswith(programs) and (NO_DATA.search(line) or not ELSEWHERE.search(line)))
-    return [line.partition("  #")[0].strip() for line in here]
+    selected = (line for line in lines if line.startswith(programs) and (NO_DATA.search(line) or not ELSEWHERE.search(line)))
+    return [line.partition("  #")[0].strip() for line in selected]
 
 
-def in_short(line: str) -> str:
-    """The command with further options that make the training short and the datasets small."""
+def shortened(line: str) -> str:
+    """Return the command with more options, which make the training short and the datasets small."""
     program = re.search(r"[\w]+\.py", line)[0]
     if program not in SHORTER or "--print_config" in line or " -r " in line:
         return line
-    return " ".join([line, SHORTER[program], *(options for word, options in OF_DATA.items() if word in line)])
+    return " ".join([line, SHORTER[program], *(options for word, options in SMALLER_DATA.items() if word in line)])
 
 
 def test_most_commands_can_run_on_a_test_machine():
@@ -124,11 +124,11 @@ def test_most_commands_can_run_on_a_test_machine():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
-def test_a_page_can_be_followed(page, checkout):
-    """Runs each command as it is printed, one after the other, with the options that in_short adds."""
+def test_the_commands_of_a_page_run(page, checkout):
+    """Run the printed commands one after the other, with the options that `shortened` adds."""
     for line in runnable(page):
-        if (begun := re.search(r" -e (\S+)", line)) and " -r " not in line:
-            shutil.rmtree(checkout / begun[1], ignore_errors=True)
+        if (run_dir := re.search(r" -e (\S+)", line)) and " -r " not in line:
+            shutil.rmtree(checkout / run_dir[1], ignore_errors=True)
         home = {"HOME": str(checkout / "home"), "XDG_CACHE_HOME": str(checkout.parent / "cache")}
-        finished = run_command("bash", "-c", in_short(line), cwd=checkout, **home)
-        assert finished.returncode == 0, f"{in_short(line)}: {finished.stderr}"
+        finished = run_command("bash", "-c", shortened(line), cwd=checkout, **home)
+        assert finished.returncode == 0, f"{shortened(line)}: {finished.stderr}"

@@ -1,4 +1,4 @@
-"""The layout of the code: imports go down only, without a cycle, and the top of a folder holds what belongs there."""
+"""The layout of the code: modules import only from lower layers, without cycles, and few modules are at the top level."""
 
 import ast
 from functools import cache
@@ -10,8 +10,8 @@ from datasets.pipeline.catalog import DATASETS
 from models.loading.factory import MODELS
 from tests.running import ROOT
 
-# From the ground up. A module may import from its own room and from lower floors; models and datasets don't know the engine.
-FLOORS = (
+# From the bottom up. A module may import from its own package and from lower layers; models and datasets don't import the engine.
+LAYERS = (
     ("engine.config", "models.loading"),
     ("models.heads", "datasets.pipeline", "engine.devices"),
     ("models", "datasets", "engine.plots"),
@@ -25,19 +25,19 @@ FLOORS = (
     ("engine.inference",),
     ("main", "tools"),
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 
 
 @cache
 def modules() -> dict[str, Path]:
-    """Return every module of the program by its dotted name; a package by that of the folder."""
+    """Return {dotted name: path} of every module of the program; a package has the name of its folder."""
     paths = [ROOT / "main.py", *(p for top in ("engine", "models", "datasets", "tools") for p in (ROOT / top).rglob("*.py"))]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """Return, for each module, those of the program that it imports: anywhere, also inside functions and for annotations."""
+    """Return the modules of the program that each module imports, including imports inside functions and for annotations."""
     found = {}
     for name, path in modules().items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
@@ -46,44 +46,44 @@ def imports() -> dict[str, set[str]]:
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: a relative import, of {package}"
+                assert node.level == 0, f"{path}: relative import in {package}"
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
             else:
                 continue
-            found[name] |= {known for imported in names if (known := _module(imported)) and known != name}
+            found[name] |= {known for imported in names if (known := _module_of(imported)) and known != name}
     return found
 
 
-def _module(name: str) -> str | None:
-    """Return the module that an imported name is, or is defined in; None outside of this program."""
+def _module_of(name: str) -> str | None:
+    """Return the module with an imported name or the module that defines it; None outside this program."""
     while name and name not in modules():
         name = name.rpartition(".")[0]
     return name or None
 
 
-def room(module: str) -> str:
-    """Return the longest entry of FLOORS that the module lies in."""
-    while module not in FLOOR_OF:
-        assert "." in module, f"{module} is in no room"
+def package_of(module: str) -> str:
+    """Return the longest entry of LAYERS that contains the module."""
+    while module not in LAYER_OF:
+        assert "." in module, f"{module} is in no layer"
         module = module.rpartition(".")[0]
     return module
 
 
-def test_imports_go_down():
+def test_modules_import_only_from_lower_layers():
     upward = [
         f"{module} imports {imported}"
         for module, names in imports().items()
         for imported in names
-        if room(module) != room(imported) and FLOOR_OF[room(imported)] >= FLOOR_OF[room(module)]
+        if package_of(module) != package_of(imported) and LAYER_OF[package_of(imported)] >= LAYER_OF[package_of(module)]
     ]
     assert not upward
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_there_are_no_import_cycles():
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, f"a cycle: {' -> '.join((*path[path.index(module) :], module))}"
+        assert module not in path, f"import cycle: {' -> '.join((*path[path.index(module) :], module))}"
         if module not in done:
             for imported in sorted(imports()[module]):
                 visit(imported, (*path, module))
@@ -100,9 +100,9 @@ def test_no_module_imports_itself_by_way_of_others():
         ("datasets", lambda: {_function(spec.load).__module__ for spec in DATASETS.entries.values()}),
     ],
 )
-def test_every_module_at_the_top_is_a_family_or_a_dataset(folder, entries):
-    at_the_top = {f"{folder}.{path.stem}" for path in (ROOT / folder).glob("*.py")} - {f"{folder}.__init__"}
-    assert at_the_top <= entries()
+def test_every_top_level_module_is_a_model_family_or_a_dataset(folder, entries):
+    top_level = {f"{folder}.{path.stem}" for path in (ROOT / folder).glob("*.py")} - {f"{folder}.__init__"}
+    assert top_level <= entries()
 
 
 def _class(constructor):
@@ -115,14 +115,14 @@ def _function(load):
     return load
 
 
-def test_the_top_of_the_engine_is_the_pages_that_a_newcomer_reads():
-    at_the_top = {path.stem for path in (ROOT / "engine").glob("*.py")}
-    assert at_the_top == {"__init__", "train", "build", "update", "evaluate", "state", "plugins"}
+def test_the_engine_has_few_top_level_modules():
+    top_level = {path.stem for path in (ROOT / "engine").glob("*.py")}
+    assert top_level == {"__init__", "train", "build", "update", "evaluate", "state", "plugins"}
     tasks = {path.stem for path in (ROOT / "engine" / "tasks").glob("*.py")}
     assert tasks == {"__init__", "classification", "segmentation", "detection"}
 
 
-def test_the_config_imports_no_torch():
+def test_engine_config_does_not_import_torch():
     forbidden = ("torch", "accelerate", "timm", "torchvision", "numpy", "models", "datasets")
     for name, path in modules().items():
         if name.startswith("engine.config"):

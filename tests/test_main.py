@@ -19,7 +19,7 @@ def test_accelerate_launch_trains(tmp_path):
     assert "best valid acc@1" in finished.stdout
 
 
-def test_the_launchers_precision_is_followed(tmp_path):
+def test_the_precision_of_the_launcher_is_used(tmp_path):
     argv = ("-c", "configs/lenet_digits.yaml", "-e", tmp_path / "run", *SHORT)
     finished = run_command("accelerate-launch", "--mixed_precision", "bf16", "main.py", *argv)
     assert finished.returncode == 0, finished.stderr
@@ -29,20 +29,20 @@ def test_the_launchers_precision_is_followed(tmp_path):
     assert json.loads(evaluated.stdout)["loss"] == best["valid/loss"]
 
 
-def test_a_terminal_shows_a_progress_bar_that_the_log_does_not_hold(tmp_path):
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a new one has no columns
+def test_a_progress_bar_is_shown_on_a_terminal_but_not_logged(tmp_path):
+    reading_end, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a new terminal has no columns
     argv = [sys.executable, "main.py", "-e", str(tmp_path / "run"), *map(str, SHORT)]
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs)
-    os.close(theirs)
-    shown = b""
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=terminal)
+    os.close(terminal)
+    output = b""
     try:
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-    except OSError:  # how a pseudo-terminal ends on Linux
+        while chunk := os.read(reading_end, 4096):
+            output += chunk
+    except OSError:  # raised on Linux when a pseudo-terminal is closed
         pass
     assert process.wait() == 0
-    assert b"/20 [" in shown
+    assert b"/20 [" in output
     assert "20/20 [" not in (tmp_path / "run" / "output.log").read_text()
 
 
@@ -58,12 +58,12 @@ def test_a_closed_stdout_does_not_end_the_training(tmp_path):
     assert metrics(tmp_path / "run")[-1]["step"] == 20
 
 
-def test_help_and_the_config_room_do_not_import_torch():
+def test_help_and_engine_config_do_not_import_torch():
     script = "import sys, main; main.parser().format_help(); import engine.config.resolve; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
-def test_help_shows_the_command_line():
+def test_help_lists_the_options():
     finished = run_command("python", "main.py", "--help")
     assert finished.returncode == 0
     for word in ("--config", "--exp_dir", "--resume", "--print_config", "--dry_run", "--train.optim.type Adam"):
@@ -82,12 +82,12 @@ def test_print_config_checks_names_and_arguments(capsys):
     assert "did you mean model.pdrop?" in capsys.readouterr().err
 
 
-def test_without_a_config_lenet_learns_digits(capsys):
+def test_without_a_config_lenet_trains_on_digits(capsys):
     assert run_main("--print_config") == 0
     printed = capsys.readouterr().out
     assert "name: digits" in printed
     assert "name: lenet" in printed
 
 
-def test_main_reads_in_a_minute():
+def test_main_is_short():
     assert len((ROOT / "main.py").read_text().splitlines()) < 80

@@ -1,4 +1,4 @@
-"""The tutorial runs from its first cell to its last, in a kernel of its own."""
+"""The tutorial runs from its first cell to its last in a separate kernel."""
 
 import json
 
@@ -25,6 +25,6 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
         assert json.loads((tmp_path / name / "results.json").read_text())["status"] == "completed"
 
 
-def test_the_notebook_is_kept_without_outputs():
+def test_the_notebook_is_committed_without_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")

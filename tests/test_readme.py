@@ -22,7 +22,7 @@ def block(page, command):
 
 
 def rows(table):
-    """The body of every table in a text, as lists of cells."""
+    """Return the rows of all tables in a text, without headers, as lists of cells."""
     lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines() if line.startswith("| ")]
     heads = [i - 1 for i, row in enumerate(lines) if re.fullmatch(r"-+:?", row[0])]
     return [row for i, row in enumerate(lines) if i not in heads and i - 1 not in heads]
@@ -36,26 +36,26 @@ def counted(capsys, *argv):
     return json.loads(capsys.readouterr().out)[0]
 
 
-def test_the_page_of_models_has_every_model_once():
+def test_models_md_lists_every_model_once():
     assert sorted(row[0] for row in MODELS) == list_models()
 
 
 @pytest.mark.parametrize("name", ["lenet_cifar10", "resnet18_cifar10", "mobilenet_cifar10", "vgg11_cifar10", "vit_tiny_cifar10"])
-def test_counts_at_32x32_are_those_of_the_config_for_cifar(name, capsys):
+def test_counts_at_32x32_equal_those_of_the_cifar_config(name, capsys):
     row = counted(capsys, "-c", str(ROOT / "configs" / f"{name}.yaml"))
     printed = next(cells for cells in MODELS if cells[0] == row["model"])
     assert printed[4:6] == [millions(row["params"]), giga(row["macs"])]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "vgg11"])
-def test_counts_at_a_models_own_size_are_those_of_the_model_by_name(name, capsys):
+def test_counts_at_the_default_size_equal_those_of_the_model_by_name(name, capsys):
     row = counted(capsys, "--model", name)
     printed = next(cells for cells in MODELS if cells[0] == name)
     assert printed[1:4] == ["224x224", millions(row["params"]), giga(row["macs"])]
 
 
 @pytest.mark.slow
-def test_the_page_of_models_is_what_the_tool_prints():
+def test_models_md_has_the_output_of_count_macs():
     assert block((ROOT / "docs" / "models.md").read_text(), COMMAND).rstrip() == TABLES[COMMAND]().rstrip()
 
 
@@ -73,7 +73,7 @@ PUBLISHED_PARAMETERS = {  # in millions, as printed next to the published accura
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
-def test_parameters_agree_with_those_published_next_to_the_accuracy(name, capsys):
+def test_parameters_equal_those_published_with_the_accuracy(name, capsys):
     params = counted(capsys, "-c", str(ROOT / "configs" / f"{name}.yaml"))["params"] / 1e6
     published = PUBLISHED_PARAMETERS[name]
     assert round(params, len(published.partition(".")[2])) == float(published)
@@ -83,14 +83,14 @@ def test_the_readme_is_short():
     assert len(README.encode()) <= 12_000
 
 
-def test_files_that_are_named_exist():
+def test_linked_and_named_files_exist():
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
     for command in re.findall(r"(?:configs/\w+\.yaml|tools/\w+\.py)", README):
         assert (ROOT / command).exists(), command
 
 
-def test_the_table_of_faults_has_what_the_campaign_tries_and_nothing_failed():
+def test_the_table_of_faults_is_complete_and_nothing_failed():
     faults = {row[0]: row for row in rows(block((ROOT / "docs" / "reliability.md").read_text(), "make faults"))}
     assert len(faults) == 6
     assert [row[-1] for row in faults.values()] == ["0"] * 6

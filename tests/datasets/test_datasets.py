@@ -78,7 +78,7 @@ def test_an_image_folder_has_its_classes_and_paths(data_root):
 
 
 @pytest.mark.parametrize(
-    ("breaks", "says"),
+    ("breaks", "expected"),
     [
         (lambda root: shutil.rmtree(root / "val"), "val: no such folder"),
         (lambda root: shutil.rmtree(root / "train"), "train: no such folder"),
@@ -86,10 +86,10 @@ def test_an_image_folder_has_its_classes_and_paths(data_root):
         (lambda root: shutil.move(root / "val" / "class_0", root / "val" / "other"), "other is a class that"),
     ],
 )
-def test_the_error_says_what_is_wrong_with_an_image_folder(tmp_path, breaks, says):
+def test_the_error_describes_the_problem_of_an_image_folder(tmp_path, breaks, expected):
     root = on_disk.write_image_folder(tmp_path / "set")
     breaks(root)
-    with pytest.raises(OSError, match=says):
+    with pytest.raises(OSError, match=expected):
         load("imagefolder", root)
 
 

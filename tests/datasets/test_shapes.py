@@ -22,7 +22,7 @@ def load(seed=1, img_size=None, **options):
 
 @pytest.fixture(scope="module")
 def plain():
-    """4,000 images of one object that nothing hides."""
+    """4,000 images with one fully visible object."""
     return generate(5, torch.arange(4000), size=64, difficulty=0)
 
 
@@ -32,7 +32,7 @@ def crowded():
 
 
 @pytest.mark.parametrize("chunk", [1, 5000, 1 << 18])
-def test_an_image_is_a_function_of_seed_and_index_whatever_the_order_and_the_batches(chunk, monkeypatch):
+def test_an_image_depends_on_seed_and_index_but_not_on_order_or_batches(chunk, monkeypatch):
     whole = generate(1, torch.arange(60), size=33, max_objects=3)
     monkeypatch.setattr(shapes, "CHUNK", chunk)
     indices = torch.tensor([59, 3, 17, 4, 0, 17])
@@ -41,7 +41,7 @@ def test_an_image_is_a_function_of_seed_and_index_whatever_the_order_and_the_bat
         assert torch.equal(getattr(some, field), getattr(whole, field)[indices]), field
 
 
-def test_more_images_of_a_split_leave_the_first_ones_as_they_were():
+def test_a_larger_split_begins_with_the_same_images():
     few, many = load(n_train=50, n_test=20), load(n_train=700, n_test=300)
     assert torch.equal(few.train.images, many.train.images[:50])
     assert torch.equal(few.train.labels, many.train.labels[:50])
@@ -62,7 +62,7 @@ def test_a_split_holds_the_images_and_labels_of_generate():
 
 
 def test_a_box_encloses_its_mask_exactly(crowded):
-    there = 0
+    n_objects = 0
     for label, box, mask in zip(crowded.labels.flatten(), crowded.boxes.view(-1, 4), crowded.masks.flatten(0, 1), strict=True):
         rows, columns = np.nonzero(mask.numpy())
         if label < 0:
@@ -70,16 +70,16 @@ def test_a_box_encloses_its_mask_exactly(crowded):
             assert box.tolist() == [0, 0, 0, 0]
         else:
             assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-            there += 1
-    assert 600 < there < 1900
+            n_objects += 1
+    assert 600 < n_objects < 1900
 
 
 def test_the_first_object_always_exists_and_every_number_of_objects_occurs(crowded):
     assert (crowded.labels[:, 0] >= 0).all()
     counts = (crowded.labels >= 0).sum(1).bincount(minlength=6)
     assert len(counts) == 6
-    assert counts[1] > 60  # a fifth of the images was to have one object
-    assert counts[5] > 10  # of the fifth that was to have five, in some one would have hidden another
+    assert counts[1] > 60  # a fifth of the images should have one object
+    assert counts[5] > 10  # in some of the fifth that should have five, an object would hide another
     assert set(crowded.labels.unique().tolist()) == {-1, *range(10)}
 
 
@@ -124,11 +124,11 @@ def test_every_class_and_every_label_occurs_equally_often(plain):
     assert ((counts - 400) ** 2 / 400).sum() < 34  # chi squared, 9 degrees of freedom: 99.99 %
 
 
-def test_objects_lie_anywhere_and_wholly_inside(plain):
+def test_objects_are_anywhere_in_the_image_and_completely_inside(plain):
     left, top, right, bottom = plain.boxes[:, 0].T
     assert left.min() == top.min() == 0
     assert right.max() == bottom.max() == 64
-    # the edges of a shape that stuck out would lie on the image's in long lines
+    # a shape cut off by the image would have long lines on its border
     on_edge = plain.masks[:, 0, [0, -1]].sum(-1).amax(1), plain.masks[:, 0, :, [0, -1]].sum(1).amax(1)
     assert torch.cat(on_edge).max() < 20
     x = (left + right).double() / 128
@@ -270,7 +270,7 @@ def test_data_img_size_is_the_generated_size_and_the_model_input_size():
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "expected"),
     [
         (["--data.size", 8], "images of 16x16 and more; the size is 8"),
         (["--data.size", 0], "the size is 0"),
@@ -283,16 +283,16 @@ def test_data_img_size_is_the_generated_size_and_the_model_input_size():
         (["--data.n_classes", 11], "which has 10 classes"),
     ],
 )
-def test_an_invalid_option_ends_with_one_line(options, says, tmp_path, capsys):
+def test_an_invalid_option_ends_with_one_line(options, expected, tmp_path, capsys):
     assert run_main("-c", ROOT / "configs" / "lenet_shapes.yaml", "-e", tmp_path / "run", *options) == 2
-    assert says in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"max_objects": 0}, "max_objects is 0"), ({"max_objects": 9}, "48x48 and more with 9")]
+    ("options", "expected"), [({"max_objects": 0}, "max_objects is 0"), ({"max_objects": 9}, "48x48 and more with 9")]
 )
-def test_more_objects_than_fit_into_an_image_are_an_error(options, says):
-    with pytest.raises(ValueError, match=says):
+def test_more_objects_than_fit_into_an_image_are_an_error(options, expected):
+    with pytest.raises(ValueError, match=expected):
         generate(1, torch.arange(2), size=32, **options)
 
 

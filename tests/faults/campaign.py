@@ -1,4 +1,4 @@
-"""The fault campaign: `python -m tests.faults` runs all of it and prints what was survived."""
+"""The fault campaign. `python -m tests.faults` runs all of it and prints a table of the results."""
 
 import contextlib
 import hashlib
@@ -21,11 +21,11 @@ from tests.on_disk import write_coco, write_image_folder, write_pairs
 from tests.running import metrics, run_main, untimed
 
 SMALL = ("--train.num_threads", 1, "--train.timeout", 60)
-KILLED = (*SMALL, "--train.n_steps", 24, "--train.batch_size", 64, "--train.print_freq", 4, "--train.eval_freq", 8)
-KILLED += ("--train.save_freq", 6, "--train.keep_last", 2, "--model.pdrop", 0.3)
+DIGITS_RUN = (*SMALL, "--train.n_steps", 24, "--train.batch_size", 64, "--train.print_freq", 4, "--train.eval_freq", 8)
+DIGITS_RUN += ("--train.save_freq", 6, "--train.keep_last", 2, "--model.pdrop", 0.3)
 
-IN_FILES = (*SMALL, "--data.name", "imagefolder", "--data.img_size", 28, "--train.n_steps", 18, "--train.batch_size", 4)
-IN_FILES += ("--train.print_freq", 3, "--train.eval_freq", 6, "--train.save_freq", 6, "--train.optim.lr", 0.01)
+FILES_RUN = (*SMALL, "--data.name", "imagefolder", "--data.img_size", 28, "--train.n_steps", 18, "--train.batch_size", 4)
+FILES_RUN += ("--train.print_freq", 3, "--train.eval_freq", 6, "--train.save_freq", 6, "--train.optim.lr", 0.01)
 FEATURES: dict[str, Sequence[object]] = {
     "augmentation": ("--augment.auto", "trivialaugment", "--augment.erasing", 0.5, "--augment.color_jitter", 0.2),
     "dropout": ("--model.pdrop", 0.5),
@@ -76,56 +76,57 @@ class Row:
 # Kills
 
 
-def kill_points(folder: Path, faults: Iterable[Fault], said: str = "killed") -> Row:
-    """Each fault ends a run; what it leaves must be loadable, and the resumed run must end as one that nothing happened to."""
+def kill_points(folder: Path, faults: Iterable[Fault], name: str = "killed") -> Row:
+    """End a run by each fault. Its checkpoints must load, and the resumed run must equal an uninterrupted one."""
     reference = folder / "reference"
-    assert train(reference, *KILLED).codes == [0]
-    stages = {path.name: read_checkpoint(path) for path in committed_checkpoints(_kept_whole(folder))}
-    row = Row(said, 0)
+    assert train(reference, *DIGITS_RUN).codes == [0]
+    checkpoints = {path.name: read_checkpoint(path) for path in committed_checkpoints(_run_with_all_checkpoints(folder))}
+    row = Row(name, 0)
     for i, fault in enumerate(faults):
         run = folder / f"killed-{i}"
-        ended = train(run, *KILLED, fault=fault)
+        ended = train(run, *DIGITS_RUN, fault=fault)
         row.tried += 1
-        row.wrong += [f"{fault}: {problem}" for problem in _problems_after_a_kill(run, ended, reference, stages)]
+        row.wrong += [f"{fault}: {problem}" for problem in _problems_after_a_kill(run, ended, reference, checkpoints)]
         shutil.rmtree(run, ignore_errors=True)
     return row
 
 
-def _kept_whole(folder: Path) -> Path:
-    """The same run with all of its checkpoints kept, to compare single ones with."""
+def _run_with_all_checkpoints(folder: Path) -> Path:
+    """Repeat the reference run and keep all checkpoints, to compare each with the one of a killed run."""
     run = folder / "kept"
-    assert train(run, *KILLED, "--train.keep_last", 100).codes == [0]
+    assert train(run, *DIGITS_RUN, "--train.keep_last", 100).codes == [0]
     return run
 
 
-def _problems_after_a_kill(run: Path, ended: Ended, reference: Path, stages: dict[str, Any]) -> Iterator[str]:
-    if ended.codes[0] >= 0 and ended.codes != [0]:  # a timer may come too late
-        yield f"exit code {ended.codes}: {ended.said}"
+def _problems_after_a_kill(run: Path, ended: Ended, reference: Path, expected: dict[str, Any]) -> Iterator[str]:
+    if ended.codes[0] >= 0 and ended.codes != [0]:  # a timer may fire after the end of the run
+        yield f"exit code {ended.codes}: {ended.output}"
     newest = 0
     for path in committed_checkpoints(run):
         try:
-            found = read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except InvalidCheckpoint as error:
             yield f"unloadable: {error}"
             continue
-        newest = max(newest, found.step)
-        if path.name in stages and any(not value.equal(stages[path.name].weights[name]) for name, value in found.weights.items()):
+        newest = max(newest, checkpoint.step)
+        weights = checkpoint.weights
+        if path.name in expected and any(not expected[path.name].weights[name].equal(weights[name]) for name in weights):
             yield f"mixed: {path} holds weights of another step"
-        if found.train_state["step"] != found.step:
-            yield f"mixed: {path} holds the state of step {found.train_state['step']}"
-    resumed = train(run, *(("-r", "latest") if newest else (*KILLED, "-r", "auto")))
+        if checkpoint.train_state["step"] != checkpoint.step:
+            yield f"mixed: {path} holds the state of step {checkpoint.train_state['step']}"
+    resumed = train(run, *(("-r", "latest") if newest else (*DIGITS_RUN, "-r", "auto")))
     if resumed.codes != [0]:
-        yield f"the resumed run ended with {resumed.codes}: {resumed.said}"
+        yield f"the resumed run ended with {resumed.codes}: {resumed.output}"
         return
-    if newest and f"resuming at step {newest}:" not in resumed.said:
-        yield f"committed step {newest} was lost: {resumed.said}"
-    yield from different(run, reference)
+    if newest and f"resuming at step {newest}:" not in resumed.output:
+        yield f"committed step {newest} was lost: {resumed.output}"
+    yield from differences(run, reference)
     if leftovers := list((run / "ckpt").glob(".*")):
         yield f"left behind: {leftovers}"
 
 
-def different(run: Path, reference: Path) -> Iterator[str]:
-    """Where a run differs from one that nothing happened to: weights, bit for bit; lines; TensorBoard."""
+def differences(run: Path, reference: Path) -> Iterator[str]:
+    """Yield the differences from an uninterrupted run: final weights (bit for bit), lines of metrics.jsonl, TensorBoard steps."""
     if digest(run) != digest(reference):
         yield "other final weights"
     if untimed(metrics(run)) != untimed(metrics(reference)):
@@ -146,58 +147,58 @@ def tensorboard_steps(run: Path) -> list[int]:
 
 
 def every_operation(folder: Path) -> list[Fault]:
-    """A kill before each change of a file in a whole run."""
-    counted = folder / "operations"
-    assert train(folder / "counted", *KILLED, fault=KillAtOperation(count_into=str(counted))).codes == [0]
-    return [KillAtOperation(n) for n in range(len(counted.read_text().splitlines()))]
+    """Return a kill before each operation on a file in a whole run."""
+    log = folder / "operations"
+    assert train(folder / "counted", *DIGITS_RUN, fault=KillAtOperation(count_into=str(log))).codes == [0]
+    return [KillAtOperation(n) for n in range(len(log.read_text().splitlines()))]
 
 
 def random_moments(n: int, seconds: float = 0.5) -> list[Fault]:
-    """Of the time in which a run trains, evaluates, saves and draws."""
-    drawn = random.Random(0)
-    return [KillAfter(drawn.uniform(0.05, seconds)) for _ in range(n)]
+    """Return kills at random moments while a run trains, evaluates, saves and plots."""
+    generator = random.Random(0)
+    return [KillAfter(generator.uniform(0.05, seconds)) for _ in range(n)]
 
 
 def inside_writes(n: int) -> list[Fault]:
-    """Somewhere in the files that are long enough: weights, state, events, pictures."""
-    drawn = random.Random(0)
-    return [KillInsideWrite(drawn.randrange(1_000, 400_000)) for _ in range(n)]
+    """Return kills at random positions in the long files: weights, training state, TensorBoard events, figures."""
+    generator = random.Random(0)
+    return [KillInsideWrite(generator.randrange(1_000, 400_000)) for _ in range(n)]
 
 
 # The matrix of resumed runs
 
 
 def resume_matrix(folder: Path, features: Sequence[str], workers: Sequence[int] = (0, 2), ranks: Sequence[int] = (1, 2)) -> Row:
-    """Interrupted twice in one epoch: the same weights, lines and TensorBoard as of a run that was left alone."""
+    """Interrupt runs twice in one epoch. Weights, metrics and TensorBoard must equal those of an uninterrupted run."""
     data = write_image_folder(folder / "data", n_classes=4, n_train=6)
     row = Row("interrupted twice in an epoch", 0)
     teacher = folder / "teacher"
     if any("TEACHER" in FEATURES[feature] for feature in features):
-        assert train(teacher, *IN_FILES, "--data.dataroot", data).codes == [0]
+        assert train(teacher, *FILES_RUN, "--data.dataroot", data).codes == [0]
     pairs = folder / "pairs"
     for part, n in (("train", 16), ("val", 4)):
         write_pairs(pairs / part, n)
     folders = {"TEACHER": teacher, "PAIRS": pairs, "OBJECTS": write_coco(folder / "objects", n_train=16)}
     for feature, n_workers, n_ranks in itertools.product(features, workers, ranks):
         cell = f"{feature}, {n_workers} workers, {n_ranks} ranks"
-        argv = (*IN_FILES, "--data.dataroot", data, "--dataloader.num_workers", n_workers)
+        argv = (*FILES_RUN, "--data.dataroot", data, "--dataloader.num_workers", n_workers)
         argv += tuple(folders.get(word, word) for word in FEATURES[feature])
-        whole, cut = folder / f"{cell} whole", folder / f"{cell} cut"
+        reference, interrupted = folder / f"{cell} whole", folder / f"{cell} cut"
         row.tried += 1
         steps = [
-            (whole, argv, None, 0),
-            (cut, argv, AtStep(8, "SIGTERM", rank=n_ranks - 1), 143),
-            (cut, ("-r", "latest"), AtStep(10, "SIGTERM", rank=0), 143),
-            (cut, ("-r", "latest"), None, 0),
+            (reference, argv, None, 0),
+            (interrupted, argv, AtStep(8, "SIGTERM", rank=n_ranks - 1), 143),
+            (interrupted, ("-r", "latest"), AtStep(10, "SIGTERM", rank=0), 143),
+            (interrupted, ("-r", "latest"), None, 0),
         ]
         for run, words, fault, code in steps:
             ended = train(run, *words, fault=fault, ranks=n_ranks)
             if ended.codes != [code] * n_ranks:
-                row.wrong.append(f"{cell}: {fault} ended with {ended.codes}: {ended.said}")
+                row.wrong.append(f"{cell}: {fault} ended with {ended.codes}: {ended.output}")
                 break
         else:
-            row.wrong += [f"{cell}: {problem}" for problem in different(cut, whole)]
-            if json.loads((cut / "environment.json").read_text())["world_size"] != n_ranks:
+            row.wrong += [f"{cell}: {problem}" for problem in differences(interrupted, reference)]
+            if json.loads((interrupted / "environment.json").read_text())["world_size"] != n_ranks:
                 row.wrong.append(f"{cell}: not on {n_ranks} ranks")
     return row
 
@@ -206,30 +207,30 @@ def resume_matrix(folder: Path, features: Sequence[str], workers: Sequence[int] 
 
 
 def flipped_bytes(folder: Path, n: int) -> Row:
-    """One bit of a checkpoint differs: it must be found, and the checkpoint before it taken."""
-    run, drawn = folder / "flipped", random.Random(0)
-    assert train(run, *KILLED).codes == [0]
+    """Flip single bits of a checkpoint. Reading it must fail with the name of the damaged file."""
+    run, generator = folder / "flipped", random.Random(0)
+    assert train(run, *DIGITS_RUN).codes == [0]
     row, latest = Row("a byte of a checkpoint flipped", n), (run / "ckpt" / "latest").resolve()
     files = sorted(latest.iterdir())
     for _ in range(n):
-        file = drawn.choice(files)
+        file = generator.choice(files)
         content = bytearray(file.read_bytes())
-        place = drawn.randrange(len(content))
-        content[place] ^= 1 << drawn.randrange(8)
-        whole = file.read_bytes()
+        position = generator.randrange(len(content))
+        content[position] ^= 1 << generator.randrange(8)
+        original = file.read_bytes()
         file.write_bytes(content)
         try:
             read_checkpoint(latest)
-            row.wrong.append(f"byte {place} of {file.name} was not noticed")
+            row.wrong.append(f"byte {position} of {file.name} was not noticed")
         except InvalidCheckpoint as error:
             if file.name not in str(error):
-                row.wrong.append(f"byte {place} of {file.name} was blamed on another file: {error}")
-        file.write_bytes(whole)
+                row.wrong.append(f"byte {position} of {file.name} was blamed on another file: {error}")
+        file.write_bytes(original)
     return row
 
 
 class Payload:
-    """Unpickled, it leaves a file behind."""
+    """Create a folder when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -239,12 +240,12 @@ class Payload:
 
 
 def pickles(folder: Path) -> Row:
-    """Code in a checkpoint whose manifest fits, in weights to start from, in the files of a data set."""
+    """Put code into a checkpoint with a valid manifest, into pretrained weights and into dataset files. It must not run."""
     import torch
 
     mark, run = folder / "executed", folder / "attacked"
     row = Row("code in a pickle", 0)
-    assert train(run, *KILLED).codes == [0]
+    assert train(run, *DIGITS_RUN).codes == [0]
     latest = (run / "ckpt" / "latest").resolve()
     torch.save({"step": 24, "optimizer": Payload(mark)}, latest / "train_state.pt")
     sign(latest)
@@ -256,8 +257,8 @@ def pickles(folder: Path) -> Row:
         (cifar / name).write_bytes(pickle.dumps({b"data": Payload(mark)}))
     attacks = {
         "a checkpoint": ("-r", latest),
-        "weights with tensors": ("-e", folder / "a", *KILLED, "--model.pretrained", folder / "weights.pth"),
-        "a bare pickle": ("-e", folder / "b", *KILLED, "--model.pretrained", folder / "weights.pt"),
+        "weights with tensors": ("-e", folder / "a", *DIGITS_RUN, "--model.pretrained", folder / "weights.pth"),
+        "a bare pickle": ("-e", folder / "b", *DIGITS_RUN, "--model.pretrained", folder / "weights.pt"),
         "CIFAR's files": (
             *("-e", folder / "c", *SMALL, "--data.name", "CIFAR-10", "--data.dataroot", folder / "cifar"),
             *("--data.verify", "false", "--train.n_steps", 2),
@@ -265,10 +266,10 @@ def pickles(folder: Path) -> Row:
     }
     for name, argv in attacks.items():
         row.tried += 1
-        with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()) as stderr, contextlib.redirect_stdout(io.StringIO()):
             code = run_main(*argv)
-        if code not in (1, 2) or not any(word in said.getvalue() for word in ("refused", "can't be read")):
-            row.wrong.append(f"{name}: exit code {code}, {said.getvalue()}")
+        if code not in (1, 2) or not any(word in stderr.getvalue() for word in ("refused", "can't be read")):
+            row.wrong.append(f"{name}: exit code {code}, {stderr.getvalue()}")
         if mark.exists():
             row.wrong.append(f"{name}: the code ran")
             mark.rmdir()
@@ -276,7 +277,7 @@ def pickles(folder: Path) -> Row:
 
 
 def sign(checkpoint: Path) -> None:
-    """A manifest that fits the files, as an attacker would write it."""
+    """Write a manifest with the right hashes, as an attacker would."""
     from engine.run.checkpoint import _manifest_digest
 
     manifest = json.loads((checkpoint / "manifest.json").read_text())
@@ -286,7 +287,7 @@ def sign(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
-# All of it
+# The whole campaign
 
 
 PARTS: dict[str, Callable[[Path], Row]] = {
@@ -299,7 +300,7 @@ PARTS: dict[str, Callable[[Path], Row]] = {
 }
 
 
-def whole(folder: Path) -> Iterator[Row]:
+def run_all(folder: Path) -> Iterator[Row]:
     for name, part in PARTS.items():
         (folder / name).mkdir()
         yield part(folder / name)
@@ -310,6 +311,6 @@ def table(rows: Sequence[Row]) -> str:
     outcomes = {"killed": resumed, "interrupted": resumed, "a byte": "found, and its file named", "code": "refused, and not run"}
     lines = ["| fault | tried | what must happen | failed |", "| --- | ---: | --- | ---: |"]
     for row in rows:
-        outcome = next(said for begin, said in outcomes.items() if row.fault.startswith(begin))
+        outcome = next(text for begin, text in outcomes.items() if row.fault.startswith(begin))
         lines.append(f"| {row.fault} | {row.tried} | {outcome} | {len(row.wrong)} |")
     return "\n".join(lines)

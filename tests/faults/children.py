@@ -1,6 +1,6 @@
-"""Trainings in processes that are forked from one which has everything imported, so that a fault costs a tenth of a second.
+"""Run trainings with faults in processes forked from a server with all imports loaded: each starts in 0.1 seconds.
 
-What is done to a training is real: it is killed, signaled, or its disk is full.
+The faults are real: SIGKILL, signals, a file size limit.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from tests.running import run_main
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["tests.faults.preloaded"])
-# what Python tells its audit hooks of the things that change files
+# Python's audit events that change files
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.truncate")
 
-Fault = Callable[[Path], None]  # is given the run folder, in the process that will train
+Fault = Callable[[Path], None]  # called with the run folder, in the training process
 
 
 @dataclass
 class KillAtOperation:
-    """SIGKILL just before the n-th operation on files of the run folder; fsync counts too. Without n, all are counted."""
+    """SIGKILL just before the n-th file operation in the run folder, including fsync. Without `n`, log all operations."""
 
     n: int | None = None
     count_into: str | None = None
@@ -36,19 +36,19 @@ class KillAtOperation:
     def __call__(self, run_dir: Path) -> None:
         counter, folder = itertools.count(), str(run_dir)
 
-        def happens(event: str, args: tuple) -> None:
+        def audit(event: str, args: tuple) -> None:
             if event not in OPERATIONS or not any(isinstance(arg, (str, Path)) and str(arg).startswith(folder) for arg in args):
                 return
             if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR):
                 return
             self._count(next(counter), event)
 
-        sys.addaudithook(happens)
+        sys.addaudithook(audit)
         fsync = os.fsync
 
-        def counted_fsync(handle: int) -> None:
+        def counted_fsync(fd: int) -> None:
             self._count(next(counter), "os.fsync")
-            fsync(handle)
+            fsync(fd)
 
         os.fsync = counted_fsync
 
@@ -62,7 +62,7 @@ class KillAtOperation:
 
 @dataclass
 class KillInsideWrite:
-    """The kernel ends the process in the middle of the write that makes a file longer than this."""
+    """SIGXFSZ in the middle of the write that makes a file longer than `file_bytes`."""
 
     file_bytes: int
 
@@ -73,7 +73,7 @@ class KillInsideWrite:
 
 @dataclass
 class KillAfter:
-    """By a timer of the kernel, wherever the process is then."""
+    """SIGALRM after `seconds`, whatever the process is doing."""
 
     seconds: float
 
@@ -84,11 +84,11 @@ class KillAfter:
 
 @dataclass
 class AtStep:
-    """Do something at the beginning of an update: signal oneself, crash, hang, or spoil the batch."""
+    """At the beginning of an update: send a signal to this process, crash, hang, or replace the images by NaN."""
 
     step: int
-    what: str  # a signal's name, "crash", "hang", "nan"
-    rank: int | None = None  # None: on all
+    what: str  # the name of a signal, "crash", "hang" or "nan"
+    rank: int | None = None  # None: on all ranks
 
     def __call__(self, run_dir: Path) -> None:
         from engine.update import Update
@@ -97,12 +97,12 @@ class AtStep:
 
         def faulty(this: Update, state, batch, **kwargs) -> None:
             if state.step == self.step and self.rank in (None, this.accelerator.process_index):
-                batch = self._happen(batch)
+                batch = self._apply(batch)
             update(this, state, batch, **kwargs)
 
         Update.__call__ = faulty
 
-    def _happen(self, batch):
+    def _apply(self, batch):
         if self.what == "crash":
             raise ZeroDivisionError("crashed on purpose")
         if self.what == "hang":
@@ -115,7 +115,7 @@ class AtStep:
 
 @dataclass
 class InEvaluation:
-    """A signal to oneself at the second batch of the first evaluation."""
+    """Send a signal to this process at the second batch of the first evaluation."""
 
     what: str
 
@@ -135,7 +135,7 @@ class InEvaluation:
 
 @dataclass
 class FullDisk:
-    """No file can grow beyond `file_bytes`, so writing fails as on a full disk: from one step on, and maybe up to another."""
+    """From step `first` to `last`, no file can grow beyond `file_bytes`, so writing fails as on a full disk."""
 
     file_bytes: int
     first: int = 0
@@ -146,22 +146,28 @@ class FullDisk:
 
         update, (_, hard) = Update.__call__, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-        def on_a_disk(this: Update, state, batch, **kwargs) -> None:
+        def limited(this: Update, state, batch, **kwargs) -> None:
             is_full = state.step >= self.first and (self.last is None or state.step < self.last)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes if is_full else hard, hard))
             update(this, state, batch, **kwargs)
 
-        Update.__call__ = on_a_disk
+        Update.__call__ = limited
 
 
 @dataclass
 class Ended:
-    codes: list[int]  # of each rank; -9 for one that was killed
-    said: str
+    """A training that has ended."""
+
+    codes: list[int]  # exit code of each rank; -9 after SIGKILL
+    output: str  # stdout and stderr of all ranks
+
+    @property
+    def said(self) -> str:  # tests/engine still uses this name
+        return self.output
 
 
 def train(run_dir: Path, *argv: object, fault: Fault | None = None, ranks: int = 1, timeout: float = 120) -> Ended:
-    """`main.py -e run_dir argv...` on one or several ranks."""
+    """Run `main.py -e run_dir argv...` on one or several ranks."""
     log = run_dir.with_name(f"{run_dir.name}.log")
     log.write_text("")
     port = _free_port()
@@ -175,23 +181,23 @@ def train(run_dir: Path, *argv: object, fault: Fault | None = None, ranks: int =
         process.join(timeout)
         if process.is_alive():
             process.kill()
-            raise TimeoutError(f"{argv} has not ended; it said\n{log.read_text()}")
+            raise TimeoutError(f"{argv} has not ended; its output:\n{log.read_text()}")
     return Ended([process.exitcode for process in processes], log.read_text())
 
 
 def _train(run_dir: Path, argv: Sequence[str], fault: Fault | None, log: Path, rank: int, ranks: int, port: int) -> None:
     import torch
 
-    handle = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for as long as the process lives
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - open until the process ends
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # for its workers, as in a program that a person starts
+    multiprocessing.set_start_method("fork", force=True)  # for data loading workers, as in main.py
     if ranks > 1:
-        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        os.environ |= {name: str(value) for name, value in where.items()}
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        os.environ |= {name: str(value) for name, value in environment.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if fault is not None:
         fault(run_dir)
@@ -201,6 +207,6 @@ def _train(run_dir: Path, argv: Sequence[str], fault: Fault | None, log: Path, r
 
 
 def _free_port() -> int:
-    with socket.socket() as at:
-        at.bind(("127.0.0.1", 0))
-        return at.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

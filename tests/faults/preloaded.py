@@ -1,4 +1,4 @@
-"""What every training imports, imported once: by the process that the others are forked from. It runs nothing in parallel."""
+"""Imports of every training, loaded once in the fork server. None of them may start a thread."""
 
 import matplotlib.pyplot
 import sklearn.datasets

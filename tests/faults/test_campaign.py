@@ -1,4 +1,4 @@
-"""A selection of the fault campaign; all of it with the slow tests, or by `python -m tests.faults`."""
+"""A selection of the fault campaign. The slow tests and `python -m tests.faults` run all of it."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.faults.children import AtStep, InEvaluation, KillAfter, KillAtOperati
 pytestmark = pytest.mark.xdist_group("faults")
 
 
-def test_a_run_that_is_killed_anywhere_goes_on_as_if_nothing_had_been(tmp_path):
+def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(tmp_path):
     in_first_save, in_second_save, when_pruning = 20, 37, 65
     faults = [KillAtOperation(n) for n in (2, in_first_save, in_second_save, when_pruning, 100)]
     faults += [AtStep(9, "SIGKILL"), InEvaluation("SIGKILL"), KillInsideWrite(100_000), KillAfter(0.15), KillAfter(0.25)]
@@ -24,19 +24,19 @@ def test_a_run_that_is_killed_anywhere_goes_on_as_if_nothing_had_been(tmp_path):
         *(("distillation", 0, 1), ("segmentation", 2, 1), ("detection", 2, 1)),
     ],
 )
-def test_a_run_interrupted_twice_in_an_epoch_ends_bit_for_bit_alike(tmp_path, feature, n_workers, n_ranks):
+def test_a_run_interrupted_twice_in_an_epoch_ends_with_the_same_bits(tmp_path, feature, n_workers, n_ranks):
     row = campaign.resume_matrix(tmp_path, [feature], [n_workers], [n_ranks])
     assert row.tried == 1
     assert row.wrong == []
 
 
-def test_a_flipped_bit_of_a_checkpoint_is_found_and_its_file_named(tmp_path):
+def test_a_flipped_bit_in_a_checkpoint_is_detected_and_its_file_named(tmp_path):
     assert campaign.flipped_bytes(tmp_path, 60).wrong == []
 
 
 def test_code_in_a_pickle_does_not_run(tmp_path, capsys):
     row = campaign.pickles(tmp_path)
-    assert capsys.readouterr().out == ""  # where the table goes
+    assert capsys.readouterr().out == ""  # stdout is for the table
     assert row.tried == 4
     assert row.wrong == []
 
@@ -45,7 +45,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("part", "at_least"), [("operations", 100), ("moments", 40), ("writes", 20), ("flips", 200), ("pickles", 4)]
 )
-def test_a_part_of_the_whole_campaign(tmp_path, part, at_least):
+def test_each_part_of_the_whole_campaign(tmp_path, part, at_least):
     row = campaign.PARTS[part](tmp_path)
     assert row.wrong == []
     assert row.tried >= at_least
@@ -53,7 +53,7 @@ def test_a_part_of_the_whole_campaign(tmp_path, part, at_least):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("feature", campaign.FEATURES)
-def test_a_feature_in_the_whole_matrix(tmp_path, feature):
+def test_each_feature_in_the_whole_resume_matrix(tmp_path, feature):
     row = campaign.resume_matrix(tmp_path, [feature])
     assert row.wrong == []
     assert row.tried == 4

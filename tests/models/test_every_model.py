@@ -1,4 +1,4 @@
-"""The contract of every model of this project. A new family is covered without a line of test."""
+"""The contract of every model of this project. New families are covered automatically."""
 
 import copy
 import inspect
@@ -10,7 +10,7 @@ import torch
 from models import create_model, list_models, model_signature
 
 N_CLASSES = 7
-# Deeper or wider variants of a model that has the same kinds of layers: they take minutes, so they run with the slow tests.
+# Deeper or wider variants of a model with the same kinds of layers. They take minutes, so they run with the slow tests.
 VARIANTS = re.compile(
     r"(18|34|50|101|152)(?<!resnet18)$|(32x4d|64x4d)$|vgg1[369]|shufflenet_(0_5|1|2)|shufflenet_0_25x_g[234]|_b[1-7]$"
     r"|hrnet_w(18|32|48)$|vit_(small|base|large)|mobilenet(_0_5x|_0_75x)?$"

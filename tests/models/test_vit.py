@@ -22,7 +22,7 @@ def uninitialized(build, *args, **kwargs) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "depth"), [("vit_tiny", 12), ("vit_small", 12), ("vit_base", 12), ("vit_large", 8)])
 def test_timms_weights_load_and_give_the_same_logits(name, depth):
-    """The large model has 8 of its 24 equal blocks here: all of them, twice and in float64, take 5 GB. The next test has all."""
+    """The large model has 8 of its 24 blocks: two copies of all blocks in float64 take 5 GB. The next test builds all of them."""
     options = {"img_size": 32, "patch_size": 8, "depth": depth}
     ours, theirs = (
         uninitialized(create_model, name, **options),
@@ -108,14 +108,14 @@ def test_initial_weights_have_the_same_statistics_as_in_timm():
     torch.manual_seed(0)
     ours, theirs = dict(create_model("vit_tiny").named_parameters()), timm.create_model("vit_tiny_patch16_224").named_parameters()
     for name, parameter in theirs:
-        mine = ours[name].detach()
+        weight = ours[name].detach()
         if parameter.numel() > 10_000:
-            assert mine.std().item() == pytest.approx(parameter.std().item(), rel=0.03), name
-            assert abs(mine.mean().item()) < 0.001, name
+            assert weight.std().item() == pytest.approx(parameter.std().item(), rel=0.03), name
+            assert abs(weight.mean().item()) < 0.001, name
         elif name == "cls_token":
-            assert mine.std().item() == pytest.approx(1e-6, rel=0.3)
+            assert weight.std().item() == pytest.approx(1e-6, rel=0.3)
         elif name != "patch_embed.proj.bias":
-            assert torch.equal(mine, parameter), name
+            assert torch.equal(weight, parameter), name
     for name in ("pos_embed", "blocks.5.attn.qkv.weight", "blocks.5.mlp.fc2.weight", "head.weight"):
         assert ours[name].std().item() == pytest.approx(0.02, rel=0.03)
 

@@ -17,7 +17,7 @@ SMALL_RUNS = {
 
 
 class SmallRuns(Mapping[str, Path]):
-    """The folders of the runs above, each trained when it is first asked for. Tests share them, so none may change one."""
+    """The folders of the runs above, each trained on first use. Tests share them and must not change them."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.trained = root, set()
@@ -27,7 +27,7 @@ class SmallRuns(Mapping[str, Path]):
         if name not in self.trained:
             self.trained.add(name)
             argv = ("--data.img_size", 28 if name == "lenet" else 32, *SMALL_RUNS[name])
-            with torch.enable_grad():  # whatever the test that asks for it
+            with torch.enable_grad():  # the requesting test may have disabled gradients
                 assert run_main("-e", path, *argv) == 0
         return path
 
@@ -40,5 +40,5 @@ class SmallRuns(Mapping[str, Path]):
 
 @pytest.fixture(scope="session")
 def small_runs(tmp_path_factory) -> SmallRuns:
-    """Real runs of LeNet (on digits), ResNet-18, GoogLeNet and ViT (on shapes), each a matter of seconds."""
+    """Real runs of LeNet (on digits), ResNet-18, GoogLeNet and ViT (on shapes), each trained in seconds."""
     return SmallRuns(tmp_path_factory.mktemp("small-runs"))

@@ -20,7 +20,7 @@ def quick():
     return json.loads(finished.stdout)
 
 
-def test_every_input_pipeline_is_compared_with_its_rivals(quick):
+def test_every_input_pipeline_is_compared_with_every_rival(quick):
     found = {(row["comparison"].split(",")[-1].strip(), row["pipeline"]) for row in quick["rows"]}
     torchvision, timm = "torchvision's transforms on PIL", "timm's create_loader"
     assert found >= {("training", f"{torchvision}, {n} workers") for n in (0, 2)}
@@ -30,7 +30,7 @@ def test_every_input_pipeline_is_compared_with_its_rivals(quick):
     assert (quick["threads"], quick["workers"]) == (1, 1)
 
 
-def test_ratios_are_those_of_the_rates(quick):
+def test_speedups_are_ratios_of_images_per_second(quick):
     for row in quick["rows"]:
         ours = next(r for r in quick["rows"] if r["comparison"] == row["comparison"])
         assert ours["pipeline"] == "this project"
@@ -80,7 +80,7 @@ def test_a_rival_that_is_not_installed_is_named(monkeypatch, capsys):
     assert "create_loader" not in printed
 
 
-def test_the_generated_jpegs_have_the_size_that_is_claimed(tmp_path):
+def test_the_generated_jpegs_have_the_documented_size(tmp_path):
     from PIL import Image
 
     write_jpegs(tmp_path, 80)
@@ -99,4 +99,4 @@ def test_a_command_is_required(capsys):
 def test_a_checkpoint_is_compared_with_a_bare_save(tmp_path):
     saves = measure_saves(Options(quick=True, num_threads=1, folder=tmp_path))
     assert saves["times"] == pytest.approx(saves["ms"] / saves["bare_ms"])
-    assert 85 < saves["megabytes"] < 95  # 11.17 M parameters, and as many momenta
+    assert 85 < saves["megabytes"] < 95  # 11.17 M parameters and their momentum

@@ -1,4 +1,4 @@
-"""Tests of both sides of the benchmarks: that they do the work that is measured. No test depends on a time."""
+"""Both sides of the benchmarks do the work that is measured. No test depends on timing."""
 
 import json
 import os
@@ -24,11 +24,11 @@ from tools.benchmarks.sides import Length, Speed, Turns, race, run_python
 
 
 class Enough(BaseException):
-    """Ends a side, which would never return."""
+    """Stops a side, which otherwise never returns."""
 
 
 class Parent:
-    """The other end of a side's connection: starts turns of some steps each, and keeps the reports."""
+    """The other end of a side's connection: starts turns with these numbers of steps and keeps the reports."""
 
     def __init__(self, *turns: int) -> None:
         self.turns, self.reports = list(turns), []
@@ -43,7 +43,7 @@ class Parent:
 
 
 def reports(work, *turns: int) -> list:
-    """Run a side in this process, and return its reports without that of its start."""
+    """Run a side in this process, and return its reports except the first, of its start."""
     parent = Parent(*turns)
     with pytest.raises(Enough):
         work(Turns(parent))
@@ -72,7 +72,7 @@ def test_the_end_of_the_batches_is_not_counted_as_a_step():
     assert [turn.images for turn in reports(in_epochs, 2, 2, 4)] == [8, 8, 16]
 
 
-def test_all_sides_do_the_same_number_of_images(job, tmp_path):
+def test_all_sides_process_the_same_number_of_images(job, tmp_path):
     works = {"ours": partial(ours.train, job, {}, tmp_path / "run"), "bare": partial(rivals.bare, job)}
     speeds = race(works, Length(warm_up=1, turns=2, steps=3), 1, "test")
     assert list(speeds) == ["ours", "bare"]
@@ -80,7 +80,7 @@ def test_all_sides_do_the_same_number_of_images(job, tmp_path):
     assert all(min(speed.steady, speed.cold) > 0 and speed.peak_mib > 50 for speed in speeds.values())
 
 
-def test_a_side_that_fails_says_why():
+def test_the_error_of_a_failed_side_has_its_reason():
     with pytest.raises(RunError, match=r"broken failed:(.|\n)*no_such_model"):
         race({"broken": partial(rivals.bare, rivals.Job("no_such_model"))}, Length(1, 1, 1), 1, "test")
 
@@ -149,7 +149,7 @@ def speed_of(rate: float, note: object) -> Speed:
 def first_update(setting: Setting) -> Speed:
     keys = {"model.name": "resnet18", "model.layers": [1, 1, 1, 1], "train.batch_size": 16, **setting.keys}
     (turn,) = reports(partial(ours.update, None, keys), 2)
-    catalog.DATASETS.entries.pop(("random images", "classes"))  # for the next one in this process
+    catalog.DATASETS.entries.pop(("random images", "classes"))  # so that the next call can register it
     return speed_of(1.0, turn.note)
 
 
@@ -165,7 +165,7 @@ def test_only_settings_with_the_same_first_update_agree():
 
 
 def tuned(rate_of):
-    """Tune with made-up speeds, where torch.compile gives a wrong loss."""
+    """Tune with made-up speeds, where torch.compile returns a wrong loss."""
     note = {"loss": 2.0, "change": [1.0, 2.0]}
 
     def race(settings):
@@ -190,7 +190,7 @@ def test_a_hardly_faster_setting_is_not_chosen():
     assert tuned(lambda s: 10.0 + 0.1 * s.channels_last).json["keys"] == Setting().keys
 
 
-def test_the_last_lines_of_tune_are_those_of_a_config(tmp_path):
+def test_the_last_lines_of_tune_are_valid_config_lines(tmp_path):
     found = tuned(lambda s: 20.0 if s.precision == "bf16" else 10.0)
     path = tmp_path / "pasted.yaml"
     path.write_text("data: {name: digits}\nmodel: {name: lenet}\n" + found.text.split("\n\n")[-1] + "\n  n_epochs: 1\n")
@@ -200,7 +200,7 @@ def test_the_last_lines_of_tune_are_those_of_a_config(tmp_path):
 
 def test_a_model_is_measured_in_every_setting(capsys):
     argv = ["model", "--quick", "--json", "--batch_sizes", "8", "--precisions", "fp32", "--layouts", "channels first"]
-    assert run_tool(lambda: main([*argv, "--data.name", "CIFAR-10", "--data.img_size", "32"])) == 0  # there are no files of it
+    assert run_tool(lambda: main([*argv, "--data.name", "CIFAR-10", "--data.img_size", "32"])) == 0  # without its files
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["kind"], row["batch_size"], row["times"]) for row in rows] == [("inference", 8, 1.0), ("training", 8, 1.0)]
     assert all(row["ms"] == pytest.approx(8000 / row["images_per_sec"]) for row in rows)
@@ -221,17 +221,17 @@ def test_the_first_step_ends_the_measurement(tmp_path):
     assert json.loads(metrics.read_text().splitlines()[0])["step"] == 1
 
 
-def test_a_start_that_fails_says_why(tmp_path):
+def test_the_error_of_a_failed_start_has_its_reason(tmp_path):
     with pytest.raises(RunError, match="no such option"):
         start.run_to_first_step(tmp_path, ["--model.no_such_key", "1", "--no_such_option", "1"])
     with pytest.raises(RunError, match="nothing_of_this_name"):
         run_python(["-c", "import nothing_of_this_name"])
 
 
-# All of it
+# The whole benchmark
 
 
-def test_ratios_and_their_aims():
+def test_ratios_are_compared_with_their_targets():
     met, missed = ratio("a", "b", "s", 1.0, 4.0, at_most=0.3), ratio("a", "b", "images/s", 1.0, 4.0, at_least=0.3)
     assert met.ratio == missed.ratio == 0.25
     assert [row[-2:] for row in ratio_rows([met, missed, ratio("a", "b", "s", 1.0, 2.0)])[1:]] == [
@@ -275,7 +275,7 @@ def test_all_writes_one_table_and_one_json_and_trains_with_the_tuned_setting(tmp
     ],
     ids=" ".join,
 )
-def test_a_benchmark_runs_and_its_ratios_fit_its_figures(words):
+def test_a_benchmark_runs_and_its_ratios_agree_with_its_speeds(words):
     finished = run_command("python", "tools/benchmark.py", *words, "--quick", "--json", timeout=900)
     assert finished.returncode == 0, finished.stderr
     printed = json.loads(finished.stdout)

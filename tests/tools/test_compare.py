@@ -61,7 +61,7 @@ def seeds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_fails(tmp_path_factory):
-    """A config that fails and one that trains, at the same time, with a plugin's metric; and the output."""
+    """A failing and a working config trained at the same time, with a plugin's metric: folder, stdout and stderr."""
     folder = tmp_path_factory.mktemp("one-fails")
     (folder / "plugin.py").write_text(PLUGIN)
     (folder / "a_fails.yaml").write_text("data: {name: MNIST, dataroot: nowhere, download: false}\nmodel: {name: lenet}\n")
@@ -327,7 +327,7 @@ def test_simultaneous_trainings_get_separate_gpus_or_a_share_of_the_cores(monkey
 
 
 @pytest.mark.parametrize(
-    ("argv", "code", "says"),
+    ("argv", "code", "expected"),
     [
         ([], 2, "nothing to compare: give one of RUN, --diff, --train"),
         (["{runs}", "--train", DIGITS], 2, "RUN and --train: give one of"),
@@ -351,13 +351,13 @@ def test_simultaneous_trainings_get_separate_gpus_or_a_share_of_the_cores(monkey
         (["--train", DIGITS, "--train.n_step", "1"], 2, "did you mean train.n_steps?"),
     ],
 )
-def test_wrong_options_are_one_line_errors(runs, tmp_path, monkeypatch, capsys, argv, code, says):
+def test_wrong_options_are_one_line_errors(runs, tmp_path, monkeypatch, capsys, argv, code, expected):
     monkeypatch.chdir(ROOT)
     capsys.readouterr()
     compare(*(str(word).format(runs=runs, tmp=tmp_path) for word in argv), code=code)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert says in line
+    assert expected in line
 
 
 def test_damaged_file_is_a_one_line_error(runs, tmp_path, capsys):

@@ -168,7 +168,7 @@ def test_click_on_a_title_sorts_and_a_second_click_reverses(opened):
         head(opened, title).click()
         values = list(cells(opened, column).values())
         assert values[: 4 if column == "macs" else 5] == sorted(value for value in values if value is not None)
-    assert list(cells(opened, "macs"))[-1] == "failed"  # which has none
+    assert list(cells(opened, "macs"))[-1] == "failed"  # it has no MACs
     head(opened, "run").click()
     assert list(cells(opened, "best")) == ["failed", "googlenet", "lenet", "resnet18", "vit"]
 
@@ -182,7 +182,7 @@ def test_filter_applies_to_table_charts_and_mistakes(opened):
         """return Bokeh.documents.map(chart => [...new Set([...chart.all_models]
             .filter(model => model.type === "GlyphRenderer" && model.visible).map(model => model.tags[0]))].sort())"""
     )
-    order = ["failed", "googlenet", "lenet", "resnet18", "vit"]  # of the folder
+    order = ["failed", "googlenet", "lenet", "resnet18", "vit"]  # of the run folders
     assert visible == [[order.index("googlenet"), order.index("resnet18")]] * 3
     shown = [part.text.split()[0] for part in opened.find_elements("css selector", ".mistakes") if part.is_displayed()]
     assert shown == ["googlenet", "resnet18"]

@@ -15,29 +15,29 @@ def count(capsys, *argv):
     return json.loads(capsys.readouterr().out)
 
 
-def test_resnet18_on_cifar_has_0_56_g(capsys):
+def test_resnet18_on_cifar_has_0_56_gmacs(capsys):
     (row,) = count(capsys, "-c", ROOT / "configs" / "resnet18_cifar10.yaml")
     assert row["macs"] == pytest.approx(0.56e9, rel=0.01)
     assert row["params"] == 11_173_962
 
 
-def test_lenet_is_counted_as_by_hand(capsys):
+def test_macs_of_lenet_equal_a_count_by_hand(capsys):
     (row,) = count(capsys, "--model", "lenet", "--img_size", 28, "--n_classes", 10, "--in_channels", 1)
     assert row["macs"] == 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10
     assert row["params"] == 6 * 26 + 16 * 151 + 401 * 120 + 121 * 84 + 85 * 10
 
 
-def test_attention_is_counted(capsys):
+def test_macs_of_attention_are_counted(capsys):
     argv = ("--model", "timm/vit_tiny_patch16_224", "--img_size", 224, "--n_classes", 1000)
     (row,) = count(capsys, *argv)
     tokens, width, depth = 197, 192, 12
     attention = 2 * tokens * tokens * width
     linear = tokens * width * width * (3 + 1 + 4 + 4)
     by_hand = depth * (attention + linear) + 196 * 768 * width + width * 1000
-    assert row["macs"] == pytest.approx(by_hand, rel=0.01)  # fvcore adds the norms
+    assert row["macs"] == pytest.approx(by_hand, rel=0.01)  # fvcore also counts the norms
 
 
-def test_a_stage_table_adds_up(capsys):
+def test_the_stages_sum_to_the_total(capsys):
     (row,) = count(capsys, "--model", "resnet18", "--model.first_block", "cifar10", "--img_size", 32, "--n_classes", 10)
     assert sum(macs for _, macs in row["stages"].values()) == row["macs"]
     assert sum(params for params, _ in row["stages"].values()) == row["params"]
@@ -82,7 +82,7 @@ def test_without_arguments_every_model_is_counted_at_two_sizes(capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "expected"),
     [
         (["--model", "resnet19"], "did you mean"),
         (["-c", "nowhere.yaml"], "no such config"),
@@ -91,6 +91,6 @@ def test_without_arguments_every_model_is_counted_at_two_sizes(capsys):
         (["--model.first_block", "cifar10"], "needs --config or --model"),
     ],
 )
-def test_a_mistake_is_one_line(argv, says, capsys):
+def test_a_mistake_is_a_one_line_error(argv, expected, capsys):
     assert run_tool(lambda: main(argv)) == 2
-    assert says in capsys.readouterr().err
+    assert expected in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The generated documents are up to date, and the JSON schema accepts and refuses what the program does."""
+"""The generated documents are up to date, and the JSON schema agrees with the program."""
 
 import json
 

@@ -48,7 +48,7 @@ def test_the_suggestion_is_for_the_batch_size_of_scale_lr(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "expected"),
     [
         (("--lowest", 1, "--highest", 0.1), "--lowest 1 and --highest 0.1"),
         (("--n_updates", 3), "--n_updates 3: at least 20"),
@@ -56,10 +56,10 @@ def test_the_suggestion_is_for_the_batch_size_of_scale_lr(tmp_path, capsys):
         (("-o", "curve.txt"), "-o curve.txt"),
     ],
 )
-def test_a_mistake_is_a_one_line_error(capsys, argv, says):
+def test_a_mistake_is_a_one_line_error(capsys, argv, expected):
     assert run_tool(lambda: find_lr.main([str(word) for word in (*DIGITS, *argv)])) == 2
     line = capsys.readouterr().err.strip()
-    assert says in line
+    assert expected in line
     assert len(line.splitlines()) == 1
 
 

@@ -50,8 +50,8 @@ def photos(trained, tmp_path):
     return tmp_path / "photos"
 
 
-def expected(trained):
-    """The predictions for the validation images, read as in an evaluation."""
+def predictions_of(trained):
+    """Return the predictions for the validation images, read as in an evaluation."""
     with torch.no_grad():
         return [one for batch in trained.data.loader("valid").batches() for one in trained.task.predict(trained.model, batch)]
 
@@ -68,7 +68,7 @@ def figure_of(monkeypatch, *argv):
 
 
 def pixels(axes):
-    """The image in these axes, H W 3."""
+    """Return the image of these axes, H W 3."""
     return np.asarray(axes.images[0].get_array())
 
 
@@ -77,7 +77,7 @@ def test_predict_writes_the_predictions_of_an_evaluation(trained, photos, tmp_pa
     assert run(predict, trained.run_dir, photos, "-o", into, "--batch_size", 5) == 0
     assert f"wrote {into}" in capsys.readouterr().out
     if trained.config.task == "segmentation":
-        for i, mask in enumerate(expected(trained)):
+        for i, mask in enumerate(predictions_of(trained)):
             written = Image.open(into / (f"more/{i:02d}.png" if i > 8 else f"{i:02d}.png"))
             assert np.array_equal(np.array(written), mask.numpy())
             assert written.getpalette()[:9] == palette(256)[:3].flatten().tolist()
@@ -88,14 +88,14 @@ def test_predict_writes_the_predictions_of_an_evaluation(trained, photos, tmp_pa
     images = found.loadImgs(found.getImgIds())
     assert [image["file_name"].rpartition("/")[2] for image in images] == [f"{i:02d}.png" for i in range(12)]
     assert {(image["width"], image["height"]) for image in images} == {(32, 32)}
-    for image, boxes in zip(images, expected(trained), strict=True):
+    for image, boxes in zip(images, predictions_of(trained), strict=True):
         annotations = found.loadAnns(found.getAnnIds(image["id"]))
         assert [one["category_id"] for one in annotations] == boxes["labels"].tolist()
         assert [one["score"] for one in annotations] == pytest.approx(boxes["scores"].tolist(), abs=1e-5)
         corners = np.array([one["bbox"] for one in annotations]).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         np.testing.assert_allclose(corners, boxes["boxes"].numpy(), atol=1e-3)
-    assert sum(len(boxes["labels"]) for boxes in expected(trained)) > 0
+    assert sum(len(boxes["labels"]) for boxes in predictions_of(trained)) > 0
 
 
 def test_predictions_have_the_size_of_the_image(trained, tmp_path):
@@ -131,7 +131,7 @@ def test_predictions_show_targets_and_predictions(trained, monkeypatch):
     figure = figure_of(monkeypatch, "predictions", trained.run_dir, "--samples", 3, 7)
     axes = [one for one in figure.axes if one.images]
     images, labels = (getattr(trained.data.splits["valid"], name)[[3, 7]] for name in ("images", "labels"))
-    found = [expected(trained)[i] for i in (3, 7)]
+    found = [predictions_of(trained)[i] for i in (3, 7)]
     if trained.config.task == "segmentation":
         assert len(axes) == 6  # image, mask, predicted: twice
         for i in range(2):
@@ -191,18 +191,18 @@ def test_a_picture_of_classes_refuses_a_segmentation_run(runs, capsys, what):
 
 
 @pytest.mark.parametrize(
-    ("task", "argv", "says"),
+    ("task", "argv", "expected"),
     [
         ("segmentation", (), "give it with -o FOLDER"),
         ("segmentation", ("--json", "-o", "masks"), "give it with -o FOLDER"),
         ("detection", ("--top_k", 3), "--top_k 3"),
     ],
 )
-def test_options_of_other_tasks_are_refused(runs, tmp_path, capsys, task, argv, says):
+def test_options_of_other_tasks_are_refused(runs, tmp_path, capsys, task, argv, expected):
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     capsys.readouterr()
     assert run(predict, runs / task, tmp_path / "image.png", *argv) == 2
-    assert says in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 def test_compare_shows_the_metric_of_each_task(runs, tmp_path):

@@ -42,7 +42,7 @@ def digits(small_runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def of_files(tmp_path_factory):
-    """A run of a small network on images in files, and the folder of these."""
+    """A run of a small network on images in files, and the folder of the images."""
     root = on_disk.write_image_folder(tmp_path_factory.mktemp("images"))
     data = ("--data.name", "imagefolder", "--data.dataroot", root, "--data.img_size", 32, "--augment.crop_pct", 0.8)
     model = ("--model.name", "resnet18", "--model.layers", "[1,1,1,1]")
@@ -52,7 +52,7 @@ def of_files(tmp_path_factory):
 
 
 def probabilities(run):
-    """Predictions for the whole validation split, read from the dataset itself."""
+    """Return the predictions for the whole validation split, read from the dataset."""
     trained = load_trained(run, {})
     with torch.no_grad():
         of_batches = [trained.task.predict(trained.model, batch) for batch in trained.data.loader("valid").batches()]
@@ -118,7 +118,7 @@ def test_every_architecture_predicts_a_photo(small_runs, architecture, tmp_path,
     assert {row["class"] for row in found} == set(load_trained(small_runs[architecture], {}).classes)
 
 
-def test_a_model_name_instead_of_a_run(of_files, tmp_path, capsys):
+def test_a_model_name_is_accepted_instead_of_a_run(of_files, tmp_path, capsys):
     (image, *_) = sorted(of_files[1].rglob("*.jpg"))
     argv = ("timm/resnet10t", image, "--model.pretrained", "false", "--top_k", 2)
     assert len(rows(predict(capsys, *argv).out)) == 2
@@ -188,7 +188,7 @@ def has_processes(group):
 
 
 @pytest.mark.parametrize(
-    ("argv", "code", "says"),
+    ("argv", "code", "expected"),
     [
         (["{tmp}/none.jpg"], 1, "none.jpg: no such image"),
         (["{tmp}/empty"], 1, "empty: no image in this folder (.jpg"),
@@ -201,13 +201,13 @@ def has_processes(group):
         (["{image}", "-o", "{image}/out.csv"], 1, "out.csv can't be written: "),
     ],
 )
-def test_a_mistake_is_a_one_line_error(small_runs, digits, tmp_path, capsys, argv, code, says):
+def test_a_mistake_is_a_one_line_error(small_runs, digits, tmp_path, capsys, argv, code, expected):
     (tmp_path / "empty").mkdir()
     words = [word.format(tmp=tmp_path, image=digits / "0000.png") for word in argv]
     printed = predict(capsys, small_runs["lenet"], *words, code=code)
     (line,) = printed.err.splitlines()
     assert line.startswith("error: ")
-    assert says in line
+    assert expected in line
 
 
 def test_a_path_without_a_run_is_a_one_line_error(digits, tmp_path, capsys):

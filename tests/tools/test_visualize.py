@@ -10,8 +10,8 @@ from tests.running import ROOT, metrics, run_command, run_main
 from tools.visualize import main
 
 CIFAR = ROOT / "configs" / "resnet18_cifar10.yaml"
-OF_A_MODEL = ("predictions", "features", "embeddings", "gradcam", "confusion", "calibration")
-OF_A_RUN = ("data", "curves", "model", *OF_A_MODEL)
+MODEL_PICTURES = ("predictions", "features", "embeddings", "gradcam", "confusion", "calibration")
+RUN_PICTURES = ("data", "curves", "model", *MODEL_PICTURES)
 SMALL = ("lenet", "resnet18", "googlenet", "vit")
 
 
@@ -39,11 +39,11 @@ for name in ("", *sys.argv[1:]):
     assert f"python tools/visualize.py {name or 'curves'} " in help_text.getvalue(), name
 assert "torch" not in sys.modules
 """
-    finished = run_command("python", "-c", check, *OF_A_RUN, "schedule")
+    finished = run_command("python", "-c", check, *RUN_PICTURES, "schedule")
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.parametrize("picture", OF_A_RUN)
+@pytest.mark.parametrize("picture", RUN_PICTURES)
 @pytest.mark.parametrize("model", SMALL)
 def test_every_picture_can_be_drawn_of_every_run(small_runs, tmp_path, capsys, model, picture):
     path = tmp_path / "new" / "picture.png"
@@ -56,7 +56,7 @@ def test_every_picture_can_be_drawn_of_every_run(small_runs, tmp_path, capsys, m
 
 
 def test_a_picture_of_a_run_goes_into_its_folder_and_its_tensorboard(small_runs, tmp_path, capsys):
-    others = shutil.ignore_patterns("figures", "pictures")  # which other tests have written
+    others = shutil.ignore_patterns("figures", "pictures")  # written by other tests
     run = shutil.copytree(small_runs["lenet"], tmp_path / "run", symlinks=True, ignore=others)
     before = (run / "metrics.jsonl").read_text()
     assert visualize("confusion", run) == 0
@@ -89,7 +89,7 @@ def test_a_picture_without_a_run_is_written_into_the_current_folder(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("argv", "code", "says"),
+    ("argv", "code", "expected"),
     [
         (["confusion", "{folder}"], 1, "is neither a run folder with a checkpoint nor a checkpoint"),
         (["curves", "{folder}"], 1, "is not a run folder (it has no metrics.jsonl)"),
@@ -122,7 +122,7 @@ def test_a_picture_without_a_run_is_written_into_the_current_folder(tmp_path, mo
         (["confusion", "{lenet}", "--ema"], 1, "has no averaged weights"),
     ],
 )
-def test_a_mistake_is_a_one_line_error_and_writes_nothing(small_runs, tmp_path, monkeypatch, capsys, argv, code, says):
+def test_a_mistake_is_a_one_line_error_and_writes_nothing(small_runs, tmp_path, monkeypatch, capsys, argv, code, expected):
     monkeypatch.chdir(ROOT)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.jpg").write_bytes(b"no image")
@@ -132,5 +132,5 @@ def test_a_mistake_is_a_one_line_error_and_writes_nothing(small_runs, tmp_path, 
         words += ["-o", tmp_path / "picture.png"]
     assert visualize(*words) == code
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert says in message
+    assert expected in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.jpg", "empty"]

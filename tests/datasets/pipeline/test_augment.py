@@ -29,7 +29,7 @@ def test_pixels_equal_torchvisions_crop_and_flip_for_the_same_parameters(images,
 def test_every_offset_and_both_sides_occur_with_the_right_frequency():
     position = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(9000, 1, 1, 1)
     cut = CropAndFlip(position, padding=1, padding_mode="constant", hflip=True, seed=1)(0, torch.arange(9000))
-    center = cut[:, 0, 3:5, 3:5].flatten(1)  # four pixels that say which crop this is, and which way round
+    center = cut[:, 0, 3:5, 3:5].flatten(1)  # four pixels that identify the crop and its flip
     kinds, counts = center.unique(dim=0, return_counts=True)
     assert len(kinds) == 3 * 3 * 2
     assert ((counts - 500.0) ** 2 / 500).sum() < 50  # chi squared, 17 degrees of freedom
@@ -48,7 +48,7 @@ def test_without_padding_and_flip_nothing_changes(images):
 
 
 @pytest.mark.parametrize("padding", [4, 0])
-def test_the_images_are_held_once(images, padding):
+def test_the_images_are_stored_once(images, padding):
     cut = CropAndFlip(images, padding=padding, padding_mode="constant", hflip=True, seed=3)
     assert torch.equal(cut.unpadded, images)
     assert cut.unpadded.untyped_storage().data_ptr() == cut.memory.untyped_storage().data_ptr()

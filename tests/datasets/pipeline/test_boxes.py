@@ -123,7 +123,7 @@ class TestCoco:
             for image, target in zip(images, targets, strict=True):
                 for (left, top, right, bottom), label in list(
                     zip(target["boxes"].int().tolist(), target["labels"].tolist(), strict=True)
-                )[-1:]:  # which lies over the others
+                )[-1:]:  # the object in front
                     inside = image[:, top:bottom, left:right].mean((1, 2))
                     assert inside.argmax() == (0 if label == 1 else 2)
                     assert inside.max() > 0.6
@@ -141,7 +141,7 @@ class TestCoco:
         assert (len(kept.train), len(kept.test)) == (11, 5)
         assert all(len(objects) for objects in kept.train.labels)
 
-    def test_the_published_layout(self, tmp_path):
+    def test_the_published_layout_is_read(self, tmp_path):
         on_disk.write_coco(tmp_path, parts=("train2017", "val2017"))
         loaded = coco(tmp_path, "COCO")
         assert (len(loaded.train), len(loaded.test)) == (6, 3)
@@ -177,7 +177,7 @@ class TestErrors:
         return change
 
     @pytest.mark.parametrize(
-        ("edit", "says"),
+        ("edit", "expected"),
         [
             (
                 lambda c: c["annotations"][2].update(bbox=[60, 60, 30, 5]),
@@ -200,11 +200,11 @@ class TestErrors:
             (lambda c: c["annotations"][0].pop("bbox"), r"not a file of COCO annotations"),
         ],
     )
-    def test_an_invalid_annotation(self, changed, edit, says):
-        with pytest.raises(OSError, match=says):
+    def test_an_invalid_annotation_is_an_error(self, changed, edit, expected):
+        with pytest.raises(OSError, match=expected):
             coco(changed(edit))
 
-    def test_a_missing_and_a_broken_file(self, tmp_path):
+    def test_a_missing_or_broken_annotation_file_is_an_error(self, tmp_path):
         with pytest.raises(OSError, match=r"annotations/train.json can't be read"):
             coco(tmp_path)
         root = on_disk.write_coco(tmp_path / "set")
@@ -226,7 +226,7 @@ class TestErrors:
             clipped((0, 0, 12, 5), 10, 6, "x")
 
     @pytest.mark.parametrize(
-        ("old", "new", "says"),
+        ("old", "new", "expected"),
         [
             ("<name>cat</name>", "<name>unicorn</name>", "0002.xml: unicorn is not a class of VOC"),
             ("<ymax>20</ymax>", "<ymax>900</ymax>", "0002.xml: cat has a box outside its image"),
@@ -235,14 +235,14 @@ class TestErrors:
             ("</annotation>", "", "0002.xml: this annotation can't be read"),
         ],
     )
-    def test_an_invalid_annotation_of_voc(self, tmp_path, old, new, says):
+    def test_an_invalid_annotation_of_voc_is_an_error(self, tmp_path, old, new, expected):
         on_disk.write_voc(tmp_path)
         path = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "0002.xml"
         path.write_text(path.read_text().replace(old, new))
-        with pytest.raises(OSError, match=says):
+        with pytest.raises(OSError, match=expected):
             find_dataset("VOC", "boxes").load(Source(tmp_path))
 
-    def test_a_missing_image_of_voc(self, tmp_path):
+    def test_a_missing_image_of_voc_is_an_error(self, tmp_path):
         on_disk.write_voc(tmp_path)
         (tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "0001.jpg").unlink()
         with pytest.raises(OSError, match=r"0001.jpg is missing; ImageSets/Main/train.txt names it"):

@@ -1,4 +1,4 @@
-"""Images in files: decoding, cropping and distortion, and that all of it is reproducible."""
+"""Images in files: decoding, cropping, distortion, and reproducibility."""
 
 import io
 import math
@@ -72,7 +72,7 @@ def preparation(**kwargs):
 def training_images(**kwargs):
     prepare = preparation(**{"img_size": 224, "hflip": False, **kwargs})
     images = TrainingImages(prepare, seed=1)
-    images.img_size = prepare.img_size  # which read() uses
+    images.img_size = prepare.img_size  # read() uses it
     return images
 
 

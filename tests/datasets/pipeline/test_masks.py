@@ -100,7 +100,7 @@ class TestInFiles:
     def test_a_mask_is_scaled_cropped_and_mirrored_with_its_image(self, pairs):
         made = batches(pairs, replace(PREPARE, crop_padding=0), batch_size=4)
         assert all(images.shape == (4, 3, 32, 32) and masks.shape == (4, 32, 32) for images, masks in made)
-        assert min(agreement(*batch) for batch in made) > 0.93  # but for the borders, where colors mix
+        assert min(agreement(*batch) for batch in made) > 0.93  # except at borders, where colors mix
         epochs = [torch.cat([masks for _, masks in made[i : i + 3]]) for i in (0, 3)]
         assert not torch.equal(*epochs)
 
@@ -172,7 +172,7 @@ class TestShapes:
 
 
 class TestLayouts:
-    def test_voc(self, tmp_path):
+    def test_voc_is_read_as_its_archive_unpacks(self, tmp_path):
         on_disk.write_voc(tmp_path)
         spec = find_dataset("voc", "masks")
         for root in (tmp_path, tmp_path / "VOCdevkit", tmp_path / "VOCdevkit" / "VOC2012"):
@@ -183,7 +183,7 @@ class TestLayouts:
         moved = of_train.rename(of_train.parent.parent / "SegmentationClassAug" / "0001.png")
         assert os.fsencode(moved) in spec.load(Source(tmp_path), train_set="trainaug").train.labels
 
-    def test_pairs_with_and_without_a_val_folder(self, tmp_path):
+    def test_pairs_are_read_with_and_without_a_val_folder(self, tmp_path):
         on_disk.write_pairs(tmp_path / "one", n=10)
         spec = find_dataset("pairs", "masks")
         loaded, again = (spec.load(Source(tmp_path / "one", seed=5), test_ratio=0.3) for _ in range(2))
@@ -207,7 +207,7 @@ class TestErrors:
     def load(self, folder, **options):
         return find_dataset("pairs", "masks").load(Source(folder, n_classes=3), **options)
 
-    def test_a_label_out_of_range(self, folder):
+    def test_a_label_out_of_range_is_an_error(self, folder):
         mask = np.array(Image.open(folder / "masks" / "0003.png"))
         mask[-1, -1] = 7
         Image.fromarray(mask).save(folder / "masks" / "0003.png")
@@ -215,36 +215,36 @@ class TestErrors:
             self.load(folder)
         assert self.load(folder, ignore_label=7, classes=["a"] * 256)
 
-    def test_a_mask_of_another_size(self, folder):
+    def test_a_mask_of_another_size_than_its_image_is_an_error(self, folder):
         mask = Image.open(folder / "masks" / "0002.png")
         mask.resize((20, 30), Image.Resampling.NEAREST).save(folder / "masks" / "0002.png")
         with pytest.raises(OSError, match=r"masks/0002.png is 20x30, and its image \S+images/0002.jpg is \d+x\d+"):
             self.load(folder)
 
-    @pytest.mark.parametrize(("gone", "says"), [("images/0004.jpg", "has no image"), ("masks/0004.png", "has no mask")])
-    def test_an_image_without_a_mask_and_a_mask_without_an_image(self, folder, gone, says):
+    @pytest.mark.parametrize(("gone", "expected"), [("images/0004.jpg", "has no image"), ("masks/0004.png", "has no mask")])
+    def test_an_image_without_a_mask_or_a_mask_without_an_image_is_an_error(self, folder, gone, expected):
         (folder / gone).unlink()
-        with pytest.raises(OSError, match=says):
+        with pytest.raises(OSError, match=expected):
             self.load(folder)
 
-    def test_a_mask_in_colors(self, folder):
+    def test_a_mask_in_colors_is_an_error(self, folder):
         Image.open(folder / "masks" / "0001.png").convert("RGB").save(folder / "masks" / "0001.png")
         with pytest.raises(OSError, match=r"masks/0001.png: this mask can't be read \(its mode is RGB"):
             self.load(folder)
 
-    def test_a_missing_and_an_empty_folder(self, folder):
+    def test_a_missing_or_empty_folder_is_an_error(self, folder):
         with pytest.raises(OSError, match=r"nowhere/images: no such folder; expected images/ and masks/"):
             self.load(folder / "nowhere")
         (folder / "nothing" / "images").mkdir(parents=True)
         with pytest.raises(OSError, match=r"nothing/images holds no file that ends in .jpg"):
             self.load(folder / "nothing")
 
-    def test_two_images_of_one_name(self, folder):
+    def test_two_images_with_the_same_name_are_an_error(self, folder):
         Image.open(folder / "images" / "0001.jpg").save(folder / "images" / "0001.png")
         with pytest.raises(OSError, match="have the same name"):
             self.load(folder)
 
-    def test_voc_that_lacks_a_mask_a_list_or_everything(self, tmp_path):
+    def test_a_missing_mask_or_list_of_voc_is_an_error(self, tmp_path):
         spec, folder = find_dataset("VOC", "masks"), tmp_path / "VOCdevkit" / "VOC2012"
         with pytest.raises(OSError, match=r"VOC2012 is not in \S+; unpack"):
             spec.load(Source(tmp_path))

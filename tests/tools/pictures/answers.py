@@ -8,7 +8,7 @@ from engine.inference.trained import Trained
 
 @torch.no_grad()
 def answers(trained: Trained, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The labels and the predicted probabilities of each image."""
+    """Return the label and the predicted probabilities of each image."""
     labels, probabilities = [], []
     for images, targets in trained.data.loader(split).batches():
         labels.append(targets)

@@ -17,7 +17,7 @@ MIXED = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
 
 @pytest.fixture
 def rows(monkeypatch):
-    """The rows that would be drawn."""
+    """Return the rows of the picture instead of drawing them."""
     seen = []
 
     def keep(figure, rows, title):

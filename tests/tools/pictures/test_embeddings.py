@@ -17,7 +17,7 @@ CLASSIFIERS = {"lenet": "fc3", "resnet18": "fc", "googlenet": "fc", "vit": "head
 
 @torch.no_grad()
 def read_by_the_classifier(trained, name):
-    """The inputs of the classifier layer, for the whole split."""
+    """Return the inputs of the classifier layer for the whole split."""
     seen, labels = [], []
     layer = trained.model.get_submodule(CLASSIFIERS[name])
     layer.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))

@@ -10,7 +10,7 @@ from tools.visualize import main
 
 
 def layers(path, *argv):
-    """The rows of the table, by layer name."""
+    """Return the rows of the table by layer name."""
     assert run_tool(lambda: main(["model", *map(str, argv), "-o", str(path)])) == 0
     with path.open(newline="") as file:
         return {row["layer"]: row for row in csv.DictReader(file)}

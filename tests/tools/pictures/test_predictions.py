@@ -11,9 +11,9 @@ from tools.visualize import main
 
 @pytest.fixture
 def drawn(small_runs, monkeypatch):
-    """The images that would be drawn, with titles and their colors."""
+    """Return the images, their titles and the colors of the titles instead of drawing them."""
     for name in ("lenet", "vit"):
-        assert small_runs[name].is_dir()  # trained now, since training draws, too
+        assert small_runs[name].is_dir()  # train it first: training also draws predictions
     seen = []
 
     def keep(figure, rows):

@@ -30,7 +30,7 @@ def drawn(*paths, n_images=None, **overrides):
     return figure.axes[0]
 
 
-def test_the_picture_is_written_and_the_line_that_says_so_names_it(tmp_path, capsys):
+def test_the_picture_is_written_and_its_path_printed(tmp_path, capsys):
     path = tmp_path / "new" / "lr.png"
     assert visualize("schedule", "-c", CIFAR, SHAPES, "-c", CIFAR, "-o", path, "--train.n_steps", 300) == 0
     assert capsys.readouterr().out == f"wrote {path}\n"
@@ -80,7 +80,7 @@ def test_a_run_in_epochs_of_unknown_length_is_drawn_over_epochs():
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "expected"),
     [
         (
             ["-c", CIFAR, "--train.sched.type", "OneCycleLR", "--train.sched.warmup_steps", 5],
@@ -98,11 +98,11 @@ def test_a_run_in_epochs_of_unknown_length_is_drawn_over_epochs():
         (["-c", CIFAR, IMAGENET], "resnet18_cifar10 is in updates"),
     ],
 )
-def test_a_mistake_is_a_one_line_error_and_writes_nothing(tmp_path, monkeypatch, capsys, argv, says):
+def test_a_mistake_is_a_one_line_error_and_writes_nothing(tmp_path, monkeypatch, capsys, argv, expected):
     monkeypatch.chdir(tmp_path)
     assert visualize("schedule", *argv) == 2
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert says in message
+    assert expected in message
     assert not list(tmp_path.iterdir())
 
 
