@@ -73,7 +73,7 @@ def test_micro_batches_send_their_gradients_once(tmp_path):
         counted = tmp_path / f"sent-{size}"
         argv = ("--train.n_steps", 3, "--train.batch_size", 64, "--train.micro_batch_size", size, "--train.num_threads", 1)
         ended = train(tmp_path / f"run-{size}", *argv, fault=CountReductions(str(counted)), ranks=2)
-        assert ended.codes == [0, 0], ended.said
+        assert ended.codes == [0, 0], ended.output
         sent[size] = counted.read_text().splitlines()
     assert len(sent[8]) == len(sent[0]) >= 3
 

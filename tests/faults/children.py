@@ -161,10 +161,6 @@ class Ended:
     codes: list[int]  # exit code of each rank; -9 after SIGKILL
     output: str  # stdout and stderr of all ranks
 
-    @property
-    def said(self) -> str:  # tests/engine still uses this name
-        return self.output
-
 
 def train(run_dir: Path, *argv: object, fault: Fault | None = None, ranks: int = 1, timeout: float = 120) -> Ended:
     """Run `main.py -e run_dir argv...` on one or several ranks."""

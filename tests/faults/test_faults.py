@@ -143,7 +143,7 @@ class TestNaNOnOneRank:
         ended = train(run, *argv, fault=AtStep(7, "nan", rank=1), ranks=2)
         assert ended.codes == [0, 0], ended.output
         checkpoint = read_checkpoint((run / "ckpt" / "latest").resolve())
-        assert ended.output.count("step 7: the gradient is no number; the update is left out") == 1
+        assert ended.output.count("step 7: non-finite gradient; skipping this update") == 1
         assert all(value.isfinite().all() for value in checkpoint.weights.values())
 
 

@@ -96,7 +96,7 @@ def test_two_ranks_take_the_same_steps_as_one(tmp_path):
     argv = (*SMALL, "--train.n_steps", 6, "--train.batch_size", 64, "--train.print_freq", 2, "--train.sam", RADIUS)
     for name, ranks in (("one", 1), ("two", 2)):
         ended = train(tmp_path / name, *argv, ranks=ranks)
-        assert ended.codes == [0] * ranks, ended.said
+        assert ended.codes == [0] * ranks, ended.output
     losses = [[line["train/loss"] for line in metrics(tmp_path / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
