@@ -1,4 +1,4 @@
-"""Training on an image folder, by the real command line."""
+"""Training on an image folder through the command line."""
 
 import os
 import signal
@@ -19,8 +19,8 @@ from tests.running import ROOT, assert_same_weights, metrics, results, run_main,
 
 SMALL = ("--model.name", "lenet", "--data.name", "imagefolder", "--data.img_size", 32, "--train.n_epochs", "null")
 SMALL += ("--train.batch_size", 6, "--train.optim.lr", 0.01, "--train.sched.type", "constant")
-EVERYTHING = ("--augment.auto", "trivialaugment", "--augment.color_jitter", 0.2, "--augment.erasing", 0.5)
-EVERYTHING += ("--augment.repeats", 3, "--augment.interpolation", "bicubic", "--augment.crop_pct", 0.9)
+AUGMENTATION = ("--augment.auto", "trivialaugment", "--augment.color_jitter", 0.2, "--augment.erasing", 0.5)
+AUGMENTATION += ("--augment.repeats", 3, "--augment.interpolation", "bicubic", "--augment.crop_pct", 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +32,19 @@ def train(root, folder, *argv, n_steps=8):
     return run_main("-e", folder, *SMALL, "--data.dataroot", root, "--train.n_steps", n_steps, *argv)
 
 
-def test_a_run_is_the_same_with_any_number_of_workers_and_when_it_is_resumed(root, tmp_path):
+def test_run_is_the_same_with_any_number_of_workers_and_after_a_resume(root, tmp_path):
     lines = []
     for n in (0, 1, 2):
-        assert train(root, tmp_path / str(n), *EVERYTHING, "--dataloader.num_workers", n) == 0
+        assert train(root, tmp_path / str(n), *AUGMENTATION, "--dataloader.num_workers", n) == 0
         lines.append(untimed(metrics(tmp_path / str(n))))
         assert_same_weights(weights(tmp_path / "0"), weights(tmp_path / str(n)))
     assert lines[0] == lines[1] == lines[2]
-    assert train(root, tmp_path / "parts", *EVERYTHING, n_steps=5) == 0
+    assert train(root, tmp_path / "parts", *AUGMENTATION, n_steps=5) == 0
     assert run_main("-r", "latest", "-e", tmp_path / "parts", "--train.n_steps", 8) == 0
     assert_same_weights(weights(tmp_path / "0"), weights(tmp_path / "parts"))
 
 
-def test_two_ranks_train_on_a_folder(root, tmp_path):
+def test_two_ranks_train_on_an_image_folder(root, tmp_path):
     argv = ("-e", tmp_path / "run", *SMALL, "--data.dataroot", root, "--train.n_steps", 4, "--augment.repeats", 3)
     finished = run_on_two_ranks(*argv, "--dataloader.num_workers", 1)
     assert finished.returncode == 0, finished.stderr
@@ -52,27 +52,27 @@ def test_two_ranks_train_on_a_folder(root, tmp_path):
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_broken_image_ends_the_run_with_one_line_that_names_it(tmp_path, n_workers, capsys):
+def test_broken_image_is_a_one_line_error_with_its_path(tmp_path, n_workers, capsys):
     root = on_disk.write_image_folder(tmp_path / "set")
     broken = root / "train" / "class_1" / "0003.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     assert train(root, tmp_path / "run", "--dataloader.num_workers", n_workers) == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"error: {broken}: this image can't be read (")
-    assert "tools/verify_dataset.py" in said
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"error: {broken}: this image can't be read (")
+    assert "tools/verify_dataset.py" in message
     (root / "val" / "class_0" / "0001.jpg").write_bytes(b"")
     broken.unlink()
     assert train(root, tmp_path / "other", "--dataloader.num_workers", n_workers) == 1
     assert "val/class_0/0001.jpg: this image can't be read" in capsys.readouterr().err
 
 
-def test_a_folder_in_memory_trains_without_workers(root, tmp_path):
+def test_image_folder_in_memory_trains_without_workers(root, tmp_path):
     assert train(root, tmp_path / "run", "--data.in_memory", "true", "--augment.crop_padding", 4, "--augment.cutout", 8) == 0
     assert metrics(tmp_path / "run")[-1]["valid/count"] == 9
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "fragments"),
     [
         (("--augment.cutout", 8), ["augment.cutout: 8", "in memory", "imagefolder", "in files"]),
         (("--augment.hflip", "alternating"), ["augment.hflip: alternating", "in memory"]),
@@ -91,31 +91,31 @@ def test_a_folder_in_memory_trains_without_workers(root, tmp_path):
         (("--train.batch_size", 30), ["train.batch_size: 30", "24 training samples"]),
     ],
 )
-def test_what_contradicts_itself_is_refused_before_the_first_step(root, tmp_path, argv, says, capsys):
+def test_conflicting_options_are_a_one_line_error_before_training(root, tmp_path, argv, fragments, capsys):
     assert train(root, tmp_path / "run", *argv) == 2
     line = capsys.readouterr().err.strip()
     assert len(line.splitlines()) == 1
-    assert all(words in line for words in says), line
+    assert all(fragment in line for fragment in fragments), line
     assert not (tmp_path / "run").exists()
 
 
-def test_what_has_no_effect_is_said(root, tmp_path, capsys):
+def test_options_without_effect_are_warnings(root, tmp_path, capsys):
     argv = ("--data.in_memory", "true", "--augment.interpolation", "bicubic", "--augment.auto_magnitude", 5)
     assert train(root, tmp_path / "run", *argv, n_steps=2) == 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     for key in ("augment.interpolation", "augment.auto_magnitude"):
-        assert f"{key} (--{key}) has no effect" in said.out + said.err
+        assert f"{key} (--{key}) has no effect" in output.out + output.err
 
 
-def built(root, *overrides):
+def build_run(root, *overrides):
     options = [f"--data.dataroot={root}", "--train.n_steps=2", *map(str, SMALL), *map(str, overrides)]
     config = load_config(None, options)
     return builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
 
 
-def test_the_config_reaches_the_images(root):
-    run = built(
-        root, "--data.mean", "[0.5,0.5,0.5]", "--data.std", "[0.25,0.25,0.25]", *EVERYTHING, "--augment.auto_magnitude", 3
+def test_config_is_passed_to_the_image_pipeline(root):
+    run = build_run(
+        root, "--data.mean", "[0.5,0.5,0.5]", "--data.std", "[0.25,0.25,0.25]", *AUGMENTATION, "--augment.auto_magnitude", 3
     )
     assert isinstance(run.train_loader, FileTraining)
     images = run.train_loader.read.read
@@ -125,7 +125,7 @@ def test_the_config_reaches_the_images(root):
     assert run.data.loader("valid").read.read.shorter_side == 35
 
 
-def test_auto_takes_one_worker_for_each_core_of_the_rank(root, monkeypatch):
+def test_auto_uses_one_worker_per_core_of_the_rank(root, monkeypatch):
     config = load_config(None, ["--dataloader.num_workers", "auto"])
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
     assert workers(config).num_workers == 12
@@ -138,7 +138,7 @@ def test_auto_takes_one_worker_for_each_core_of_the_rank(root, monkeypatch):
     assert workers(config).num_workers == MAX_WORKERS
 
 
-def test_ctrl_c_which_reaches_the_workers_too_saves_and_stops(root, tmp_path):
+def test_ctrl_c_also_sent_to_the_workers_saves_and_stops(root, tmp_path):
     argv = [*SMALL, "-e", tmp_path / "run", "--data.dataroot", root, "--train.n_steps", 100_000, "--dataloader.num_workers", 2]
     command = [sys.executable, "main.py", *map(str, (*argv, "--train.print_freq", 5))]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -146,8 +146,8 @@ def test_ctrl_c_which_reaches_the_workers_too_saves_and_stops(root, tmp_path):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
     assert results(tmp_path / "run")["status"] == "interrupted"
     assert (tmp_path / "run" / "ckpt" / "latest").exists()

@@ -1,4 +1,4 @@
-"""What only GPUs can show. Where there are none, each test says that it was left out, and why."""
+"""Tests that need GPUs. Without them, each test is skipped with its reason."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ RESNET += ("--train.batch_size", 64, "--train.eval_freq", 4, "--train.save_freq"
 
 
 @needs_a_gpu
-def test_sharpness_with_fp16_clipping_and_averaged_weights_is_that_of_fp32_to_rounding(tmp_path):
+def test_sam_with_fp16_clipping_and_ema_matches_fp32_within_rounding(tmp_path):
     options = ("--train.sam", 0.05, "--train.clip_grad_norm", 1.0, "--train.ema", 0.9)
     for precision in ("fp32", "fp16"):
         assert run_main("-e", tmp_path / precision, *RESNET, *options, "--train.precision", precision) == 0
@@ -23,7 +23,7 @@ def test_sharpness_with_fp16_clipping_and_averaged_weights_is_that_of_fp32_to_ro
 
 
 @needs_two_gpus
-def test_synchronized_batchnorm_gives_two_gpus_the_training_of_one(tmp_path):
+def test_sync_batchnorm_on_two_gpus_matches_one_gpu(tmp_path):
     launch = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "main.py")
     assert run_main("-e", tmp_path / "one", *RESNET) == 0
     finished = run_command(*launch, "-e", tmp_path / "two", *RESNET, "--train.sync_batchnorm", "true")
@@ -33,9 +33,9 @@ def test_synchronized_batchnorm_gives_two_gpus_the_training_of_one(tmp_path):
 
 
 @needs_two_gpus
-def test_a_run_that_fsdp2_divides_leaves_a_checkpoint_that_one_process_evaluates_alike(tmp_path):
+def test_fsdp2_checkpoint_evaluates_the_same_in_one_process(tmp_path):
     launcher = ("python", "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/fsdp2.yaml")
     finished = run_command(*launcher, "main.py", "-e", tmp_path / "run", *RESNET)
     assert finished.returncode == 0, finished.stderr
-    found = run_command("python", "tools/evaluate.py", tmp_path / "run", "--json")
-    assert f'"acc@1": {results(tmp_path / "run")["best"]["valid/acc@1"]}' in found.stdout
+    evaluated = run_command("python", "tools/evaluate.py", tmp_path / "run", "--json")
+    assert f'"acc@1": {results(tmp_path / "run")["best"]["valid/acc@1"]}' in evaluated.stdout

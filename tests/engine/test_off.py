@@ -1,4 +1,4 @@
-"""What is off costs nothing: an update does to weights and activations what a plain loop does, and waits for no number."""
+"""Disabled features cost nothing: an update runs the large operations of a plain loop and never waits for the device."""
 
 import copy
 from collections import Counter
@@ -19,34 +19,34 @@ BATCH_SIZE, N_CLASSES = 64, 10
 
 
 class Operations(TorchDispatchMode):
-    """Counts what torch is asked to do."""
+    """Counts the operations that torch dispatches."""
 
     def __init__(self) -> None:
         super().__init__()
         self.all: Counter[str] = Counter()
-        self.large: Counter[str] = Counter()  # those on more numbers than there are logits; a view touches none
+        self.large: Counter[str] = Counter()  # on tensors larger than the logits; views are free
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = operation(*args, **(kwargs or {}))
         name = operation.overloadpacket._qualified_op_name
         self.all[name] += 1
-        touched = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor)]
-        if not operation.is_view and any(tensor.numel() > BATCH_SIZE * N_CLASSES for tensor in touched):
+        tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor)]
+        if not operation.is_view and any(tensor.numel() > BATCH_SIZE * N_CLASSES for tensor in tensors):
             self.large[name] += 1
         return result
 
 
-def of_an_update(**options: Any) -> Operations:
+def update_operations(**options: Any) -> Operations:
     config = load_config(None, {"train.n_steps": 4, "train.batch_size": BATCH_SIZE, **options})
     run = builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
     first, second = list(train_batches(run, 0))[:2]
-    run.update(run.state, first, measure=False)  # makes the optimizer's state
+    run.update(run.state, first, measure=False)  # creates the optimizer's state
     with Operations() as counted:
         run.update(run.state, second, measure=False)
     return counted
 
 
-def of_a_plain_loop() -> Operations:
+def plain_loop_operations() -> Operations:
     config = load_config(None, {"train.n_steps": 4, "train.batch_size": BATCH_SIZE})
     run = builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
     model, batches = copy.deepcopy(run.model).train(), list(train_batches(run, 0))[:2]
@@ -59,15 +59,15 @@ def of_a_plain_loop() -> Operations:
     return counted
 
 
-def test_an_update_touches_weights_and_activations_as_often_as_a_plain_loop():
-    ours, plain = of_an_update(), of_a_plain_loop()
+def test_update_runs_the_same_large_operations_as_a_plain_loop():
+    ours, plain = update_operations(), plain_loop_operations()
     assert ours.large == plain.large
     assert not plain.all - ours.all
-    assert (ours.all - plain.all).total() <= 20  # the loss's sum and the hits, of the batch
+    assert (ours.all - plain.all).total() <= 20  # the batch's loss sum and correct predictions
 
 
-def test_an_update_waits_for_no_number():
-    assert "aten::_local_scalar_dense" not in of_an_update().all
+def test_update_never_reads_a_value_back_from_the_device():
+    assert "aten::_local_scalar_dense" not in update_operations().all
 
 
 @pytest.mark.parametrize(
@@ -83,5 +83,5 @@ def test_an_update_waits_for_no_number():
         ("model.pdrop", 0.1),
     ],
 )
-def test_what_is_on_would_have_been_counted(key, value):
-    assert of_an_update(**{key: value}).large != of_a_plain_loop().large
+def test_enabled_feature_changes_the_operation_counts(key, value):
+    assert update_operations(**{key: value}).large != plain_loop_operations().large

@@ -1,4 +1,4 @@
-"""The engine trains exactly as a plain loop does. This is why its numbers may be trusted."""
+"""The engine trains exactly as a plain loop does, so its results can be trusted."""
 
 import math
 
@@ -13,7 +13,7 @@ from tests.running import ROOT, assert_same_weights, weights
 
 
 def plain_training(model, batches, make_optimizer, lr_of_step):
-    """What a person would write."""
+    """A plain training loop."""
     optimizer = make_optimizer(model.parameters())
     model.train()
     for step, (images, targets) in enumerate(batches):
@@ -53,12 +53,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_200_steps_give_the_same_weights_as_a_plain_loop_bit_for_bit(case, tmp_path, data_root):
+def test_weights_after_200_steps_match_a_plain_loop_bit_for_bit(case, tmp_path, data_root):
     name, overrides, make_optimizer, lr_of_step = CASES[case]
     config = load_config(ROOT / "configs" / name, overrides | {"data.dataroot": str(data_root / "CIFAR-10")})
     assert train(config, exp_dir=tmp_path / "run").status == "completed"
 
-    run = build(config, Accelerator(cpu=True))  # the same initial weights and batches, and nothing else of the engine
+    run = build(config, Accelerator(cpu=True))  # only the initial weights and the batches come from the engine
     batches = run.train_loader.batches(0, 200)
     trained = plain_training(run.model, batches, make_optimizer, lr_of_step)
     assert_same_weights(weights(tmp_path / "run"), trained)

@@ -1,4 +1,4 @@
-"""A model, a data set and a task in one file of a person's own, without a change to the project."""
+"""A user's model, dataset and task in one plugin file, without changes to the project."""
 
 import json
 
@@ -43,9 +43,9 @@ MODELS = {"stripes": Stripes}
 DATASETS = [DatasetSpec("stripes", load, channels=1, img_size=16, mean=(0.5,), std=(0.3,), n_classes=2)]
 TASKS = {"careful": lambda config, data: Careful(data.classes)}
 """
-OWN = (*SMALL, "--model.name", "stripes", "--model.width", 6, "--data.name", "stripes", "--task", "careful")
-OWN += ("--train.n_steps", 60, "--train.batch_size", 16, "--train.print_freq", 20)
-OWN += ("--train.save_freq", 30, "--train.optim.lr", 0.1)
+ARGV = (*SMALL, "--model.name", "stripes", "--model.width", 6, "--data.name", "stripes", "--task", "careful")
+ARGV += ("--train.n_steps", 60, "--train.batch_size", 16, "--train.print_freq", 20)
+ARGV += ("--train.save_freq", 30, "--train.optim.lr", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -58,30 +58,30 @@ def plugin(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(plugin, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    assert run_main("-e", path, "--plugin", plugin, *OWN) == 0
+    assert run_main("-e", path, "--plugin", plugin, *ARGV) == 0
     return path
 
 
-def test_they_train_by_name(run):
+def test_plugin_model_dataset_and_task_train_by_name(run):
     assert all("train/care" in line for line in metrics(run) if "train/loss" in line)
     assert results(run)["best"]["valid/acc@1"] > 0.9
     assert (run / "figures" / "predictions.png").exists()
     assert [path.rpartition("/")[2] for path in json.loads((run / "environment.json").read_text())["plugins"]] == ["stripes.py"]
 
 
-def test_a_run_is_resumed_in_another_process_bit_for_bit(plugin, run, tmp_path):
+def test_run_resumes_bit_exactly_in_another_process(plugin, run, tmp_path):
     cut = tmp_path / "cut"
-    assert run_command("python", "main.py", "-e", cut, "--plugin", plugin, *OWN, "--train.time_limit", 1e-9).returncode == 143
+    assert run_command("python", "main.py", "-e", cut, "--plugin", plugin, *ARGV, "--train.time_limit", 1e-9).returncode == 143
     assert results(cut)["status"] == "interrupted"
-    without = run_command("python", "main.py", "-e", cut, "-r", "latest")
-    assert without.returncode == 2
-    assert f"was trained with a plugin; add --plugin {plugin}" in without.stderr
-    ended = run_command("python", "main.py", "-e", cut, "-r", "latest", "--plugin", plugin, "--train.time_limit", "null")
-    assert ended.returncode == 0, ended.stderr
+    without_plugin = run_command("python", "main.py", "-e", cut, "-r", "latest")
+    assert without_plugin.returncode == 2
+    assert f"was trained with a plugin; add --plugin {plugin}" in without_plugin.stderr
+    resumed = run_command("python", "main.py", "-e", cut, "-r", "latest", "--plugin", plugin, "--train.time_limit", "null")
+    assert resumed.returncode == 0, resumed.stderr
     assert_same_weights(weights(cut), weights(run))
 
 
-def test_the_tools_take_it(plugin, run):
+def test_tools_accept_the_plugin(plugin, run):
     evaluated = run_command("python", "tools/evaluate.py", run, "--plugin", plugin, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout)["acc@1"] == results(run)["best"]["valid/acc@1"]
@@ -92,7 +92,7 @@ def test_the_tools_take_it(plugin, run):
 
 
 @pytest.mark.parametrize("picture", ["data", "predictions", "model"])
-def test_the_tools_draw_it(plugin, run, tmp_path, picture):
+def test_visualize_accepts_the_plugin(plugin, run, tmp_path, picture):
     argv = ["--plugin", plugin, "-o", tmp_path / "picture.png"]
     drawn = run_command("python", "tools/visualize.py", picture, run, *argv)
     assert drawn.returncode == 0, drawn.stderr
@@ -101,15 +101,15 @@ def test_the_tools_draw_it(plugin, run, tmp_path, picture):
     assert ("Conv2d" in drawn.stdout) == (picture == "model")
 
 
-def test_the_same_from_python(plugin, tmp_path):
+def test_plugin_can_be_loaded_from_python(plugin, tmp_path):
     load_plugin(plugin)
-    options = dict(zip((str(word).removeprefix("--") for word in OWN[::2]), OWN[1::2], strict=True))
+    options = dict(zip((str(word).removeprefix("--") for word in ARGV[::2]), ARGV[1::2], strict=True))
     result = train(load_config(None, options), exp_dir=tmp_path / "run")
     assert result.status == "completed"
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "fragments"),
     [
         ("import nowhere", ["doesn't import", "ModuleNotFoundError", "nowhere", "line 1"]),
         ("\n\nx = (", ["doesn't import", "SyntaxError", "line 3"]),
@@ -120,7 +120,7 @@ def test_the_same_from_python(plugin, tmp_path):
         (None, ["can't be read", "No such file"]),
     ],
 )
-def test_one_that_can_not_be_used_is_one_line_before_training(tmp_path, capsys, text, says):
+def test_unusable_plugin_is_a_one_line_error_before_training(tmp_path, capsys, text, fragments):
     path = tmp_path / "mine.py"
     if text is not None:
         path.write_text(text)
@@ -128,22 +128,22 @@ def test_one_that_can_not_be_used_is_one_line_before_training(tmp_path, capsys, 
     line = capsys.readouterr().err.strip()
     assert len(line.splitlines()) == 1
     assert str(path) in line
-    assert all(words in line for words in says), line
+    assert all(fragment in line for fragment in fragments), line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_config_can_not_name_one(plugin, tmp_path, capsys):
+def test_config_cannot_name_a_plugin(plugin, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text(f"plugin: {plugin}\n")
     assert run_main("-c", config) == 2
     assert "plugin: no such key" in capsys.readouterr().err
 
 
-def test_an_unknown_task_gets_the_nearest(capsys):
+def test_unknown_task_is_an_error_with_a_suggestion(capsys):
     assert run_main("--task", "clasification", "--train.n_steps", 1) == 2
     assert "did you mean classification?" in capsys.readouterr().err
 
 
-def test_help_names_the_option():
+def test_help_lists_the_option():
     assert "--plugin FILE.py" in run_command("python", "main.py", "--help").stdout
     assert (ROOT / "main.py").exists()

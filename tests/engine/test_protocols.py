@@ -1,4 +1,4 @@
-"""A training with a task, a metric and loaders that have what their Protocols list, and nothing else."""
+"""Training with a task, a metric and loaders that implement only their protocols."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ class BareTask:
         return new_figure()
 
 
-def test_a_task_written_from_the_protocol_trains(tmp_path):
+def test_task_with_only_the_protocol_trains(tmp_path):
     result = train(load_config(None, SMALL), exp_dir=tmp_path / "run", task=BareTask())
     assert result.status == "completed"
     assert result.best["valid/share"] > 0.2
@@ -75,7 +75,7 @@ class BareTrainLoader:
 
 
 class BareEvalLoader:
-    n_common_batches = 0  # set by the function that makes it
+    n_common_batches = 0  # set by the function that creates the loader
 
     def __init__(self, split):
         self.split = split
@@ -102,7 +102,7 @@ class BareSplit:
         return BareEvalLoader(self)
 
 
-def test_loaders_written_from_the_protocol_train(tmp_path):
+def test_loaders_with_only_the_protocol_train(tmp_path):
     def load(source):
         labels = torch.arange(128) % 2
         images = torch.rand(128, 1, 28, 28, generator=torch.Generator().manual_seed(0)) + labels.view(-1, 1, 1, 1)

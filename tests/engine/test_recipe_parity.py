@@ -1,4 +1,4 @@
-"""Each recipe of a config is what it is in timm: 100 steps beside a plain loop of torch's and timm's own parts."""
+"""Each recipe matches timm: 100 steps compared with a plain loop of torch and timm components."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -22,30 +22,30 @@ from tests.running import ROOT
 
 N_STEPS, BATCH_SIZE, LR = 100, 16, 0.05
 WARMUP = 10
-MOST = {"loss": 1e-6, "lr": 1e-9, "weights": 1e-6}  # by which two steps that are the same may differ
-TOLD_APART = 1e-4  # by which two trainings differ in at least one step
+TOLERANCE = {"loss": 1e-6, "lr": 1e-9, "weights": 1e-6}  # largest difference between equal steps
+MIN_DIFFERENCE = 1e-4  # different trainings exceed it in at least one step
 
 SGD = {"opt": "momentum", "lr": LR, "momentum": 0.9, "weight_decay": 5e-4, "filter_bias_and_bn": False}
 ADAMW = {"opt": "adamw", "lr": 2e-3, "weight_decay": 0.3, "layer_decay": 0.7}
 COSINE = {"t_initial": N_STEPS}
-# our first update is already a part of the way up from train.sched.warmup_lr, which may be 0; that of timm is made with it
+# our first update is one warm-up step above train.sched.warmup_lr, which may be 0; timm's first update uses warmup_lr_init
 WARM_COSINE = {"t_initial": N_STEPS - WARMUP, "warmup_t": WARMUP, "warmup_lr_init": LR / (WARMUP + 1), "warmup_prefix": True}
 
 
 class Step(NamedTuple):
-    """What is compared after each update."""
+    """The values compared after each update."""
 
     loss: float
-    lr: float  # of the group that has the highest
-    weights: dict[str, Tensor]  # those that are averaged, where there is an average
+    lr: float  # the highest of the parameter groups
+    weights: dict[str, Tensor]  # the averaged weights, if the recipe averages
 
 
 @dataclass
 class Recipe:
-    ours: dict[str, Any]  # of the config
+    ours: dict[str, Any]  # config overrides
     theirs: dict[str, Any] = field(default_factory=dict)  # arguments of plain_training
-    without: dict[str, dict[str, Any]] = field(default_factory=dict)  # the same without a part of the recipe
-    smoothing: float | None = None  # of labels that timm mixes; None: the same batches as ours
+    without: dict[str, dict[str, Any]] = field(default_factory=dict)  # arguments that drop one part of the recipe
+    smoothing: float | None = None  # label smoothing for batches mixed by timm; None: use our batches
 
 
 def plain_training(
@@ -59,7 +59,7 @@ def plain_training(
     ema: dict[str, Any] | None = None,
     micro_batch_size: int = BATCH_SIZE,
 ) -> Iterator[Step]:
-    """What a person would write who has timm. Of micro-batches it averages the means, which is right for equal ones only."""
+    """The loop of a timm user. It averages the mean losses of micro-batches, which is right for equal sizes only."""
     optimizer = create_optimizer_v2(model, **optimizer)
     scheduler = CosineLRScheduler(optimizer, t_in_epochs=False, **schedule)
     average = ModelEmaV3(model, **ema) if ema else None
@@ -91,8 +91,8 @@ def our_training(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator
         yield Step(loss, lr, (state.ema.module if state.ema else run.model).state_dict())
 
 
-def mixed_by_timm(run: Run, mixed: Iterable[tuple[Tensor, Tensor]], smoothing: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches that are mixed as timm does it, in the proportion of ours, with labels that timm smooths."""
+def mix_with_timm(run: Run, mixed: Iterable[tuple[Tensor, Tensor]], smoothing: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mix batches as timm does, with the mixing ratio of our batches and labels smoothed by timm."""
     for (_, soft), (images, labels) in zip(mixed, run.train_loader.batches(0, N_STEPS), strict=True):
         differs = labels != labels.flip(0)
         share = soft[differs, labels[differs]][0].item()
@@ -105,10 +105,10 @@ def in_double(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor
 
 
 def differences(recipe: Recipe, *, mixed: bool = True, **changed: Any) -> Iterator[dict[str, float]]:
-    """Between each step of our training and of theirs, in which `changed` is other than in the recipe.
+    """Yield the differences between our training and timm's for each step; `changed` overrides arguments of timm's.
 
-    Both train in double precision. In single precision it is enough that micro-batches are added up in another order than a
-    whole batch, and within 100 steps the losses of two right trainings are 1e-2 apart.
+    Both train in double precision. In single precision, micro-batches are summed in a different order than a whole batch,
+    and within 100 steps that alone moves the losses of two correct trainings 1e-2 apart.
     """
     options = {
         "train.n_steps": N_STEPS,
@@ -126,10 +126,10 @@ def differences(recipe: Recipe, *, mixed: bool = True, **changed: Any) -> Iterat
     assert len(batches) == N_STEPS
     smoothing = changed.pop("smoothing", recipe.smoothing)
     if smoothing is None:
-        given = batches
+        timm_batches = batches
     else:
-        given = mixed_by_timm(run, batches, smoothing) if mixed else run.train_loader.batches(0, N_STEPS)
-    theirs = plain_training(copy.deepcopy(run.model), in_double(given), **recipe.theirs | changed)
+        timm_batches = mix_with_timm(run, batches, smoothing) if mixed else run.train_loader.batches(0, N_STEPS)
+    theirs = plain_training(copy.deepcopy(run.model), in_double(timm_batches), **recipe.theirs | changed)
     for mine, plain in zip(our_training(run, in_double(batches)), theirs, strict=True):
         assert mine.weights.keys() == plain.weights.keys()
         gaps = [(mine.weights[name] - value).abs().max().item() for name, value in plain.weights.items()]
@@ -224,15 +224,15 @@ PARTS = [(name, part) for name, recipe in RECIPES.items() for part in recipe.wit
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_100_steps_have_the_losses_the_rates_and_the_weights_of_timms_own_parts(name):
+def test_losses_learning_rates_and_weights_of_100_steps_match_timm(name):
     steps = list(differences(RECIPES[name]))
     assert len(steps) == N_STEPS
-    largest = {quantity: max(step[quantity] for step in steps) for quantity in MOST}
-    assert all(largest[quantity] <= MOST[quantity] for quantity in MOST), largest
+    largest = {quantity: max(step[quantity] for step in steps) for quantity in TOLERANCE}
+    assert all(largest[quantity] <= TOLERANCE[quantity] for quantity in TOLERANCE), largest
 
 
 @pytest.mark.parametrize(("name", "part"), PARTS)
-def test_a_plain_loop_that_leaves_a_part_of_the_recipe_out_is_told_apart(name, part):
+def test_plain_loop_without_a_part_of_the_recipe_differs(name, part):
     recipe = RECIPES[name]
-    quantity = "weights" if "train.ema" in recipe.ours else "loss"  # an average takes no part in the training
-    assert any(step[quantity] > TOLD_APART for step in differences(recipe, **recipe.without[part]))
+    quantity = "weights" if "train.ema" in recipe.ours else "loss"  # averaging does not affect the training
+    assert any(step[quantity] > MIN_DIFFERENCE for step in differences(recipe, **recipe.without[part]))

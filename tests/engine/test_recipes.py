@@ -1,4 +1,4 @@
-"""What each key of a recipe does, by its effect."""
+"""The effect of each recipe key."""
 
 import copy
 import signal
@@ -22,42 +22,42 @@ from tests.running import ROOT, assert_same_weights, metrics, results, run_comma
 SMALL = ("--train.batch_size", 64, "--train.num_threads", 1, "--train.print_freq", 4, "--train.eval_freq", 8)
 
 
-def built(*overrides):
+def build_run(*overrides):
     config = load_config(None, [f"--{name}={value}" for name, value in overrides])
     return builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
 
 
-def test_a_run_holds_the_images_of_its_training_once():
-    run = built(("augment.crop_padding", 2))
+def test_run_holds_its_training_images_once():
+    run = build_run(("augment.crop_padding", 2))
     split, cut = run.data.splits["train"], run.train_loader.cut
     assert split.images.untyped_storage().data_ptr() == cut.memory.untyped_storage().data_ptr()
     assert split.images.shape == (1437, 1, 8, 8)
 
 
-def test_the_averaged_weights_follow_the_closed_formula():
-    run = built(("train.n_steps", 6), ("train.batch_size", 64), ("train.ema", 0.9), ("train.ema_warmup", "false"))
-    seen = []
+def test_ema_weights_follow_the_closed_form():
+    run = build_run(("train.n_steps", 6), ("train.batch_size", 64), ("train.ema", 0.9), ("train.ema_warmup", "false"))
+    history = []
     for batch in train_batches(run, 0):
         run.update(run.state, batch, measure=False)
-        seen.append(copy.deepcopy(run.model.state_dict()))
+        history.append(copy.deepcopy(run.model.state_dict()))
     averaged = run.state.ema.module.state_dict()
-    # timm copies the weights after the first update, then the average begins
+    # timm copies the weights after the first update and averages from then on
     for name in averaged:
-        expected = 0.9**5 * seen[0][name] + sum(0.1 * 0.9 ** (5 - k) * seen[k][name] for k in range(1, 6))
+        expected = 0.9**5 * history[0][name] + sum(0.1 * 0.9 ** (5 - k) * history[k][name] for k in range(1, 6))
         torch.testing.assert_close(averaged[name], expected)
 
 
-def test_the_plain_average_is_that_of_the_weights_of_the_last_part():
-    run = built(("train.n_steps", 8), ("train.batch_size", 64), ("train.average_last", 0.5))
-    seen = []
+def test_average_last_is_the_mean_of_the_weights_of_the_last_part():
+    run = build_run(("train.n_steps", 8), ("train.batch_size", 64), ("train.average_last", 0.5))
+    history = []
     for batch in train_batches(run, 0):
         run.update(run.state, batch, measure=False)
-        seen.append(copy.deepcopy(run.model.state_dict()))
+        history.append(copy.deepcopy(run.model.state_dict()))
     for name, averaged in run.state.ema.module.state_dict().items():
-        torch.testing.assert_close(averaged, torch.stack([weights[name] for weights in seen[4:]]).mean(0))
+        torch.testing.assert_close(averaged, torch.stack([weights[name] for weights in history[4:]]).mean(0))
 
 
-def test_the_average_is_evaluated_beside_the_weights_saved_and_survives_a_resume_bit_for_bit(tmp_path):
+def test_ema_is_evaluated_and_saved_and_resumes_bit_exactly(tmp_path):
     argv = (*SMALL, "--train.n_steps", 24, "--train.save_freq", 8, "--train.ema", 0.99, "--model.pdrop", 0.2)
     assert run_main("-e", tmp_path / "whole", *argv) == 0
     assert run_main("-e", tmp_path / "cut", *argv) == 0
@@ -73,69 +73,69 @@ def test_the_average_is_evaluated_beside_the_weights_saved_and_survives_a_resume
 
 
 @pytest.mark.parametrize("micro_batch_size", [0, 24])
-def test_gradients_are_clipped_to_the_norm_over_all_micro_batches(micro_batch_size):
+def test_gradients_are_clipped_by_the_norm_over_all_micro_batches(micro_batch_size):
     options = (("train.n_steps", 2), ("train.batch_size", 64), ("train.micro_batch_size", micro_batch_size))
     plain = ("train.optim.momentum", 0), ("train.optim.weight_decay", 0), ("train.sched.type", "constant")
     plain += (("train.sched.warmup_epochs", 0), ("train.optim.lr", 1.0))
-    run = built(*options, *plain, ("train.clip_grad_norm", 0.01))
+    run = build_run(*options, *plain, ("train.clip_grad_norm", 0.01))
     before = [p.detach().clone() for p in run.model.parameters()]
     run.update(run.state, next(train_batches(run, 0)), measure=True)
     step = torch.cat([(b - p.detach()).flatten() for b, p in zip(before, run.model.parameters(), strict=True)])
     assert step.norm().item() == pytest.approx(0.01, rel=1e-3)
-    assert run.state.window["grad_norm"] > 0.02  # what is logged is the norm before
+    assert run.state.window["grad_norm"] > 0.02  # the norm before clipping is logged
 
 
 def test_gradients_are_clipped_by_value():
     options = ("train.n_steps", 2), ("train.optim.momentum", 0), ("train.optim.weight_decay", 0), ("train.optim.lr", 1.0)
-    run = built(*options, ("train.sched.type", "constant"), ("train.sched.warmup_epochs", 0), ("train.clip_grad_value", 1e-4))
+    run = build_run(*options, ("train.sched.type", "constant"), ("train.sched.warmup_epochs", 0), ("train.clip_grad_value", 1e-4))
     before = [p.detach().clone() for p in run.model.parameters()]
     run.update(run.state, next(train_batches(run, 0)), measure=False)
     steps = [(b - p.detach()).abs().max().item() for b, p in zip(before, run.model.parameters(), strict=True)]
     assert max(steps) == pytest.approx(1e-4, rel=1e-2)
 
 
-def test_dropout_and_drop_path_reach_the_model():
-    run = built(*SHAPES, ("train.n_steps", 1), ("model.pdrop", 0.25), ("model.drop_path", 0.3))
+def test_dropout_and_drop_path_are_passed_to_the_model():
+    run = build_run(*SHAPES, ("train.n_steps", 1), ("model.pdrop", 0.25), ("model.drop_path", 0.3))
     rates = [module.p for module in run.model.modules() if type(module).__name__ == "StochasticDepth"]
     assert rates == pytest.approx([0.3 * i / 7 for i in range(8)])
     assert run.model.dropout.p == 0.25
-    run = built(*SHAPES, ("train.n_steps", 1), ("model.name", "timm/test_resnet"), ("model.drop_path_rate", 0.3))
+    run = build_run(*SHAPES, ("train.n_steps", 1), ("model.name", "timm/test_resnet"), ("model.drop_path_rate", 0.3))
     assert max(getattr(module, "drop_prob", 0.0) or 0.0 for module in run.model.modules()) == pytest.approx(0.3)
 
 
-def test_the_mode_reaches_the_compiler(monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options) or model)
-    built(("train.n_steps", 1), ("train.compile", "true"), ("train.compile_mode", "max-autotune"))
-    assert asked == [{"mode": "max-autotune"}]
+def test_compile_mode_is_passed_to_the_compiler(monkeypatch):
+    compile_options = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_options.append(options) or model)
+    build_run(("train.n_steps", 1), ("train.compile", "true"), ("train.compile_mode", "max-autotune"))
+    assert compile_options == [{"mode": "max-autotune"}]
 
 
-def test_mixing_stops_after_its_epochs():
-    run = built(("train.n_epochs", 3), ("train.batch_size", 512), ("augment.mixup", 0.8), ("augment.mix_epochs", 2))
+def test_mixing_stops_after_mix_epochs():
+    run = build_run(("train.n_epochs", 3), ("train.batch_size", 512), ("augment.mixup", 0.8), ("augment.mix_epochs", 2))
     assert [batch[1].ndim for batch in train_batches(run, 0)] == [2, 2, 2, 2, 1, 1]
 
 
-def test_channels_last_changes_the_layout_and_not_the_result():
+def test_channels_last_changes_only_the_memory_layout():
     names = ("data.name", "shapes"), ("data.n_train", 64), ("data.n_test", 64), ("model.name", "resnet18"), ("train.n_steps", 1)
-    plain, last = (built(*names, ("train.batch_size", 16), ("train.channels_last", value)) for value in ("false", "true"))
+    plain, last = (build_run(*names, ("train.batch_size", 16), ("train.channels_last", value)) for value in ("false", "true"))
     assert last.model.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     batch = next(train_batches(plain, 0))
     with torch.no_grad():
         torch.testing.assert_close(last.model.eval()(batch[0]), plain.model.eval()(batch[0]), rtol=1e-3, atol=1e-3)
 
 
-def test_a_run_without_better_evaluations_ends_early_and_stays_ended(tmp_path, capsys):
+def test_early_stopping_ends_the_run_and_a_resume_does_not_continue_it(tmp_path, capsys):
     argv = (*SMALL, "--train.n_steps", 200, "--train.optim.lr", 1e-9, "--train.patience", 3)
     assert run_main("-e", tmp_path / "run", *argv) == 0
-    said = results(tmp_path / "run")
-    assert said["status"] == "completed"
-    assert said["step"] == said["best"]["step"] + 3 * 8 < 200
+    result = results(tmp_path / "run")
+    assert result["status"] == "completed"
+    assert result["step"] == result["best"]["step"] + 3 * 8 < 200
     assert "3 evaluations without a better one" in capsys.readouterr().out
     assert run_main("-e", tmp_path / "run", "-r", "latest") == 0
-    assert results(tmp_path / "run")["step"] == said["step"]
+    assert results(tmp_path / "run")["step"] == result["step"]
 
 
-def test_an_evaluation_before_the_first_step(tmp_path):
+def test_eval_first_evaluates_before_the_first_step(tmp_path):
     argv = (*SMALL, "--train.n_steps", 8, "--train.eval_first", "true")
     assert run_main("-e", tmp_path / "run", *argv) == 0
     lines = metrics(tmp_path / "run")
@@ -145,7 +145,7 @@ def test_an_evaluation_before_the_first_step(tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 4, 8]
 
 
-def test_a_time_limit_saves_and_ends_and_the_run_goes_on_from_there(tmp_path, capsys):
+def test_time_limit_saves_and_ends_and_the_run_can_be_resumed(tmp_path, capsys):
     argv = (*SMALL, "--train.n_steps", 100_000, "--train.time_limit", 0.02, "--train.save_freq", 100_000)
     assert run_main("-e", tmp_path / "run", *argv) == 143
     step = results(tmp_path / "run")["step"]
@@ -154,17 +154,17 @@ def test_a_time_limit_saves_and_ends_and_the_run_goes_on_from_there(tmp_path, ca
     assert results(tmp_path / "run")["step"] > step
 
 
-def test_a_weight_of_heads_that_a_model_has_not_and_a_mode_of_no_padding_are_warnings(tmp_path):
+def test_aux_weight_without_auxiliary_heads_and_padding_mode_without_padding_are_warnings(tmp_path):
     argv = (*SMALL, "--train.n_steps", 1, "--train.aux_weight", 0.5, "--augment.padding_mode", "reflect")
     argv += ("--augment.crop_padding", 0)
     assert run_main("-e", tmp_path / "run", *argv) == 0
-    said = (tmp_path / "run" / "output.log").read_text()
-    assert "train.aux_weight has no effect on lenet, which has no auxiliary head" in said
-    assert "augment.padding_mode (--augment.padding_mode) has no effect with augment.crop_padding 0" in said
+    log = (tmp_path / "run" / "output.log").read_text()
+    assert "train.aux_weight has no effect on lenet, which has no auxiliary head" in log
+    assert "augment.padding_mode (--augment.padding_mode) has no effect with augment.crop_padding 0" in log
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "fragments"),
     [
         (("--train.ema", 0.9, "--train.average_last", 0.5), ["train.ema: 0.9", "train.average_last 0.5"]),
         (("--train.ema", 1.5), ["train.ema", "below 1"]),
@@ -172,35 +172,35 @@ def test_a_weight_of_heads_that_a_model_has_not_and_a_mode_of_no_padding_are_war
         (("--train.freeze", "[nothing_here]"), ["train.freeze", "nothing_here"]),
     ],
 )
-def test_what_can_not_be_is_one_line(tmp_path, argv, says, capsys):
+def test_invalid_value_is_a_one_line_error(tmp_path, argv, fragments, capsys):
     assert run_main("-e", tmp_path / "run", *argv) == 2
     line = capsys.readouterr().err.strip()
     assert len(line.splitlines()) == 1
-    assert all(word in line for word in says), line
+    assert all(fragment in line for fragment in fragments), line
 
 
 @pytest.mark.parametrize(
     ("argv", "key"), [(("--augment.mix_epochs", 2), "augment.mix_epochs"), (("--train.ema_warmup", "false"), "train.ema_warmup")]
 )
-def test_what_has_no_effect_is_said(argv, key, tmp_path, capsys):
+def test_option_without_effect_is_a_warning(argv, key, tmp_path, capsys):
     assert run_main("--dry_run", *argv) == 0
     assert f"warning: {key} (--{key}) has no effect" in capsys.readouterr().out
 
 
-class TestGradientsThatAreNoNumber:
-    def spoilt(self, monkeypatch, *steps):
+class TestNonFiniteGradients:
+    def inject_nan(self, monkeypatch, *steps):
         from engine.update import Update
 
         update = Update.__call__
 
-        def spoil(this, state, batch, **kwargs):
+        def update_with_nan(this, state, batch, **kwargs):
             images = batch[0] * float("nan") if state.step in steps else batch[0]
             update(this, state, (images, *batch[1:]), **kwargs)
 
-        monkeypatch.setattr(Update, "__call__", spoil)
+        monkeypatch.setattr(Update, "__call__", update_with_nan)
 
-    def test_their_updates_are_left_out_and_leave_no_trace(self, tmp_path, monkeypatch, capsys):
-        self.spoilt(monkeypatch, 5, 6, 11)
+    def test_updates_are_skipped_and_leave_no_trace(self, tmp_path, monkeypatch, capsys):
+        self.inject_nan(monkeypatch, 5, 6, 11)
         argv = (
             "--data.name",
             "shapes",
@@ -219,15 +219,15 @@ class TestGradientsThatAreNoNumber:
         assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
         assert all(line.get("train/loss", 0.0) is not None for line in metrics(tmp_path / "run"))
 
-    def test_too_many_in_a_row_stop_the_run(self, tmp_path, monkeypatch, capsys):
-        self.spoilt(monkeypatch, 2, 3, 4, 5)
+    def test_too_many_consecutive_skips_stop_the_run(self, tmp_path, monkeypatch, capsys):
+        self.inject_nan(monkeypatch, 2, 3, 4, 5)
         argv = (*SMALL, "--train.n_steps", 12, "--train.nonfinite", "skip", "--train.most_skipped", 3)
         assert run_main("-e", tmp_path / "run", *argv) == 1
         assert "for 4 updates in a row (train.most_skipped 3)" in capsys.readouterr().err
 
-    def test_those_that_a_gradient_scaler_leaves_out_count_and_lower_its_scale(self):
-        """The scaler of fp16, which needs a GPU, on the CPU."""
-        run = built(("train.nonfinite", "skip"), ("train.most_skipped", 2), ("train.ema", 0.5), ("train.batch_size", 64))
+    def test_updates_skipped_by_a_gradient_scaler_count_and_lower_its_scale(self):
+        """Uses the fp16 gradient scaler on the CPU, since fp16 itself needs a GPU."""
+        run = build_run(("train.nonfinite", "skip"), ("train.most_skipped", 2), ("train.ema", 0.5), ("train.batch_size", 64))
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         run.state.scaler = run.accelerator.scaler = scaler
         run.state.optimizer = AcceleratedOptimizer(run.state.optimizer.optimizer, scaler=scaler)
@@ -242,13 +242,13 @@ class TestGradientsThatAreNoNumber:
         with pytest.raises(RunError, match=r"for 3 updates in a row \(train.most_skipped 2\)"):
             run.update(run.state, (images * float("nan"), labels), measure=True)
 
-    def test_an_interval_without_any_update_is_logged_without_a_loss(self, tmp_path, monkeypatch):
-        self.spoilt(monkeypatch, 0, 1, 2, 3)
+    def test_interval_without_an_update_is_logged_without_a_loss(self, tmp_path, monkeypatch):
+        self.inject_nan(monkeypatch, 0, 1, 2, 3)
         assert run_main("-e", tmp_path / "run", *SMALL, "--train.n_steps", 8, "--train.nonfinite", "skip") == 0
         assert ["train/loss" in line for line in metrics(tmp_path / "run")] == [False, True]
 
 
-def test_checkpointed_gradients_give_the_same_run(tmp_path):
+def test_gradient_checkpointing_gives_the_same_run(tmp_path):
     argv = [f"--{name}={value}" for name, value in SHAPES]
     argv += ["--train.n_steps=4", "--model.layers=[1,1,1,1]", "--train.ema=0.9", "--model.drop_path=0.2"]
     for name, value in (("plain", "false"), ("recomputed", "true")):
@@ -257,20 +257,20 @@ def test_checkpointed_gradients_give_the_same_run(tmp_path):
     assert untimed(metrics(tmp_path / "plain")) == untimed(metrics(tmp_path / "recomputed"))
 
 
-def test_a_model_that_does_not_offer_checkpointing_is_one_line(tmp_path, capsys):
+def test_model_without_gradient_checkpointing_is_an_error(tmp_path, capsys):
     assert run_main("-e", tmp_path / "run", "--train.grad_checkpointing", "true", "--train.n_steps", 2) == 2
     assert "model.name lenet does not offer it" in capsys.readouterr().err
 
 
-def test_the_default_says_what_is_not_guaranteed_and_deterministic_needs_not_to(tmp_path):
+def test_nondeterminism_is_noted_unless_deterministic_is_set(tmp_path):
     for run, value in (("a", "false"), ("b", "true")):
         assert run_main("-e", tmp_path / run, *SMALL, "--train.n_steps", 1, "--deterministic", value) == 0
     torch.use_deterministic_algorithms(False)
-    said = [(tmp_path / run / "output.log").read_text() for run in ("a", "b")]
-    assert ["GPU kernels may sum in another order" in log for log in said] == [True, False]
+    logs = [(tmp_path / run / "output.log").read_text() for run in ("a", "b")]
+    assert ["GPU kernels may sum in another order" in log for log in logs] == [True, False]
 
 
-def test_deterministic_asks_torch_for_it_and_gives_the_same_bits_twice(tmp_path):
+def test_deterministic_enables_torch_determinism_and_repeats_bit_exactly(tmp_path):
     argv = (*SMALL, "--train.n_steps", 8, "--model.pdrop", 0.2)
     try:
         for run in ("a", "b"):
@@ -283,14 +283,14 @@ def test_deterministic_asks_torch_for_it_and_gives_the_same_bits_twice(tmp_path)
         torch.use_deterministic_algorithms(False)
 
 
-def test_evaluation_has_a_size_of_its_own():
+def test_evaluation_can_use_another_image_size():
     names = [("data.name", "shapes"), ("data.n_train", 64), ("data.n_test", 64), ("model.name", "resnet18"), ("train.n_steps", 1)]
-    run = built(*names, ("eval.img_size", 48), ("train.batch_size", 16), ("data.img_size", 32))
+    run = build_run(*names, ("eval.img_size", 48), ("train.batch_size", 16), ("data.img_size", 32))
     assert next(train_batches(run, 0))[0].shape[-2:] == (32, 32)
     assert next(iter(run.data.loader("valid").batches()))[0].shape[-2:] == (48, 48)
 
 
-def test_a_model_that_can_not_take_the_size_of_the_evaluation_is_one_line(tmp_path, capsys):
+def test_evaluation_size_that_the_model_does_not_support_is_an_error(tmp_path, capsys):
     argv = ("--data.name", "shapes", "--data.n_train", 64, "--data.img_size", 32, "--train.batch_size", 16, "--train.n_steps", 2)
     assert run_main("-e", tmp_path / "run", *argv, "--model.name", "vit_tiny", "--eval.img_size", 64) == 2
     line = capsys.readouterr().err.strip()
@@ -306,17 +306,17 @@ SHAPES = [
 ]
 
 
-def test_images_grow_with_the_epochs_to_their_full_size():
+def test_progressive_resizing_grows_images_to_full_size():
     growing = [("augment.resize_from", 16), ("augment.resize_epochs", 4), ("augment.resize_step", 4)]
-    run = built(*SHAPES, ("train.n_epochs", 6), ("data.img_size", 32), *growing)
+    run = build_run(*SHAPES, ("train.n_epochs", 6), ("data.img_size", 32), *growing)
     sizes = [batch[0].shape[-1] for batch in train_batches(run, 0)][::3]
     assert sizes == [16, 20, 24, 28, 32, 32]
     assert next(iter(run.data.loader("valid").batches()))[0].shape[-1] == 32
-    assert next(train_batches(run, 3))[0].shape[-1] == 20  # after a jump too
+    assert next(train_batches(run, 3))[0].shape[-1] == 20  # also when starting at a later step
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_images_in_files_grow_too(data_root, n_workers):
+def test_progressive_resizing_works_with_image_files(data_root, n_workers):
     options = [("data.name", "imagefolder"), ("data.dataroot", data_root / "imagefolder"), ("data.img_size", 32)]
     options += [
         ("dataloader.num_workers", n_workers),
@@ -324,18 +324,18 @@ def test_images_in_files_grow_too(data_root, n_workers):
         ("model.name", "resnet18"),
         ("augment.erasing", 1),
     ]
-    run = built(*options, ("train.n_epochs", 3), ("augment.resize_from", 16), ("augment.resize_step", 8))
+    run = build_run(*options, ("train.n_epochs", 3), ("augment.resize_from", 16), ("augment.resize_step", 8))
     assert [batch[0].shape[-1] for batch in train_batches(run, 0)] == [16] * 3 + [24] * 3 + [24] * 3
 
 
-def test_a_step_that_does_not_lead_to_the_full_size_is_one_line(tmp_path, capsys):
+def test_resize_step_that_misses_the_full_size_is_an_error(tmp_path, capsys):
     argv = [f"--{name}={value}" for name, value in SHAPES]
     assert run_main("-e", tmp_path / "run", *argv, "--train.n_steps", 2, "--augment.resize_from", 20, "--data.img_size", 32) == 2
     line = capsys.readouterr().err.strip()
     assert "augment.resize_step: 16 doesn't lead from augment.resize_from 20 to data.img_size 32; 4 would" in line
 
 
-def test_a_size_that_can_not_be_is_one_line(tmp_path, capsys):
+def test_invalid_resize_from_is_an_error(tmp_path, capsys):
     argv = [f"--{name}={value}" for name, value in SHAPES]
     assert run_main("-e", tmp_path / "run", *argv, "--train.n_steps", 2, "--augment.resize_from", 64, "--data.img_size", 32) == 2
     assert "augment.resize_from: 64" in capsys.readouterr().err
@@ -354,7 +354,7 @@ def test_a_size_that_can_not_be_is_one_line(tmp_path, capsys):
     assert "vit_tiny" in capsys.readouterr().err
 
 
-def test_a_batch_too_small_for_batchnorm_is_one_line(tmp_path, capsys):
+def test_micro_batch_too_small_for_batchnorm_is_a_one_line_error(tmp_path, capsys):
     argv = [f"--{name}={value}" for name, value in SHAPES]
     assert run_main("-e", tmp_path / "run", *argv, "--train.n_steps", 2, "--train.micro_batch_size", 1) == 1
     line = capsys.readouterr().err.strip()
@@ -362,7 +362,7 @@ def test_a_batch_too_small_for_batchnorm_is_one_line(tmp_path, capsys):
     assert "train.micro_batch_size 1 is too small" in line
 
 
-MANY = (
+MANY_RECIPES = (
     *("--data.name", "shapes", "--data.n_train", 64, "--data.n_test", 32, "--data.img_size", 32, "--train.batch_size", 16),
     *("--model.name", "timm/test_resnet", "--model.drop_path_rate", 0.1, "--model.drop_rate", 0.1, "--train.n_steps", 16),
     *("--train.save_freq", 4, "--train.eval_freq", 8, "--train.print_freq", 4, "--train.num_threads", 1),
@@ -379,10 +379,12 @@ MANY = (
 )
 
 
-def test_a_run_with_many_recipes_at_once_that_is_killed_and_resumed_ends_bit_for_bit_alike(tmp_path):
+def test_killed_run_with_many_recipes_resumes_bit_exactly(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run_main("-e", whole, *MANY) == 0
-    process = subprocess.Popen([sys.executable, "main.py", "-e", str(cut), *map(str, MANY)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert run_main("-e", whole, *MANY_RECIPES) == 0
+    process = subprocess.Popen(
+        [sys.executable, "main.py", "-e", str(cut), *map(str, MANY_RECIPES)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     while process.poll() is None and not (cut / "ckpt" / "step-000004" / "manifest.json").exists():
         time.sleep(0.005)
     process.kill()
@@ -390,7 +392,7 @@ def test_a_run_with_many_recipes_at_once_that_is_killed_and_resumed_ends_bit_for
     finished = run_command("python", "main.py", "-e", cut, "-r", "latest")
     assert finished.returncode == 0, finished.stderr
     assert "resuming at step 0," not in finished.stdout
-    assert "warning" not in (whole / "output.log").read_text().lower()  # every key of them has its effect
+    assert "warning" not in (whole / "output.log").read_text().lower()  # every key has an effect
     assert_same_weights(weights(whole), weights(cut))
     assert untimed(metrics(whole)) == untimed(metrics(cut))
     files = [load_file(run / "ckpt" / "latest" / "model_ema.safetensors") for run in (whole, cut)]

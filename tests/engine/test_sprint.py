@@ -1,4 +1,4 @@
-"""The sprint's recipe, and what it brought: a first look at the data, rates for biases, more views in an evaluation."""
+"""The sprint recipe and its features: data-dependent initialization, bias learning rates, test-time views."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ SMALL = {"data.name": "shapes", "data.n_train": 96, "data.n_test": 32, "data.img
 SMALL |= {"train.batch_size": 16, "train.num_threads": 1, "train.n_steps": 12, "eval.batch_size": 32}
 
 
-def built(**options):
+def build_run(**options):
     config = load_config(CONFIG, SMALL | options)
     return builder.build(config, make_accelerator(config.train, deterministic=config.deterministic))
 
@@ -29,8 +29,8 @@ def argv(**options):
     return [f"--{name}={value}" for name, value in (SMALL | options).items()]
 
 
-def test_the_first_layer_whitens_what_the_run_trains_on():
-    run = built(**{"augment.enabled": False, "train.precision": "fp32", "train.channels_last": False})
+def test_first_layer_whitens_the_training_images():
+    run = build_run(**{"augment.enabled": False, "train.precision": "fp32", "train.channels_last": False})
     images = torch.cat([batch[0] for batch in run.train_loader.batches(0, run.steps_per_epoch)])
     with torch.no_grad():
         outputs = run.model.whiten(images).transpose(0, 1).flatten(1)[:12]
@@ -39,15 +39,15 @@ def test_the_first_layer_whitens_what_the_run_trains_on():
     assert moments.diagonal().max() == pytest.approx(1, abs=0.01)
 
 
-def test_what_a_model_sees_first_is_a_function_of_the_seed_and_not_augmented():
+def test_initialization_images_depend_on_the_seed_and_are_not_augmented():
     seen = []
     for options in ({}, {"augment.cutout": 8}, {"seed": 5}):
-        seen.append(built(**options).model.whiten.weight.clone())
+        seen.append(build_run(**options).model.whiten.weight.clone())
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
 
 
-def test_a_model_sees_a_limited_number_of_images_in_files_too(data_root, monkeypatch):
+def test_initialization_from_image_files_uses_a_limited_number_of_images(data_root, monkeypatch):
     monkeypatch.setattr(builder, "N_FOR_INITIALIZATION", 10)
     seen = []
     monkeypatch.setattr("models.airbench.Airbench.initialize_from", lambda self, batches: seen.extend(map(len, batches)))
@@ -58,15 +58,15 @@ def test_a_model_sees_a_limited_number_of_images_in_files_too(data_root, monkeyp
     assert sum(seen) == 10
 
 
-def test_weights_that_are_given_are_not_replaced(tmp_path):
+def test_pretrained_weights_are_not_reinitialized(tmp_path):
     model = create_model("airbench94", widths=(8, 16, 16), img_size=16, n_classes=10)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    run = built(**{"model.pretrained": str(tmp_path / "weights.pt"), "train.channels_last": False})
+    run = build_run(**{"model.pretrained": str(tmp_path / "weights.pt"), "train.channels_last": False})
     assert torch.equal(run.model.whiten.weight, model.whiten.weight)
 
 
-def test_the_config_gives_each_kind_of_weight_its_rate_and_its_optimizer():
-    run = built()
+def test_config_sets_learning_rate_and_optimizer_for_each_kind_of_weight():
+    run = build_run()
     next_batch = next(train_batches(run, 0))
     run.update(run.state, next_batch, measure=False)
     optimizer, names = run.state.optimizer, {weight: name for name, weight in run.model.named_parameters()}
@@ -78,21 +78,21 @@ def test_the_config_gives_each_kind_of_weight_its_rate_and_its_optimizer():
         assert by_muon == ("conv" in name), name
 
 
-def test_the_rate_falls_in_a_straight_line_to_zero_as_in_the_record():
-    run = built()
+def test_learning_rate_decays_linearly_to_zero():
+    run = build_run()
     assert [run.update.schedule(step, 0.24) for step in range(run.n_steps)] == pytest.approx(
         [0.24 * (1 - step / run.n_steps) for step in range(run.n_steps)]
     )
 
 
-def test_a_warm_up_before_a_straight_line_is_a_triangle():
+def test_warmup_with_linear_decay_is_a_triangle():
     schedule = make_schedule(SchedConfig(type="LinearLR", warmup_steps=23, eta_min=0.007), 100, steps_per_epoch=10)
     rises = [0.1 * (step + 1) / 24 for step in range(23)]
     falls = [0.1 + (0.007 - 0.1) * (step - 23) / 77 for step in range(23, 100)]
     assert [schedule(step, 0.1) for step in range(100)] == pytest.approx(rises + falls)
 
 
-def test_a_run_ends_with_its_one_evaluation_and_a_resumed_one_bit_for_bit_alike(tmp_path):
+def test_run_evaluates_once_at_its_end_and_resumes_bit_exactly(tmp_path):
     save = {"train.save_freq": 6}
     for run in ("whole", "cut"):
         assert run_main("-c", CONFIG, *argv(**save), "-e", tmp_path / run) == 0
@@ -102,13 +102,13 @@ def test_a_run_ends_with_its_one_evaluation_and_a_resumed_one_bit_for_bit_alike(
     assert ["valid/acc@1" in line for line in metrics(tmp_path / "whole")] == [False, True]
 
 
-def test_views_that_only_a_classification_has_are_refused_elsewhere():
+def test_classification_only_views_are_an_error_for_other_tasks():
     options = {"data.name": "shapes", "model.name": "resnet18", "task": "segmentation", "eval.tta": "flip_and_shift"}
     with pytest.raises(ConfigError, match=r"eval.tta: flip_and_shift .* not for task segmentation"):
         load_config(None, options)
 
 
-def test_norms_without_a_scale_can_not_be_synchronized_and_one_line_says_so():
+def test_sync_batchnorm_of_norms_without_a_scale_is_an_error():
     two_gpus = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
     with pytest.raises(ConfigError, match=r"train.sync_batchnorm: the norms of airbench94"):
         builder._synchronized(create_model("airbench94"), "airbench94", two_gpus)

@@ -1,4 +1,4 @@
-"""Runs of the real program on real configs, shrunk by overrides."""
+"""Full runs of the program on the shipped configs, shortened by overrides."""
 
 import json
 import math
@@ -43,13 +43,13 @@ WITH_RANDOMNESS = (*SHORT, "--model.pdrop", 0.3, "--train.optim.lr", 0.05)
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
-    """An uninterrupted run, which others are compared with."""
+    """An uninterrupted run, used as the reference."""
     path = tmp_path_factory.mktemp("runs") / "whole"
     assert run_main("-e", path, *WITH_RANDOMNESS) == 0
     return path
 
 
-def test_the_run_folder_holds_everything(whole_run):
+def test_run_folder_is_complete(whole_run):
     names = {str(path.relative_to(whole_run)) for path in whole_run.rglob("*") if path.is_file()}
     expected = {
         "config.yaml",
@@ -68,22 +68,22 @@ def test_the_run_folder_holds_everything(whole_run):
     assert (whole_run / "ckpt" / "best").readlink().name == f"step-{results(whole_run)['best']['step']:06d}"
 
 
-def test_results_say_what_was_reached(whole_run):
-    said, lines = results(whole_run), metrics(whole_run)
+def test_results_contain_status_metrics_and_cost(whole_run):
+    result, lines = results(whole_run), metrics(whole_run)
     evaluated = {line["step"]: line for line in lines if "valid/acc@1" in line}
-    assert said["status"] == "completed"
-    assert said["best"]["valid/acc@1"] == max(line["valid/acc@1"] for line in evaluated.values())
-    assert said["last"]["valid/acc@1"] == evaluated[60]["valid/acc@1"]
-    assert said["monitor"] == "acc@1"
-    assert 100 < said["peak_memory_mb"] <= peak_memory(torch.device("cpu"))
-    assert said["params"] == 61706
-    assert said["macs"] == pytest.approx(416520, rel=0.01)  # 28*28*6*25 + 10*10*16*150 + 400*120 + 120*84 + 84*10
+    assert result["status"] == "completed"
+    assert result["best"]["valid/acc@1"] == max(line["valid/acc@1"] for line in evaluated.values())
+    assert result["last"]["valid/acc@1"] == evaluated[60]["valid/acc@1"]
+    assert result["monitor"] == "acc@1"
+    assert 100 < result["peak_memory_mb"] <= peak_memory(torch.device("cpu"))
+    assert result["params"] == 61706
+    assert result["macs"] == pytest.approx(416520, rel=0.01)  # 28*28*6*25 + 10*10*16*150 + 400*120 + 120*84 + 84*10
 
 
-def test_the_peak_of_memory_counts_what_was_held_for_a_while_too():
-    held = "torch.ones(2**26, dtype=torch.uint8)"
+def test_peak_memory_includes_freed_memory():
+    tensor = "torch.ones(2**26, dtype=torch.uint8)"
     program = (
-        f"import torch; from engine.devices.memory import peak_memory as p; d = torch.device('cpu'); a = p(d); {held}; b = p(d)"
+        f"import torch; from engine.devices.memory import peak_memory as p; d = torch.device('cpu'); a = p(d); {tensor}; b = p(d)"
     )
     finished = run_command("python", "-c", f"{program}; torch.ones(1); print(b - a, p(d) - b)")
     rise, more = map(float, finished.stdout.split())
@@ -91,7 +91,7 @@ def test_the_peak_of_memory_counts_what_was_held_for_a_while_too():
     assert more < 4
 
 
-def test_every_event_is_logged_once_with_the_tags_of_the_contract(whole_run):
+def test_metrics_are_logged_once_with_the_documented_tags(whole_run):
     lines = metrics(whole_run)
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
     for line in lines:
@@ -111,25 +111,25 @@ def test_tensorboard_has_scalars_images_and_hyperparameters(whole_run):
     assert [event.step for event in events.Scalars("train/loss")] == [10, 20, 30, 40, 50, 60]
 
 
-def test_the_environment_says_where_it_was_trained(whole_run):
+def test_environment_file_records_world_size_and_packages(whole_run):
     environment = json.loads((whole_run / "environment.json").read_text())
     assert environment["world_size"] == 1
     assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_the_config_of_a_run_runs_again_as_it_stands(whole_run, tmp_path):
+def test_config_of_a_run_reproduces_it(whole_run, tmp_path):
     assert run_main("-c", whole_run / "config.yaml", "-e", tmp_path / "again") == 0
     assert_same_weights(weights(whole_run), weights(tmp_path / "again"))
     assert untimed(metrics(whole_run)) == untimed(metrics(tmp_path / "again"))
 
 
-def test_another_seed_gives_other_weights(whole_run, tmp_path):
+def test_another_seed_gives_different_weights(whole_run, tmp_path):
     assert run_main("-c", whole_run / "config.yaml", "-e", tmp_path / "other", "--seed", 5) == 0
     assert not torch.equal(weights(whole_run)["fc3.weight"], weights(tmp_path / "other")["fc3.weight"])
 
 
 def interrupt(run_dir, *argv, after_step, signum):
-    """Start the program, and send it a signal once it has logged `after_step`."""
+    """Start the program and send it a signal once it has logged step `after_step`."""
     process = subprocess.Popen(
         [sys.executable, "main.py", "-e", run_dir, *map(str, argv)],
         cwd=ROOT,
@@ -146,7 +146,7 @@ def interrupt(run_dir, *argv, after_step, signum):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_a_resumed_run_ends_bit_for_bit_as_if_nothing_had_been(whole_run, tmp_path, signum, code):
+def test_signal_saves_a_checkpoint_and_resume_is_bit_exact(whole_run, tmp_path, signum, code):
     run = tmp_path / "run"
     assert interrupt(run, *WITH_RANDOMNESS, "--train.num_threads", 1, after_step=30, signum=signum) == code
     stopped = results(run)
@@ -159,7 +159,7 @@ def test_a_signal_saves_and_a_resumed_run_ends_bit_for_bit_as_if_nothing_had_bee
     assert results(run)["status"] == "completed"
 
 
-def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(whole_run, tmp_path):
+def test_metrics_after_the_last_checkpoint_are_not_logged_twice(whole_run, tmp_path):
     run = tmp_path / "run"
     assert run_main("-e", run, *WITH_RANDOMNESS) == 0
     for step in ("step-000060", "step-000040"):  # as if it had been killed before these were committed
@@ -171,7 +171,7 @@ def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(whole_run
     assert_same_weights(weights(whole_run), weights(run))
 
 
-def test_mixing_and_cutout_survive_a_resume_bit_for_bit(tmp_path):
+def test_resume_with_mixing_and_cutout_is_bit_exact(tmp_path):
     mixed = ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--augment.cutout", 8, "--augment.hflip", "alternating")
     mixed += ("--augment.color_jitter", 0.2)
     argv = (*WITH_RANDOMNESS, *mixed, "--train.label_smoothing", 0.1, "--train.keep_last", 3)
@@ -182,7 +182,7 @@ def test_mixing_and_cutout_survive_a_resume_bit_for_bit(tmp_path):
     assert untimed(metrics(tmp_path / "whole")) == untimed(metrics(tmp_path / "resumed"))
 
 
-def test_a_run_whose_t_max_was_kept_with_a_warning_can_be_resumed(tmp_path, capsys):
+def test_run_with_a_t_max_warning_can_be_resumed(tmp_path, capsys):
     config, run = tmp_path / "twenty.yaml", tmp_path / "run"
     lines = "data: {name: digits, img_size: 28}", "model: {name: lenet}", "train: {n_steps: 20, batch_size: 64, save_freq: 10}"
     config.write_text("\n".join(lines))
@@ -194,7 +194,7 @@ def test_a_run_whose_t_max_was_kept_with_a_warning_can_be_resumed(tmp_path, caps
     assert_same_weights(before, weights(run))
 
 
-def test_a_complete_run_finishes_what_is_missing(whole_run, tmp_path):
+def test_resuming_a_complete_run_restores_missing_files(whole_run, tmp_path):
     run = tmp_path / "run"
     assert run_main("-e", run, *SHORT) == 0
     (run / "results.json").unlink()
@@ -207,21 +207,21 @@ def test_a_complete_run_finishes_what_is_missing(whole_run, tmp_path):
 
 
 class TestResume:
-    def test_auto_starts_a_run_and_then_goes_on_with_it(self, tmp_path, capsys):
+    def test_auto_starts_a_run_and_then_resumes_it(self, tmp_path, capsys):
         argv = ("-e", tmp_path / "run", "-r", "auto", *SHORT)
         assert run_main(*argv) == 0
         assert "training: lenet" in capsys.readouterr().out
         assert run_main(*argv) == 0
         assert "resuming at step 60" in capsys.readouterr().out
 
-    def test_a_path_of_a_run_or_of_a_checkpoint_is_enough(self, tmp_path, capsys):
+    def test_path_of_a_run_or_a_checkpoint_is_sufficient(self, tmp_path, capsys):
         assert run_main("-e", tmp_path / "run", *SHORT) == 0
         assert run_main("-r", tmp_path / "run", "--train.n_steps", 70) == 0
         assert "resuming at step 60" in capsys.readouterr().out
         assert run_main("-r", tmp_path / "run" / "ckpt" / "step-000040") == 0
         assert "resuming at step 40" in capsys.readouterr().out
 
-    def test_best_goes_back_and_sets_aside_what_came_later(self, tmp_path, capsys):
+    def test_best_sets_aside_later_checkpoints(self, tmp_path, capsys):
         run = tmp_path / "run"
         assert run_main("-e", run, *SHORT) == 0
         state = torch.load(run / "ckpt" / "step-000040" / "train_state.pt", weights_only=True)
@@ -233,31 +233,31 @@ class TestResume:
         assert (run / "ckpt" / "set-aside" / "step-000060-0" / "manifest.json").is_file()
         assert [line["step"] for line in metrics(run)] == [10, 20, 30, 40, 50, 60]
 
-    def test_a_change_that_ends_bit_exactness_is_logged(self, tmp_path, capsys):
+    def test_change_that_ends_bit_exactness_is_logged(self, tmp_path, capsys):
         run = tmp_path / "run"
         assert run_main("-e", run, *SHORT) == 0
         assert run_main("-e", run, "-r", "latest", "--train.n_steps", 80, "--train.optim.lr", 0.02, "--train.print_freq", 5) == 0
-        said = capsys.readouterr().out
-        assert "train.optim.lr is now 0.02, was 0.01; from here on the run is not bit-exact" in said
-        assert "train.print_freq is now 5, was 10\n" in said
+        output = capsys.readouterr().out
+        assert "train.optim.lr is now 0.02, was 0.01; from here on the run is not bit-exact" in output
+        assert "train.print_freq is now 5, was 10\n" in output
         rate = next(line["train/lr"] for line in metrics(run) if line["step"] == 65)
         assert rate == pytest.approx(0.02 * (1 + math.cos(math.pi * 64 / 80)) / 2)
 
     @pytest.mark.parametrize(
-        ("argv", "code", "says"),
+        ("argv", "code", "message"),
         [
             (("-r", "latest"), 2, "needs -e"),
             (("-r", "latest", "-e", "nowhere"), 1, "holds no run"),
             (("-r", "nowhere"), 1, "no such run"),
         ],
     )
-    def test_nothing_to_resume_is_an_error(self, argv, code, says, tmp_path, monkeypatch, capsys):
+    def test_nothing_to_resume_is_an_error(self, argv, code, message, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         assert run_main(*argv) == code
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
 
-    def test_checkpoints_of_which_none_is_valid_are_an_error_never_a_silent_start(self, tmp_path, capsys):
+    def test_no_valid_checkpoint_is_an_error_and_never_restarts_the_run(self, tmp_path, capsys):
         run = tmp_path / "run"
         assert run_main("-e", run, *SHORT) == 0
         for file in run.glob("ckpt/step-*/model.safetensors"):
@@ -266,18 +266,18 @@ class TestResume:
             assert run_main("-e", run, "-r", resume) == 1
             assert "no valid checkpoint" in capsys.readouterr().err
 
-    def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(self, tmp_path, capsys):
+    def test_damaged_checkpoint_is_reported_and_the_previous_one_is_used(self, tmp_path, capsys):
         run = tmp_path / "run"
         assert run_main("-e", run, *SHORT) == 0
         damaged = run / "ckpt" / "step-000060" / "train_state.pt"
         damaged.write_bytes(b"")
         assert run_main("-e", run, "-r", "latest") == 0
-        said = capsys.readouterr().out
-        assert str(damaged) in said
-        assert "resuming at step 40" in said
+        output = capsys.readouterr().out
+        assert str(damaged) in output
+        assert "resuming at step 40" in output
 
 
-def test_micro_batches_give_the_same_training_as_whole_batches(tmp_path):
+def test_micro_batches_match_whole_batches(tmp_path):
     for name, size in (("whole", 0), ("parts", 24)):  # 64 = 24 + 24 + 16
         assert run_main("-e", tmp_path / name, *SHORT, "--train.micro_batch_size", size, "--train.n_steps", 20) == 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
@@ -287,7 +287,7 @@ def test_micro_batches_give_the_same_training_as_whole_batches(tmp_path):
         assert a["train/loss"] == pytest.approx(b["train/loss"], abs=1e-5)
 
 
-def test_epochs_on_the_command_line_are_enough(tmp_path, data_root, capsys):
+def test_n_epochs_on_the_command_line_is_sufficient(tmp_path, data_root, capsys):
     argv = ("-c", "configs/resnet18_cifar10.yaml", "--train.n_epochs", 3, "--train.batch_size", 16, "--data.verify", "false")
     assert run_main(*argv, "--data.dataroot", data_root / "CIFAR-10", "--model.layers", "[1,1,1,1]", "-e", tmp_path / "run") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
@@ -295,7 +295,7 @@ def test_epochs_on_the_command_line_are_enough(tmp_path, data_root, capsys):
     assert all("train loss" in line and "valid loss" in line and "acc@1" in line and "images/s" in line for line in lines)
 
 
-def test_a_part_of_the_training_split_can_choose_the_best_and_the_test_split_is_used_once(tmp_path, capsys):
+def test_valid_ratio_selects_the_best_on_training_samples_and_tests_once(tmp_path, capsys):
     run = tmp_path / "run"
     assert run_main("-e", run, *SHORT, "--data.valid_ratio", 0.1) == 0
     assert "validation uses 144 of the 1437 training samples" in capsys.readouterr().out
@@ -325,18 +325,18 @@ def test_bf16_trains(tmp_path):
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
 
 
-def test_adam_from_the_command_line_reaches_a_sensible_accuracy(tmp_path):
+def test_adam_from_the_command_line_reaches_95_percent(tmp_path):
     argv = ("--train.optim.type", "Adam", "--train.n_epochs", 20, "-e", tmp_path / "run")
     assert run_main("-c", "configs/lenet_digits.yaml", *argv) == 0
     assert results(tmp_path / "run")["best"]["valid/acc@1"] > 0.95
 
 
-def test_the_digits_are_learned_to_98_percent(tmp_path):
+def test_digits_reach_98_percent(tmp_path):
     assert run_main("-c", "configs/lenet_digits.yaml", "-e", tmp_path / "run") == 0
     assert results(tmp_path / "run")["last"]["valid/acc@1"] >= 0.98
 
 
-def test_compiled_weights_have_their_plain_names(tmp_path):
+def test_compiled_model_saves_plain_weight_names(tmp_path):
     run = tmp_path / "run"
     assert run_main("-e", run, *SHORT, "--train.n_steps", 4, "--train.compile", "true") == 0
     assert sorted(weights(run))[0] == "conv1.bias"
@@ -361,20 +361,20 @@ def test_any_timm_model_trains(tmp_path, data_root):
     assert results(tmp_path / "run")["status"] == "completed"
 
 
-@pytest.mark.parametrize("save_freq", [1, 30])  # found by the weights, or by the loss
-def test_a_diverging_run_stops_and_no_checkpoint_holds_a_nan(tmp_path, capsys, save_freq):
+@pytest.mark.parametrize("save_freq", [1, 30])  # detected from the weights or from the loss
+def test_diverging_run_stops_and_no_checkpoint_contains_nan(tmp_path, capsys, save_freq):
     run = tmp_path / "run"
     assert run_main("-e", run, *SHORT, "--train.optim.lr", 1e6, "--train.print_freq", 5, "--train.save_freq", save_freq) == 1
     assert "the training diverged" in capsys.readouterr().err
     assert results(run)["status"] == "failed"
     assert "diverged" in results(run)["why"]
     for line in (run / "metrics.jsonl").read_text().splitlines():
-        json.loads(line, parse_constant=pytest.fail)  # NaN is no JSON
+        json.loads(line, parse_constant=pytest.fail)  # NaN is not valid JSON
     for file in run.glob("ckpt/step-*/model.safetensors"):
         assert all(bool(value.isfinite().all()) for value in weights(run, file.parent.name).values())
 
 
-def test_a_model_and_a_task_of_ones_own_take_the_place_of_the_configs(tmp_path):
+def test_custom_model_and_task_replace_those_of_the_config(tmp_path):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(28 * 28, 10))
     config = load_config(None, {"train.n_steps": 20, "train.optim.lr": 0.05})
 
@@ -390,7 +390,7 @@ def test_a_model_and_a_task_of_ones_own_take_the_place_of_the_configs(tmp_path):
     assert line["train/loss"] == pytest.approx(2 * line["train/care"])
 
 
-def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, capsys):
+def test_dry_run_leaves_no_files(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert run_main("--dry_run") == 0
@@ -399,10 +399,10 @@ def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, capsys):
 
 
 class TestBadInput:
-    """Exit code 2 or 1, one line that names the thing and the remedy, no traceback, no half-made run folder."""
+    """Exit code 2 or 1, a one-line error with a remedy, no traceback and no partial run directory."""
 
     @pytest.mark.parametrize(
-        ("argv", "code", "says"),
+        ("argv", "code", "message"),
         [
             (("--train.optm.lr", 1), 2, "did you mean train.optim?"),
             (("--train.n_steps", "many"), 2, "train.n_steps"),
@@ -434,7 +434,7 @@ class TestBadInput:
             (("--data.name", "MNIST", "--data.dataroot", "nowhere", "--data.download", "false"), 1, "nowhere/MNIST/raw"),
         ],
     )
-    def test_is_one_line_with_a_remedy_and_leaves_no_folder(self, argv, code, says, tmp_path, monkeypatch, capsys):
+    def test_is_a_one_line_error_with_a_remedy_and_leaves_no_directory(self, argv, code, message, tmp_path, monkeypatch, capsys):
         if code == 2 or argv[0] != "--data.name":
             argv = (*argv, "--data.download", "false")
         else:
@@ -444,29 +444,29 @@ class TestBadInput:
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1
-        assert says in error
+        assert message in error
         assert not list(tmp_path.iterdir())
 
-    def test_a_folder_that_holds_a_run_is_refused(self, whole_run, capsys):
+    def test_directory_with_a_run_is_an_error(self, whole_run, capsys):
         before = (whole_run / "output.log").read_text()
         assert run_main("-e", whole_run) == 2
         assert "holds a run" in capsys.readouterr().err
         assert (whole_run / "output.log").read_text() == before
 
-    def test_a_path_that_cannot_be_a_folder_is_named(self, tmp_path, capsys):
+    def test_path_that_cannot_be_a_directory_is_an_error(self, tmp_path, capsys):
         (tmp_path / "file").write_text("")
         assert run_main("-e", tmp_path / "file" / "run") == 1
         assert run_main("-e", tmp_path / "file") == 1
         assert "can't be made" in capsys.readouterr().err
 
-    def test_a_folder_in_use_is_refused(self, tmp_path):
+    def test_directory_in_use_is_an_error(self, tmp_path):
         first = RunFolder.start(tmp_path / "run")
         script = f"from engine.run.folder import RunFolder; RunFolder.start({str(tmp_path / 'run')!r})"
         second = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
         assert "is in use by another process" in second.stderr
         first.close()
 
-    def test_a_bug_keeps_its_traceback(self, tmp_path):
+    def test_bug_keeps_its_traceback(self, tmp_path):
         class Broken(torch.nn.Linear):
             def forward(self, x):
                 raise ZeroDivisionError("a bug")
@@ -477,7 +477,7 @@ class TestBadInput:
         assert results(tmp_path / "run")["status"] == "failed"
 
 
-def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+def test_concurrent_runs_get_separate_directories(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(20) as pool:
         folders = list(pool.map(lambda _: RunFolder.start(None), range(20)))
@@ -485,12 +485,12 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, m
     assert all(folder.path.parent.name == "runs" and folder.path.name.startswith("exp-") for folder in folders)
 
 
-def test_contradictory_ranks_are_refused():
+def test_batch_size_zero_is_an_error():
     with pytest.raises(ConfigError, match="must be at least 1"):
         load_config(None, {"train.batch_size": 0})
 
 
-def test_time_is_not_lost_over_a_resume(tmp_path):
+def test_wall_time_accumulates_over_a_resume(tmp_path):
     run = tmp_path / "run"
     assert run_main("-e", run, *SHORT) == 0
     first = results(run)["wall_time"]

@@ -1,4 +1,4 @@
-"""Two processes on the CPU; every test asserts that there were two."""
+"""Training with two CPU processes."""
 
 import json
 import signal
@@ -42,7 +42,7 @@ def on_one_rank(tmp_path_factory):
     return run
 
 
-def test_there_are_two(on_two_ranks):
+def test_two_ranks_are_used(on_two_ranks):
     assert json.loads((on_two_ranks / "environment.json").read_text())["world_size"] == 2
     assert "2 x cpu" in (on_two_ranks / "output.log").read_text()
 
@@ -52,22 +52,22 @@ def test_every_sample_is_evaluated_once(on_two_ranks, on_one_rank):
     assert [line["valid/count"] for line in metrics(on_one_rank) if "valid/count" in line] == [360] * 3
 
 
-def test_the_same_global_batch_gives_the_same_loss_as_on_one_rank(on_two_ranks, on_one_rank):
+def test_same_global_batch_has_the_same_loss_as_on_one_rank(on_two_ranks, on_one_rank):
     for two, one in zip(metrics(on_two_ranks), metrics(on_one_rank), strict=True):
         for name in ("train/loss", "valid/loss", "train/grad_norm"):
             if name in one:
                 assert two[name] == pytest.approx(one[name], abs=1e-4)
 
 
-def test_accumulation_on_two_ranks_weighs_a_smaller_tail_by_its_samples(on_one_rank, tmp_path):
+def test_gradient_accumulation_weights_a_smaller_last_micro_batch_by_its_samples(on_one_rank, tmp_path):
     finished = run_on_two_ranks("-e", tmp_path / "run", *ARGV, "--train.micro_batch_size", 12)  # 32 = 12 + 12 + 8
     assert finished.returncode == 0, finished.stderr
     for two, one in zip(metrics(tmp_path / "run"), metrics(on_one_rank), strict=True):
         assert two["train/loss"] == pytest.approx(one["train/loss"], abs=1e-4)
 
 
-def test_micro_batches_send_their_gradients_once(tmp_path):
-    """As often as whole batches do: once for each bucket of each update."""
+def test_micro_batches_reduce_gradients_once_per_update(tmp_path):
+    """As with whole batches: once per bucket and update."""
     sent = {}
     for size in (0, 8):
         counted = tmp_path / f"sent-{size}"
@@ -80,7 +80,7 @@ def test_micro_batches_send_their_gradients_once(tmp_path):
 
 @dataclass
 class CountReductions:
-    """Write a line whenever rank 0 sends a bucket of gradients."""
+    """Write a line each time rank 0 reduces a bucket of gradients."""
 
     path: str
 
@@ -91,20 +91,20 @@ class CountReductions:
 
         create = Update.__init__
 
-        def counted(group, bucket):
+        def count_and_reduce(group, bucket):
             if torch.distributed.get_rank() == 0:
                 with open(self.path, "a") as file:
                     file.write("sent\n")
             return allreduce_hook(group, bucket)
 
         def with_hook(this, model, *args, **options):
-            model.register_comm_hook(None, counted)
+            model.register_comm_hook(None, count_and_reduce)
             create(this, model, *args, **options)
 
         Update.__init__ = with_hook
 
 
-def test_recipes_give_what_they_give_on_one_rank_the_average_included(tmp_path):
+def test_recipes_match_one_rank_including_averaged_weights(tmp_path):
     argv = (*ARGV, "--train.n_steps", 40, "--train.ema", 0.9, "--train.clip_grad_norm", 0.5, "--train.micro_batch_size", 12)
     argv += ("--train.loss", "bce", "--train.label_smoothing", 0.1, "--eval.tta", "flip", "--train.nonfinite", "skip")
     argv += ("--train.optim.type", "AdamW", "--train.optim.lr", 0.002, "--train.optim.layer_decay", 0.7)
@@ -121,8 +121,8 @@ def test_recipes_give_what_they_give_on_one_rank_the_average_included(tmp_path):
     assert metrics(tmp_path / "two")[-1]["valid_ema/count"] == 360
 
 
-@pytest.mark.parametrize("to", ["the launcher, which passes it on to both", "rank 1 only"])
-def test_a_sigterm_makes_both_save_the_same_step_and_the_resumed_run_is_bit_exact(on_two_ranks, tmp_path, to):
+@pytest.mark.parametrize("target", ["the launcher, which passes it on to both", "rank 1 only"])
+def test_sigterm_saves_the_same_step_on_both_ranks_and_resume_is_bit_exact(on_two_ranks, tmp_path, target):
     run = tmp_path / "run"
     command = [
         sys.executable,
@@ -146,7 +146,7 @@ def test_a_sigterm_makes_both_save_the_same_step_and_the_resumed_run_is_bit_exac
     for line in launcher.stdout:
         if "step 20/" in line:
             receiver = launcher
-            if to == "rank 1 only":
+            if target == "rank 1 only":
                 (receiver,) = (child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == "1")
             receiver.send_signal(signal.SIGTERM)
             break
@@ -160,7 +160,7 @@ def test_a_sigterm_makes_both_save_the_same_step_and_the_resumed_run_is_bit_exac
     assert untimed(metrics(on_two_ranks)) == untimed(metrics(run))
 
 
-def test_a_run_of_two_ranks_goes_on_with_one_and_says_that_it_is_not_bit_exact(tmp_path, capsys):
+def test_run_of_two_ranks_resumes_on_one_rank_with_a_note(tmp_path, capsys):
     run = tmp_path / "run"
     assert run_on_two_ranks("-e", run, *ARGV).returncode == 0
     assert run_main("-r", run / "ckpt" / "step-000040") == 0
@@ -168,8 +168,8 @@ def test_a_run_of_two_ranks_goes_on_with_one_and_says_that_it_is_not_bit_exact(t
     assert metrics(run)[-1]["step"] == 60
 
 
-def test_what_two_ranks_report_is_what_one_finds_in_their_checkpoint(tmp_path, data_root):
-    """Each rank's BatchNorm sees other images; the evaluation must use what is saved."""
+def test_two_ranks_report_the_loss_that_one_rank_computes(tmp_path, data_root):
+    """Each rank's BatchNorm sees different images; the evaluation must use the saved statistics."""
     argv = ("-c", "configs/resnet18_cifar10.yaml", "--model.layers", "[1,1,1,1]", "--data.dataroot", data_root / "CIFAR-10")
     argv += ("--data.verify", "false", "--train.n_steps", 3, "--train.batch_size", 8)
     finished = run_on_two_ranks("-e", tmp_path / "run", *argv)
@@ -178,17 +178,17 @@ def test_what_two_ranks_report_is_what_one_finds_in_their_checkpoint(tmp_path, d
     assert json.loads(evaluated.stdout)["loss"] == pytest.approx(results(tmp_path / "run")["last"]["valid/loss"], rel=1e-6)
 
 
-def test_a_batch_that_does_not_divide_by_the_ranks_is_one_line(tmp_path):
+def test_batch_size_not_divisible_by_the_ranks_is_a_one_line_error(tmp_path):
     finished = run_on_two_ranks("-e", tmp_path / "run", *ARGV, "--train.batch_size", 63)
-    assert finished.returncode == 1  # torchrun's, for any failure
+    assert finished.returncode == 1  # torchrun's exit code for any failure
     assert finished.stderr.count("error: train.batch_size 63 doesn't divide by the 2 ranks") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_data_is_one_line_and_ends_both(tmp_path):
+def test_missing_data_is_a_one_line_error_and_stops_both_ranks(tmp_path):
     argv = ("--data.name", "MNIST", "--data.dataroot", tmp_path / "nowhere", "--data.download", "false", "-e", tmp_path / "run")
     finished = run_on_two_ranks(*argv, *ARGV)
     assert finished.returncode == 1
     assert finished.stderr.count("error: MNIST is not in") == 1
-    assert "[rank" not in finished.stderr  # whose traceback it would be
+    assert "[rank" not in finished.stderr  # torchrun's prefix of a rank's traceback
     assert not (tmp_path / "run").exists()

@@ -7,9 +7,9 @@ from engine.config.errors import RunError
 from engine.plugins import Parser
 
 
-def test_packages_that_are_missing_are_named_with_the_command_that_installs_them(monkeypatch):
+def test_missing_packages_are_an_error_with_the_pip_command(monkeypatch):
     for module in ("optuna", "onnx"):
-        monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     require_packages("torch", needed_by="a tool")
     with pytest.raises(RunError, match=r"a tool needs packages that are not installed: onnx; pip install"):
         require_packages("torch", "onnx", needed_by="a tool")
@@ -17,7 +17,7 @@ def test_packages_that_are_missing_are_named_with_the_command_that_installs_them
         require_packages("optuna", "onnx", needed_by="a tool")
 
 
-def test_options_may_stand_between_the_words_of_a_list():
+def test_options_can_appear_between_list_arguments():
     parser = Parser(prog="tool")
     parser.add_argument("source")
     parser.add_argument("images", nargs="*")

@@ -9,7 +9,7 @@ from tests.running import ROOT
 
 MINIMAL = "data: {name: digits}\nmodel: {name: lenet}\ntrain: {n_steps: 10}\n"
 
-AS_IN_THE_CONTRACT = """
+FULL_CONFIG = """
 seed: 1234
 data:
   name: CIFAR-10
@@ -46,30 +46,30 @@ def write(tmp_path):
     return write
 
 
-def refusal(*args):
+def error_message(*args):
     with pytest.raises(ConfigError) as caught:
         load_config(*args)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_the_layout_of_the_contract_loads_as_it_stands(write):
-    config = load_config(write(AS_IN_THE_CONTRACT))
+def test_full_config_loads_without_notes(write):
+    config = load_config(write(FULL_CONFIG))
     assert config.train.optim.lr == 0.1
     assert config.model.args == {"first_block": "cifar10"}
     assert config.train.sched.eta_min == 0.001
     assert not config.notes
 
 
-def test_everything_but_two_names_and_the_length_has_a_default(write):
+def test_everything_except_the_two_names_and_the_run_length_has_a_default(write):
     config = load_config(write(MINIMAL))
     assert config.seed == 1234
     for missing in ("data", "model", "train"):
         kept = [line for line in MINIMAL.splitlines() if not line.startswith(missing)]
-        assert missing in refusal(write("\n".join(kept)))
+        assert missing in error_message(write("\n".join(kept)))
 
 
-def test_the_command_line_wins_over_the_config_and_the_config_over_its_bases(write):
+def test_command_line_overrides_the_config_and_the_config_overrides_its_bases(write):
     write("seed: 1\ntrain: {batch_size: 1, n_steps: 1, print_freq: 1}", "base/a.yaml")
     write("seed: 2\ntrain: {batch_size: 2}", "base/b.yaml")
     path = write("base: [base/a.yaml, base/b.yaml]\nseed: 3\ndata: {name: digits}\nmodel: {name: lenet}")
@@ -79,25 +79,23 @@ def test_the_command_line_wins_over_the_config_and_the_config_over_its_bases(wri
     assert config.origin("train.n_steps").name == "--train.n_steps"
 
 
-def test_overrides_are_a_mapping_or_words_of_a_command_line(write):
+def test_overrides_can_be_a_mapping_or_command_line_arguments(write):
     path = write(MINIMAL)
     for overrides in ({"train.optim.lr": 1e-4}, ["--train.optim.lr", "1e-4"], ["--train.optim.lr=1e-4"], ["train.optim.lr=1e-4"]):
         assert load_config(path, overrides).train.optim.lr == 1e-4
 
 
-def test_a_value_may_refer_to_another(write):
+def test_value_can_reference_another_key(write):
     assert load_config(write(MINIMAL + "eval: {batch_size: '${train.n_steps}'}")).eval.batch_size == 10
 
 
-def test_the_resolved_config_reads_back_the_same(write):
-    config = load_config(
-        write(AS_IN_THE_CONTRACT), {"train.optim.betas": [0.9, 0.95], "data.dataroot": "1e-4", "train.optim.lr": 1e-05}
-    )
+def test_resolved_config_round_trips(write):
+    config = load_config(write(FULL_CONFIG), {"train.optim.betas": [0.9, 0.95], "data.dataroot": "1e-4", "train.optim.lr": 1e-05})
     assert to_dict(load_config(write(to_yaml(config), "again.yaml"))) == to_dict(config)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "expected"),
     [
         ("train.optm.lr", 1, "did you mean train.optim?"),
         ("trian.n_steps", 1, "did you mean train?"),
@@ -122,26 +120,26 @@ def test_the_resolved_config_reads_back_the_same(write):
         ("eval.batch_size", "${train.nothing}", "nothing"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_key_its_origin_and_the_remedy(write, key, value, says):
+def test_invalid_key_or_value_is_a_one_line_error_with_the_key_and_a_remedy(write, key, value, expected):
     path = write(MINIMAL)
     if key == "learning_rate":
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(ConfigError, match=expected):
             parse_overrides([f"--{key}", "1"])
         return
-    said = refusal(path, {key: value})
-    assert key.partition(".")[0] in said
-    assert says in said
+    message = error_message(path, {key: value})
+    assert key.partition(".")[0] in message
+    assert expected in message
 
 
-def test_the_origin_of_a_mistake_is_the_file_that_holds_it(write):
+def test_error_names_the_file_that_contains_the_value(write):
     write("train: {batch_size: many}", "base.yaml")
-    said = refusal(write("base: base.yaml\n" + MINIMAL))
-    assert "train.batch_size" in said
-    assert "base.yaml" in said
+    message = error_message(write("base: base.yaml\n" + MINIMAL))
+    assert "train.batch_size" in message
+    assert "base.yaml" in message
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("base: config.yaml\n" + MINIMAL, "its own base"),
         ("base: nowhere.yaml\n" + MINIMAL, "no such config"),
@@ -152,73 +150,73 @@ def test_the_origin_of_a_mistake_is_the_file_that_holds_it(write):
         (MINIMAL + "seed: 1\nseed: 2", "given twice"),
     ],
 )
-def test_a_file_that_is_no_config_is_named(write, text, says):
-    assert says in refusal(write(text))
+def test_invalid_config_file_is_an_error(write, text, expected):
+    assert expected in error_message(write(text))
 
 
-def test_a_missing_config_names_the_nearest():
-    assert "did you mean" in refusal(ROOT / "configs" / "lenet_digit.yaml")
+def test_missing_config_is_an_error_with_a_suggestion():
+    assert "did you mean" in error_message(ROOT / "configs" / "lenet_digit.yaml")
 
 
-def test_binary_and_huge_files_are_refused(tmp_path):
+def test_binary_or_huge_config_is_an_error(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "b.yaml").write_bytes(b"a" * 2_000_000)
-    assert "a.yaml" in refusal(tmp_path / "a.yaml")
-    assert "larger than" in refusal(tmp_path / "b.yaml")
-    assert "can't be read" in refusal(tmp_path)
+    assert "a.yaml" in error_message(tmp_path / "a.yaml")
+    assert "larger than" in error_message(tmp_path / "b.yaml")
+    assert "can't be read" in error_message(tmp_path)
 
 
 class TestRunLength:
-    """n_steps, n_epochs and t_max can contradict each other."""
+    """Conflicts between n_steps, n_epochs and t_max."""
 
-    def test_the_higher_origin_wins_and_a_line_says_so(self, write):
-        config = load_config(write(AS_IN_THE_CONTRACT), {"train.n_epochs": 30})
+    def test_higher_priority_source_wins_with_a_note(self, write):
+        config = load_config(write(FULL_CONFIG), {"train.n_epochs": 30})
         assert (config.train.n_steps, config.train.n_epochs, config.train.sched.t_max) == (None, 30, None)
         assert any("n_epochs 30" in note and "n_steps 64000" in note for note in config.notes)
         assert any("t_max 64000" in note for note in config.notes)
 
-    def test_a_run_counted_in_epochs_on_the_command_line_reports_by_epochs(self, write):
-        config = load_config(write(AS_IN_THE_CONTRACT), {"train.n_epochs": 30})
+    def test_n_epochs_on_the_command_line_resets_frequencies_given_in_steps(self, write):
+        config = load_config(write(FULL_CONFIG), {"train.n_epochs": 30})
         assert (config.train.print_freq, config.train.eval_freq, config.train.save_freq) == (None, None, None)
-        config = load_config(write(AS_IN_THE_CONTRACT), {"train.n_epochs": 30, "train.print_freq": 5})
+        config = load_config(write(FULL_CONFIG), {"train.n_epochs": 30, "train.print_freq": 5})
         assert config.train.print_freq == 5
 
-    def test_t_max_follows_a_shorter_run(self, write):
-        config = load_config(write(AS_IN_THE_CONTRACT), {"train.n_steps": 100})
+    def test_t_max_is_reset_for_a_shorter_run(self, write):
+        config = load_config(write(FULL_CONFIG), {"train.n_steps": 100})
         assert config.train.sched.t_max is None
 
-    def test_an_explicit_t_max_of_higher_origin_is_kept_with_a_warning(self, write):
-        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.t_max": 100})
+    def test_t_max_from_a_higher_priority_source_is_kept_with_a_warning(self, write):
+        config = load_config(write(FULL_CONFIG), {"train.sched.t_max": 100})
         assert config.train.sched.t_max == 100
         assert any(note.startswith("warning: ") and "t_max 100" in note for note in config.notes)
 
-    def test_a_contradiction_in_one_place_is_an_error(self, write):
+    def test_conflict_within_one_source_is_an_error(self, write):
         both = MINIMAL.replace("n_steps: 10", "n_steps: 10, n_epochs: 3")
-        assert "give one of them" in refusal(write(both))
+        assert "give one of them" in error_message(write(both))
         t_max = MINIMAL.replace("n_steps: 10", "n_steps: 10, sched: {t_max: 7}")
-        assert "contradicts" in refusal(write(t_max))
+        assert "contradicts" in error_message(write(t_max))
 
-    @pytest.mark.parametrize("kind", ["LinearLR", "PolynomialLR", "OneCycleLR"])
-    def test_t_max_is_settled_alike_for_every_schedule_that_has_an_end(self, write, kind):
-        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.type": kind, "train.n_steps": 100})
+    @pytest.mark.parametrize("schedule_type", ["LinearLR", "PolynomialLR", "OneCycleLR"])
+    def test_t_max_is_resolved_the_same_for_every_finite_schedule(self, write, schedule_type):
+        config = load_config(write(FULL_CONFIG), {"train.sched.type": schedule_type, "train.n_steps": 100})
         assert config.train.sched.t_max is None
-        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.type": kind, "train.sched.t_max": 100})
+        config = load_config(write(FULL_CONFIG), {"train.sched.type": schedule_type, "train.sched.t_max": 100})
         assert config.train.sched.t_max == 100
         assert any(note.startswith("warning: ") and "t_max 100" in note for note in config.notes)
-        assert "contradicts" in refusal(write(MINIMAL.replace("10", f"10, sched: {{type: {kind}, t_max: 7}}")))
+        assert "contradicts" in error_message(write(MINIMAL.replace("10", f"10, sched: {{type: {schedule_type}, t_max: 7}}")))
 
-    def test_a_cool_down_is_taken_from_the_length_that_t_max_follows(self, write):
+    def test_t_max_is_the_run_length_minus_the_cooldown(self, write):
         with_cooldown = MINIMAL.replace("10", "10, sched: {t_max: T, cooldown_steps: 3, eta_min: 0.01}")
         assert load_config(write(with_cooldown.replace("T", "7"))).train.sched.t_max == 7
-        said = refusal(write(with_cooldown.replace("T", "10")))
-        assert "t_max: 10 contradicts train.n_steps 10 less train.sched.cooldown_steps 3" in said
-        config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.cooldown_steps": 4000})
+        message = error_message(write(with_cooldown.replace("T", "10")))
+        assert "t_max: 10 contradicts train.n_steps 10 less train.sched.cooldown_steps 3" in message
+        config = load_config(write(FULL_CONFIG), {"train.sched.cooldown_steps": 4000})
         assert config.train.sched.t_max is None
         assert any("t_max 64000" in note and "cooldown_steps 4000" in note for note in config.notes)
 
 
 class TestSchedule:
-    """Keys of train.sched that contradict each other, or change nothing."""
+    """Keys of train.sched that conflict or have no effect."""
 
     @pytest.mark.parametrize(
         ("overrides", "names"),
@@ -235,17 +233,17 @@ class TestSchedule:
             ({"t_max": 5, "warmup_steps": 5}, ["t_max: 5", "warmup_steps 5"]),
         ],
     )
-    def test_a_contradiction_names_both_keys(self, write, overrides, names):
-        said = refusal(write(MINIMAL), {f"train.sched.{name}": value for name, value in overrides.items()})
-        assert all(name in said for name in names)
+    def test_conflict_is_an_error_with_both_keys(self, write, overrides, names):
+        message = error_message(write(MINIMAL), {f"train.sched.{name}": value for name, value in overrides.items()})
+        assert all(name in message for name in names)
 
-    def test_epochs_of_warm_up_and_cool_down_are_compared_with_those_of_the_run(self, write):
+    def test_warmup_and_cooldown_epochs_must_fit_into_the_run(self, write):
         path = write(MINIMAL.replace("n_steps", "n_epochs"))
-        said = refusal(path, {"train.sched.warmup_epochs": 5, "train.sched.cooldown_epochs": 5.5})
-        assert "warmup_epochs: 5 and train.sched.cooldown_epochs 5.5 are more than train.n_epochs 10" in said
+        message = error_message(path, {"train.sched.warmup_epochs": 5, "train.sched.cooldown_epochs": 5.5})
+        assert "warmup_epochs: 5 and train.sched.cooldown_epochs 5.5 are more than train.n_epochs 10" in message
 
     @pytest.mark.parametrize(
-        ("overrides", "says"),
+        ("overrides", "expected"),
         [
             ({"type": "constant", "eta_min": 0.01}, "eta_min (--train.sched.eta_min) has no effect with constant"),
             ({"power": 2}, "power (--train.sched.power) has no effect with CosineAnnealingLR; it is for PolynomialLR"),
@@ -258,20 +256,20 @@ class TestSchedule:
             ({"cooldown_steps": 2}, "cool-down begins at train.sched.eta_min 0 and ends at train.sched.cooldown_lr 0"),
         ],
     )
-    def test_what_changes_nothing_or_not_as_meant_is_one_warning(self, write, overrides, says):
+    def test_ineffective_or_surprising_key_is_one_warning(self, write, overrides, expected):
         config = load_config(write(MINIMAL), {f"train.sched.{name}": value for name, value in overrides.items()})
         assert len(config.notes) == 1
         assert config.notes[0].startswith("warning: ")
-        assert says in config.notes[0]
+        assert expected in config.notes[0]
 
 
-def test_a_key_without_effect_is_a_warning(write):
-    config = load_config(write(AS_IN_THE_CONTRACT), {"train.sched.type": "constant"})
+def test_key_without_effect_is_a_warning(write):
+    config = load_config(write(FULL_CONFIG), {"train.sched.type": "constant"})
     assert any("eta_min" in note and "no effect" in note for note in config.notes)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "because"),
+    ("key", "value", "reason"),
     [
         ("augment.mix_prob", 0.5, "augment.mixup and augment.cutmix 0"),
         ("augment.mix_epochs", 2, "augment.mixup and augment.cutmix 0"),
@@ -285,27 +283,27 @@ def test_a_key_without_effect_is_a_warning(write):
         ("train.micro_batch_size", 128, "train.batch_size 128"),
     ],
 )
-def test_a_key_that_another_one_leaves_without_effect_is_a_warning_that_names_both(write, key, value, because):
+def test_key_disabled_by_another_key_is_a_warning_with_both_keys(write, key, value, reason):
     (note,) = load_config(write(MINIMAL), {key: value}).notes
-    assert note.startswith(f"warning: {key} (--{key}) has no effect with {because}")
+    assert note.startswith(f"warning: {key} (--{key}) has no effect with {reason}")
     assert not load_config(write(MINIMAL)).notes
 
 
-def test_augmentation_that_is_off_leaves_its_keys_without_effect(write):
+def test_augmentation_keys_are_warnings_when_augmentation_is_disabled(write):
     keys = {"augment.cutout": 4, "augment.hflip": True, "augment.color_jitter": 0.1, "augment.resize_from": 8}
     notes = load_config(write(MINIMAL), {"augment.enabled": False, **keys}).notes
     assert sorted(note.split()[1] for note in notes) == sorted(keys)
     assert not load_config(write(MINIMAL), keys).notes
 
 
-def test_no_decay_to_spare_anything_from_is_a_warning(write):
+def test_decay_norm_and_bias_without_weight_decay_is_a_warning(write):
     keys = {"train.optim.weight_decay": 0.0, "train.optim.decay_norm_and_bias": False}
     (note,) = load_config(write(MINIMAL), keys).notes
     assert "train.optim.decay_norm_and_bias (--train.optim.decay_norm_and_bias) has no effect" in note
 
 
-def test_a_learning_rate_chosen_for_another_optimizer_is_a_warning(write):
-    config = load_config(write(AS_IN_THE_CONTRACT), {"train.optim.type": "Adam"})
+def test_learning_rate_meant_for_another_optimizer_is_a_warning(write):
+    config = load_config(write(FULL_CONFIG), {"train.optim.type": "Adam"})
     assert any("train.optim.lr 0.1" in note and "Adam" in note for note in config.notes)
 
 
@@ -327,12 +325,12 @@ def test_options_are_parsed_as_yaml(words, overrides):
 
 
 @pytest.mark.parametrize("words", [["--seed"], ["--seed", "--train.n_steps", "3"], ["3"], ["--train.optim.betas", "[1,", "2]"]])
-def test_an_option_without_a_value_or_a_value_without_an_option_is_an_error(words):
+def test_option_without_a_value_or_value_without_an_option_is_an_error(words):
     with pytest.raises(ConfigError):
         parse_overrides(words)
 
 
-def test_every_key_says_what_it_means():
+def test_every_key_is_documented():
     def meanings(section):
         for spec in fields(section):
             if "meaning" in spec.metadata:

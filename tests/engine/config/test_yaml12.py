@@ -28,7 +28,7 @@ from engine.config import yaml12
         ("{type: Adam, lr: 1e-3}", {"type": "Adam", "lr": 1e-3}),
     ],
 )
-def test_scalars_are_those_of_yaml_1_2(text, value):
+def test_scalars_follow_yaml_1_2(text, value):
     parsed = yaml12.parse(text)
     assert parsed == value
     assert type(parsed) is type(value)
@@ -37,7 +37,7 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
 @pytest.mark.parametrize(
     "value", [1e-05, 1e-4, 0.1, "1e-4", "010", "on", "12:30", "null", "", "~", "a: b", [1, "2", None], {"a": True}, -3]
 )
-def test_what_is_dumped_reads_back_the_same_under_both_versions(value):
+def test_dumped_value_round_trips_in_yaml_1_2_and_1_1(value):
     text = yaml12.dump({"key": value})
     assert yaml12.parse(text) == {"key": value}
     if not isinstance(value, str):
@@ -45,7 +45,7 @@ def test_what_is_dumped_reads_back_the_same_under_both_versions(value):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3", "'a' is given twice (line 3"),
         ("x: !!python/object/apply:os.system ['true']", "python/object/apply:os.system"),
@@ -55,19 +55,19 @@ def test_what_is_dumped_reads_back_the_same_under_both_versions(value):
         ("{1: 2}: 3", "not a plain word"),
     ],
 )
-def test_what_is_no_config_is_refused_in_one_line(text, says):
-    with pytest.raises(ValueError, match=r".") as refusal:
+def test_invalid_config_is_a_one_line_error(text, message):
+    with pytest.raises(ValueError, match=r".") as caught:
         yaml12.parse(text)
-    assert says in str(refusal.value)
-    assert "\n" not in str(refusal.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_anchors_that_multiply_are_refused_at_once():
+def test_exponential_anchor_expansion_is_an_error():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
     with pytest.raises(ValueError, match="expand"):
         yaml12.parse("\n".join(lines))
 
 
-def test_a_modest_anchor_is_fine():
+def test_small_anchor_is_allowed():
     assert yaml12.parse("a: &x {b: 1}\nc: *x") == {"a": {"b": 1}, "c": {"b": 1}}

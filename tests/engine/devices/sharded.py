@@ -1,6 +1,6 @@
-"""main.py, with a model that is divided over the ranks as FSDP2 divides it, where there are no GPUs.
+"""Run main.py with the model sharded over the ranks as by FSDP2, without GPUs.
 
-Accelerate does that on GPUs only; torch's fully_shard, which it calls, does it on a CPU too.
+Accelerate supports FSDP2 on GPUs only; torch's fully_shard, which it calls, also works on a CPU.
 """
 
 import os
@@ -26,9 +26,9 @@ def prepare(self: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[
         if any(True for _ in part.parameters()):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    divided = dict(model.named_parameters())
-    for group, own in zip(optimizer.param_groups, grouped, strict=True):
-        group["params"] = [divided[name] for name in own]
+    sharded = dict(model.named_parameters())
+    for group, group_names in zip(optimizer.param_groups, grouped, strict=True):
+        group["params"] = [sharded[name] for name in group_names]
     return model, AcceleratedOptimizer(optimizer)
 
 
@@ -36,4 +36,4 @@ if __name__ == "__main__":
     Accelerator.prepare = prepare
     code = run_tool(main)
     sys.stdout.flush()
-    os._exit(code)  # at a regular exit the threads of the mesh's own process group may outlive it, which aborts
+    os._exit(code)  # at a regular exit, threads of the mesh's process group may outlive the interpreter and abort it

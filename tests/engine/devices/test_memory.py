@@ -1,4 +1,4 @@
-"""Memory that is freed is used again."""
+"""Freed memory is reused."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.running import run_command
 
-PAGES = """
+COUNT_PAGE_FAULTS = """
 import resource
 import sys
 
@@ -31,7 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose allocator it is about")
-def test_tensors_take_the_memory_of_those_before():
-    kept, given_back = (int(run_command("python", "-c", PAGES, which).stdout) for which in ("kept", "given back"))
-    assert kept < 0.25 * given_back  # pages, of whatever size; how many go back differs from process to process
+@pytest.mark.skipif(sys.platform != "linux", reason="tests the Linux allocator")
+def test_tensors_reuse_freed_memory():
+    kept, returned = (int(run_command("python", "-c", COUNT_PAGE_FAULTS, mode).stdout) for mode in ("kept", "given back"))
+    assert kept < 0.25 * returned  # page faults; how much memory is returned varies between processes

@@ -1,4 +1,4 @@
-"""train.profile leaves a trace that a viewer opens."""
+"""train.profile writes a trace for a viewer."""
 
 import json
 
@@ -9,7 +9,7 @@ from tests.running import metrics, run_main, untimed
 
 
 @pytest.mark.parametrize(("n_steps", "first"), [(30, 11), (4, 1)])
-def test_the_trace_has_a_marker_for_each_update_and_what_happened_in_it(tmp_path, n_steps, first):
+def test_trace_contains_a_marker_and_the_operations_of_each_update(tmp_path, n_steps, first):
     run = tmp_path / "run"
     assert run_main("-e", run, *SMALL, "--train.n_steps", n_steps, "--train.profile", 3) == 0
     (path,) = (run / "profile").iterdir()
@@ -22,7 +22,7 @@ def test_the_trace_has_a_marker_for_each_update_and_what_happened_in_it(tmp_path
     assert any(name.startswith("Optimizer.step") for name in names)
 
 
-def test_it_changes_nothing_else(tmp_path):
+def test_profiling_does_not_change_the_run(tmp_path):
     for name, options in (("plain", ()), ("profiled", ("--train.profile", 2))):
         assert run_main("-e", tmp_path / name, *SMALL, "--train.n_steps", 15, "--train.print_freq", 5, *options) == 0
     assert untimed(metrics(tmp_path / "plain")) == untimed(metrics(tmp_path / "profiled"))

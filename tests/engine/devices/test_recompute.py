@@ -1,4 +1,4 @@
-"""Gradient checkpointing keeps less and changes no bit."""
+"""Gradient checkpointing saves memory and changes no bit of the result."""
 
 import copy
 import pickle
@@ -25,23 +25,23 @@ OPTIONS = {
 }
 
 
-def trained_once(model, images):
-    """The numbers that the forward pass keeps for the backward pass, which is taken too."""
-    kept = 0
+def forward_backward(model, images):
+    """Run one forward and backward pass; return how many values are saved between them."""
+    n_saved = 0
 
     def pack(tensor):
-        nonlocal kept
-        kept += tensor.numel()
+        nonlocal n_saved
+        n_saved += tensor.numel()
         return tensor
 
-    torch.manual_seed(1)  # of dropout
+    torch.manual_seed(1)  # for dropout
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = model(images)
     sum(logits.logsumexp(1).sum() for logits in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
-    return kept
+    return n_saved
 
 
-def assert_trained_alike(model, other):
+def assert_same_gradients_and_buffers(model, other):
     for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), name
     for (name, a), b in zip(model.named_buffers(), other.buffers(), strict=True):
@@ -49,39 +49,41 @@ def assert_trained_alike(model, other):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_gradients_and_running_statistics_are_the_same_and_less_is_kept(name):
+def test_checkpointing_saves_memory_and_keeps_gradients_and_statistics(name):
     torch.manual_seed(0)
     plain = create_model(name, **SMALL | OPTIONS[name]).train()
     recomputed = copy.deepcopy(plain)
     assert recompute_blocks(recomputed)
     side = (SMALL | OPTIONS[name])["img_size"]
     images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(2))
-    assert trained_once(recomputed, images) < 0.8 * trained_once(plain, images)
-    assert_trained_alike(plain, recomputed)
+    assert forward_backward(recomputed, images) < 0.8 * forward_backward(plain, images)
+    assert_same_gradients_and_buffers(plain, recomputed)
     assert [name for name, _ in recomputed.named_parameters()] == [name for name, _ in plain.named_parameters()]
 
 
-@pytest.mark.parametrize("of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
-def test_a_copy_computes_with_its_own_weights(of):
+@pytest.mark.parametrize(
+    "make_copy", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
+def test_copied_model_uses_its_own_weights(make_copy):
     model = create_model("resnet18", layers=(1, 1, 1, 1), **SMALL).train()
     recompute_blocks(model)
-    twin = of(model)
-    trained_once(twin, torch.randn(4, 3, 32, 32))
-    assert all(weight.grad is not None for weight in twin.parameters())
+    copied = make_copy(model)
+    forward_backward(copied, torch.randn(4, 3, 32, 32))
+    assert all(weight.grad is not None for weight in copied.parameters())
     assert all(weight.grad is None for weight in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
-def test_a_compiled_model_counts_a_batch_once(name):
+def test_compiled_model_updates_its_statistics_once_per_batch(name):
     torch.manual_seed(0)
     plain = create_model(name, **SMALL | ({} if name.startswith("timm/") else {"layers": (1, 1, 1, 1)})).train()
     recomputed, images = copy.deepcopy(plain), torch.randn(4, 3, 32, 32)
     recompute_blocks(recomputed)
-    trained_once(plain, images)
+    forward_backward(plain, images)
     torch.compiler.reset()
-    trained_once(torch.compile(recomputed, backend="aot_eager", fullgraph=True), images)
-    assert_trained_alike(plain, recomputed)
+    forward_backward(torch.compile(recomputed, backend="aot_eager", fullgraph=True), images)
+    assert_same_gradients_and_buffers(plain, recomputed)
 
 
-def test_a_model_without_blocks_is_left_alone():
+def test_model_without_blocks_is_unchanged():
     assert recompute_blocks(create_model("lenet", in_channels=1, n_classes=4)) == 0

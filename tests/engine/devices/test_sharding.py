@@ -1,6 +1,6 @@
-"""Weights that are divided over two ranks: the training, its checkpoint, and going on from it.
+"""Weights sharded over two ranks: training, checkpoint and resume.
 
-torch divides them on a CPU as Accelerate lets it do on GPUs; see tests/engine/devices/sharded.py.
+These tests shard on the CPU, as Accelerate does on GPUs; see tests/engine/devices/sharded.py.
 """
 
 import json
@@ -33,22 +33,22 @@ def sharded(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def unsharded(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
     finished = run_on_two_ranks("-e", run, *ARGV)
     assert finished.returncode == 0, finished.stderr
     return run
 
 
-def test_the_training_is_that_of_whole_weights(sharded, whole):
-    for line, other in zip(metrics(sharded), metrics(whole), strict=True):
+def test_sharded_training_matches_unsharded_training(sharded, unsharded):
+    for line, other in zip(metrics(sharded), metrics(unsharded), strict=True):
         for name in ("train/loss", "train/grad_norm", "valid/loss", "valid/acc@1"):
             assert line.get(name) == pytest.approx(other.get(name), abs=1e-4), name
     assert (sharded / "figures" / "predictions.png").exists()
 
 
-def test_its_checkpoint_is_that_of_a_run_that_is_not_sharded(sharded, whole):
-    ours, theirs = (read_checkpoint((run / "ckpt" / "latest").resolve()) for run in (sharded, whole))
+def test_sharded_checkpoint_matches_an_unsharded_one(sharded, unsharded):
+    ours, theirs = (read_checkpoint((run / "ckpt" / "latest").resolve()) for run in (sharded, unsharded))
     assert {name: value.shape for name, value in ours.weights.items()} == {n: v.shape for n, v in theirs.weights.items()}
     for name, value in ours.weights.items():
         torch.testing.assert_close(value, theirs.weights[name], rtol=1e-3, atol=1e-4)
@@ -58,41 +58,41 @@ def test_its_checkpoint_is_that_of_a_run_that_is_not_sharded(sharded, whole):
         assert state["momentum_buffer"].shape == states[1]["state"][number]["momentum_buffer"].shape
 
 
-def test_one_process_finds_in_it_what_two_ranks_reported(sharded):
-    found = run_command("python", "tools/evaluate.py", sharded, "--json")
-    assert found.returncode == 0, found.stderr
-    metrics_there = json.loads(found.stdout)
-    assert metrics_there["count"] == 53
-    assert metrics_there["acc@1"] == results(sharded)["best"]["valid/acc@1"]
-
-
-def test_it_goes_on_sharded_bit_for_bit_and_in_one_process_to_rounding(sharded, tmp_path):
-    cut = tmp_path / "cut"
-    assert on_two_ranks("-e", cut, *ARGV, "--train.time_limit", 1e-9).returncode != 0
-    step = results(cut)["step"]
-    assert 0 < step < 8
-    alone = tmp_path / "alone"
-    run_command("cp", "-r", cut, alone)
-    finished = on_two_ranks("-e", cut, "-r", "latest", "--train.time_limit", "null")
+def test_one_process_reproduces_the_evaluation_of_two_ranks(sharded):
+    finished = run_command("python", "tools/evaluate.py", sharded, "--json")
     assert finished.returncode == 0, finished.stderr
-    assert_same_weights(weights(cut), weights(sharded))
-    assert untimed(metrics(cut)) == untimed(metrics(sharded))
-    finished = run_command("python", "main.py", "-e", alone, "-r", "latest", "--train.time_limit", "null")
+    evaluated = json.loads(finished.stdout)
+    assert evaluated["count"] == 53
+    assert evaluated["acc@1"] == results(sharded)["best"]["valid/acc@1"]
+
+
+def test_resume_is_bit_exact_when_sharded_and_works_in_one_process(sharded, tmp_path):
+    interrupted = tmp_path / "cut"
+    assert on_two_ranks("-e", interrupted, *ARGV, "--train.time_limit", 1e-9).returncode != 0
+    step = results(interrupted)["step"]
+    assert 0 < step < 8
+    one_process = tmp_path / "alone"
+    run_command("cp", "-r", interrupted, one_process)
+    finished = on_two_ranks("-e", interrupted, "-r", "latest", "--train.time_limit", "null")
+    assert finished.returncode == 0, finished.stderr
+    assert_same_weights(weights(interrupted), weights(sharded))
+    assert untimed(metrics(interrupted)) == untimed(metrics(sharded))
+    finished = run_command("python", "main.py", "-e", one_process, "-r", "latest", "--train.time_limit", "null")
     assert finished.returncode == 0, finished.stderr
     assert f"resuming at step {step}:" in finished.stdout
 
 
 @pytest.mark.parametrize("key", ["train.sync_batchnorm", "FSDP"])
-def test_what_needs_gpus_is_refused_without_them(tmp_path, key):
+def test_gpu_only_option_is_an_error_without_a_gpu(tmp_path, key):
     if torch.cuda.is_available():
-        pytest.skip("there are GPUs here, on which this is no mistake")
+        pytest.skip("a GPU is available, so this is allowed")
     argv = ("main.py", "-e", tmp_path / "run", "--train.n_steps", 1)
     if key == "FSDP":
-        refused = run_command("python", *argv, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+        finished = run_command("python", *argv, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     else:
-        refused = run_command("python", *argv, f"--{key}", "true")
-    assert refused.returncode == 2
-    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error:")]
+        finished = run_command("python", *argv, f"--{key}", "true")
+    assert finished.returncode == 2
+    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("error:")]
     assert key in line
     assert "GPU" in line
     assert not (tmp_path / "run").exists()

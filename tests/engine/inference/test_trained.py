@@ -32,35 +32,35 @@ def run(tmp_path_factory):
     return path
 
 
-def initial(reference, path):
-    """A file of weights that nobody has trained, which stands for the published ones."""
+def save_untrained(reference, path):
+    """Save the untrained weights of `reference` to `path`, in place of published weights."""
     torch.save(reference.state_dict(), path)
     return reference.eval()
 
 
-def test_a_name_is_torchvisions_model_of_the_same_weights_images_and_classes(tmp_path, photo):
-    reference = initial(torchvision.models.resnet18(), tmp_path / "weights.pth")
+def test_model_name_uses_torchvision_weights_preprocessing_and_classes(tmp_path, photo):
+    reference = save_untrained(torchvision.models.resnet18(), tmp_path / "weights.pth")
     published = torchvision.models.ResNet18_Weights.DEFAULT
     trained = load_trained("resnet18", {"model.pretrained": str(tmp_path / "weights.pth")})
     ((images, _),) = batches_of(trained, [photo], batch_size=4)
     expected = published.transforms()(Image.open(photo)).unsqueeze(0)
-    torch.testing.assert_close(images, expected, rtol=0, atol=0.02)  # a hair of a level, from the rounding of bytes
+    torch.testing.assert_close(images, expected, rtol=0, atol=0.02)  # about one 8-bit level, from rounding
     torch.testing.assert_close(trained.model(images), reference(images))
     assert trained.classes == trained.task.classes == tuple(published.meta["categories"])
     assert trained.run_dir is None
 
 
-def test_a_name_of_timm_takes_images_as_timm_prepares_them(photo):
+def test_timm_name_uses_timm_preprocessing(photo):
     trained = load_trained("timm/vit_tiny_patch16_224", {"model.pretrained": False})
     ((images, _),) = batches_of(trained, [photo], batch_size=4)
-    wanted = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg("vit_tiny_patch16_224").to_dict())
-    expected = timm.data.create_transform(**wanted)(Image.open(photo)).unsqueeze(0)
+    timm_config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg("vit_tiny_patch16_224").to_dict())
+    expected = timm.data.create_transform(**timm_config)(Image.open(photo)).unsqueeze(0)
     torch.testing.assert_close(images, expected, rtol=0, atol=0.02)
     assert len(trained.classes) == 1000
 
 
-def test_weights_of_another_number_of_classes_keep_their_classifier(tmp_path, data_root):
-    reference = initial(torchvision.models.resnet18(num_classes=7), tmp_path / "weights.pth")
+def test_weights_with_another_number_of_classes_keep_their_classifier(tmp_path, data_root):
+    reference = save_untrained(torchvision.models.resnet18(num_classes=7), tmp_path / "weights.pth")
     data = {"data.dataroot": str(data_root / "CIFAR-10"), "data.verify": False}
     overrides = {"model.pretrained": str(tmp_path / "weights.pth"), "model.first_block": "imagenet", **data}
     for config in (None, CIFAR):
@@ -71,21 +71,25 @@ def test_weights_of_another_number_of_classes_keep_their_classifier(tmp_path, da
         trained.evaluate("valid")
 
 
-def test_a_name_with_the_config_and_the_weights_of_a_run_gives_its_numbers(run):
+def test_name_with_config_and_weights_of_a_run_reproduces_its_loss(run):
     trained = load_trained("lenet", {"model.pretrained": str(run)}, config=DIGITS)
     assert trained.classes == tuple("0123456789")
     assert trained.evaluate("valid")["loss"] == results(run)["best"]["valid/loss"]
 
 
-def test_published_preparation_gives_way_to_the_command_line_only():
-    name, initial_weights = "timm/vit_tiny_patch16_224", {"model.pretrained": False}
-    without = load_trained(name, initial_weights)
-    assert (without.prepare.img_size, without.prepare.mean, without.prepare.crop_pct) == (224, (0.5, 0.5, 0.5), 0.9)
-    asked = load_trained(name, {**initial_weights, "data.mean": [0.1, 0.2, 0.3], "augment.crop_pct": 1.0})
-    assert (asked.prepare.mean, asked.prepare.crop_pct, asked.prepare.std) == ((0.1, 0.2, 0.3), 1.0, (0.5, 0.5, 0.5))
+def test_only_the_command_line_overrides_published_preprocessing():
+    name, no_weights = "timm/vit_tiny_patch16_224", {"model.pretrained": False}
+    default = load_trained(name, no_weights)
+    assert (default.prepare.img_size, default.prepare.mean, default.prepare.crop_pct) == (224, (0.5, 0.5, 0.5), 0.9)
+    overridden = load_trained(name, {**no_weights, "data.mean": [0.1, 0.2, 0.3], "augment.crop_pct": 1.0})
+    assert (overridden.prepare.mean, overridden.prepare.crop_pct, overridden.prepare.std) == (
+        (0.1, 0.2, 0.3),
+        1.0,
+        (0.5, 0.5, 0.5),
+    )
 
 
-def test_arguments_of_another_model_in_the_config_are_left_out(data_root):
+def test_model_arguments_in_the_config_are_dropped_for_another_model(data_root):
     root = {"data.dataroot": str(data_root / "CIFAR-10"), "data.verify": False, "model.pretrained": False}
     same = load_trained("resnet18", root, config=CIFAR)
     other = load_trained("vgg11", root, config=CIFAR)
@@ -94,7 +98,7 @@ def test_arguments_of_another_model_in_the_config_are_left_out(data_root):
     assert len(other.data.splits["valid"]) == 20
 
 
-def test_a_run_is_used_where_its_data_are_not(tmp_path, photo):
+def test_run_loads_without_its_dataset(tmp_path, photo):
     root = on_disk.write_image_folder(tmp_path / "images")
     data = ("--data.name", "imagefolder", "--data.dataroot", root, "--data.img_size", 32)
     model = ("--model.name", "resnet18", "--model.layers", "[1,1,1,1]")
@@ -109,13 +113,13 @@ def test_a_run_is_used_where_its_data_are_not(tmp_path, photo):
         trained.evaluate("valid")
 
 
-def test_a_run_that_has_no_list_of_classes_asks_its_data(run, tmp_path):
+def test_run_without_a_class_list_gets_it_from_the_dataset(run, tmp_path):
     copied = shutil.copytree(run, tmp_path / "run", symlinks=True)
     (copied / "classes.json").unlink()
     assert load_trained(copied, {}).classes == tuple("0123456789")
 
 
-def test_a_model_that_was_fine_tuned_from_published_weights_sees_colors_as_they_did(tmp_path, monkeypatch):
+def test_fine_tuned_model_keeps_the_input_transform_of_its_published_weights(tmp_path, monkeypatch):
     def published(model, name):
         return torchvision.models.googlenet(init_weights=False).state_dict()
 
@@ -123,13 +127,13 @@ def test_a_model_that_was_fine_tuned_from_published_weights_sees_colors_as_they_
     shapes = ("--data.name", "shapes", "--data.n_train", 16, "--data.n_test", 8, "--data.img_size", 32)
     argv = ("--model.name", "googlenet", "--model.pretrained", "true", "--train.n_steps", 1, "--train.batch_size", 16)
     assert run_main("-e", tmp_path / "run", *shapes, *argv) == 0
-    monkeypatch.setattr("models.loading.pretrained._published", None)  # it is not asked for again
+    monkeypatch.setattr("models.loading.pretrained._published", None)  # a second request would fail
     trained = load_trained(tmp_path / "run", {})
     assert trained.model.transform_input
     assert torch.equal(trained.model.fc.weight, weights(tmp_path / "run")["fc.weight"])
 
 
-def test_a_student_is_used_where_its_teacher_is_not(run, tmp_path):
+def test_student_loads_without_its_teacher(run, tmp_path):
     teacher = shutil.copytree(run, tmp_path / "teacher", symlinks=True)
     argv = ("--train.n_steps", 2, "--distill.teacher", teacher, "--distill.weight", 0.7)
     assert run_main("-e", tmp_path / "student", *argv) == 0
@@ -138,17 +142,17 @@ def test_a_student_is_used_where_its_teacher_is_not(run, tmp_path):
     assert trained.evaluate("valid")["loss"] == results(tmp_path / "student")["best"]["valid/loss"]
 
 
-def test_an_image_of_a_set_held_in_memory_is_seen_as_in_the_evaluation_bit_for_bit(run, tmp_path):
+def test_image_file_of_an_in_memory_dataset_is_preprocessed_as_in_evaluation(run, tmp_path):
     trained = load_trained(run, {"eval.batch_size": 4})
-    own = trained.data.splits["valid"].images[:4]
-    for i, image in enumerate(own):
+    originals = trained.data.splits["valid"].images[:4]
+    for i, image in enumerate(originals):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
     ((images, _),) = batches_of(trained, find_images([str(tmp_path)]), batch_size=4)
     expected, _ = next(iter(trained.data.loader("valid").batches()))
     assert torch.equal(images, expected)
 
 
-def test_an_image_for_a_set_held_in_memory_is_brought_to_its_size_and_channels(run, photo):
+def test_image_file_is_resized_and_converted_for_an_in_memory_dataset(run, photo):
     ((images, _),) = batches_of(load_trained(run, {}), [photo], batch_size=4)
     small = Image.open(photo).resize((10, 8), Image.Resampling.BILINEAR).crop((1, 0, 9, 8)).convert("L")
     levels = torch.from_numpy(np.array(small)).float().view(1, 1, 8, 8)
@@ -156,7 +160,7 @@ def test_an_image_for_a_set_held_in_memory_is_brought_to_its_size_and_channels(r
     torch.testing.assert_close(images, expected)
 
 
-def test_images_are_found_in_files_folders_and_globs_each_once(tmp_path):
+def test_find_images_lists_files_folders_and_globs_without_duplicates(tmp_path):
     for name in ("b/2.JPG", "b/c/3.png", "a.jpg", "b/notes.txt", "d.gif"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -164,19 +168,19 @@ def test_images_are_found_in_files_folders_and_globs_each_once(tmp_path):
     found = find_images([str(tmp_path / word) for word in words])
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a.jpg", "b/2.JPG", "b/c/3.png", "d.gif"]
     (tmp_path / "empty").mkdir()
-    for word, said in (("empty", "no image in this folder"), ("x.jpg", "no such image"), ("*.webp", "no image matches")):
-        with pytest.raises(RunError, match=said):
+    for word, message in (("empty", "no image in this folder"), ("x.jpg", "no such image"), ("*.webp", "no image matches")):
+        with pytest.raises(RunError, match=message):
             find_images([str(tmp_path / word)])
 
 
-def test_an_image_that_cannot_be_read_is_named(run, tmp_path):
+def test_unreadable_image_is_an_error_with_its_path(run, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(RunError, match=r"broken\.jpg: this image can't be read"):
         list(batches_of(load_trained(run, {}), [tmp_path / "broken.jpg"], batch_size=4))
 
 
 @pytest.mark.parametrize(
-    ("source", "config", "overrides", "error", "said"),
+    ("source", "config", "overrides", "error", "message"),
     [
         ("resnet19", None, {}, RunError, "resnet19 is neither a run folder.*did you mean resnet1"),
         ("runs/none", None, {}, RunError, "runs/none is neither a run folder with a checkpoint nor a checkpoint"),
@@ -188,14 +192,14 @@ def test_an_image_that_cannot_be_read_is_named(run, tmp_path):
         ("resnet18", None, {"model.pdrops": 1, "model.pretrained": False}, ConfigError, "did you mean model.pdrop?"),
     ],
 )
-def test_a_mistake_is_one_line(run, source, config, overrides, error, said):
+def test_invalid_input_is_a_one_line_error(run, source, config, overrides, error, message):
     overrides = {key: value.format(run=run) if isinstance(value, str) else value for key, value in overrides.items()}
-    with pytest.raises(error, match=said) as raised:
+    with pytest.raises(error, match=message) as caught:
         load_trained(source.format(run=run), overrides, config=config)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_larger_sets_of_imagenet_have_names_too():
+def test_class_names_are_known_for_imagenet_1k_and_21k():
     assert published_classes(1000)[0] == "tench"
     assert published_classes(21843)[0].startswith("organism")
     assert published_classes(3) == ("0", "1", "2")

@@ -1,4 +1,4 @@
-"""A student that learns from a teacher's logits."""
+"""Knowledge distillation: a student trained on a teacher's logits."""
 
 import math
 
@@ -28,36 +28,36 @@ def teacher(tmp_path_factory):
     return run
 
 
-def test_the_loss_of_each_sample_is_the_divergence_computed_by_hand():
+def test_loss_per_sample_is_the_scaled_kl_divergence():
     random = np.random.default_rng(0)
     student, teacher = random.normal(0, 3, (5, 7)), random.normal(0, 3, (5, 7))
-    by_hand = []
+    expected = []
     for s, t in zip(student / 4, teacher / 4, strict=True):
-        by_hand.append(4**2 * float(np.sum(softmax(t) * (log_softmax(t) - log_softmax(s)))))
+        expected.append(4**2 * float(np.sum(softmax(t) * (log_softmax(t) - log_softmax(s)))))
     ours = distillation_loss(torch.from_numpy(student), torch.from_numpy(teacher), temperature=4.0)
-    assert ours.tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert ours.tolist() == pytest.approx(expected, rel=1e-5)
     assert distillation_loss(torch.ones(2, 3), torch.zeros(2, 3), 2.0).tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])
-def test_the_teacher_has_its_part_of_the_loss_and_the_labels_the_rest(teacher, weight):
+def test_loss_is_the_weighted_sum_of_teacher_and_label_losses(teacher, weight):
     options = {"train.n_steps": 2, "train.num_threads": 1}
     plain_config = load_config(None, options)
     plain = build(plain_config, make_accelerator(plain_config.train, deterministic=plain_config.deterministic))
     config = load_config(None, {**options, "distill.teacher": str(teacher), "distill.temperature": 2.0, "distill.weight": weight})
     run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
     batch = next(train_batches(run, 0))
-    of_labels = plain.task.loss_sum(plain.model, batch)[0].item()
+    label_loss = plain.task.loss_sum(plain.model, batch)[0].item()
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), plain.model.parameters(), strict=True))
     loss, sums = run.task.loss_sum(run.model, batch)
-    known = create_model("lenet", n_classes=10, in_channels=1, img_size=28)
-    known.load_state_dict(weights(teacher, "best"))
-    of_teacher = distillation_loss(run.model(batch[0]), known(batch[0]), 2.0).sum().item()
-    assert sums["loss_distill"].item() == pytest.approx(of_teacher, rel=1e-5)
-    assert loss.item() == pytest.approx((1 - weight) * of_labels + weight * of_teacher, rel=1e-5)
+    teacher_model = create_model("lenet", n_classes=10, in_channels=1, img_size=28)
+    teacher_model.load_state_dict(weights(teacher, "best"))
+    teacher_loss = distillation_loss(run.model(batch[0]), teacher_model(batch[0]), 2.0).sum().item()
+    assert sums["loss_distill"].item() == pytest.approx(teacher_loss, rel=1e-5)
+    assert loss.item() == pytest.approx((1 - weight) * label_loss + weight * teacher_loss, rel=1e-5)
 
 
-def test_a_student_is_trained_and_evaluated_like_any_other_and_its_checkpoint_holds_no_teacher(teacher, tmp_path):
+def test_student_trains_and_evaluates_and_its_checkpoint_excludes_the_teacher(teacher, tmp_path):
     run = tmp_path / "student"
     argv = ("-e", run, *SMALL, "--train.n_steps", 20, "--train.print_freq", 10, "--distill.teacher", teacher)
     assert run_main(*argv, "--augment.mixup", 0.5) == 0
@@ -66,7 +66,7 @@ def test_a_student_is_trained_and_evaluated_like_any_other_and_its_checkpoint_ho
     assert "valid/acc@1" in results(run)["best"] | results(run)["last"]
 
 
-def test_a_teacher_by_name_takes_a_file_of_weights_and_arguments(tmp_path):
+def test_named_teacher_accepts_a_weights_file_and_model_arguments(tmp_path):
     model = create_model("resnet18", n_classes=10, in_channels=1, img_size=28, first_block="cifar10", layers=(1, 1, 1, 1))
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     teacher = ("--distill.teacher", "resnet18", "--distill.first_block", "cifar10", "--distill.layers", "[1,1,1,1]")
@@ -74,7 +74,7 @@ def test_a_teacher_by_name_takes_a_file_of_weights_and_arguments(tmp_path):
     assert run_main(*argv) == 0
 
 
-def test_a_teacher_of_timm_teaches_too(tmp_path):
+def test_timm_model_can_be_the_teacher(tmp_path):
     import timm
 
     torch.save(timm.create_model("test_resnet", num_classes=10, in_chans=1).state_dict(), tmp_path / "weights.pth")
@@ -84,7 +84,7 @@ def test_a_teacher_of_timm_teaches_too(tmp_path):
 
 class TestBadInput:
     @pytest.mark.parametrize(
-        ("argv", "says"),
+        ("argv", "fragments"),
         [
             (("nowhere",), ["distill.teacher", "neither a run folder nor a model", "nowhere"]),
             (("resnet18",), ["has learned nothing", "distill.pretrained"]),
@@ -94,31 +94,33 @@ class TestBadInput:
             (("TEACHER", "--data.name", "shapes", "--data.n_train", 64), ["distill.teacher", "don't fit", "conv1.weight"]),
         ],
     )
-    def test_is_one_line_before_training(self, teacher, tmp_path, capsys, argv, says):
+    def test_is_a_one_line_error_before_training(self, teacher, tmp_path, capsys, argv, fragments):
         argv = [teacher if word == "TEACHER" else word for word in argv]
         assert run_main("-e", tmp_path / "run", *SMALL, "--distill.teacher", *argv) == 2
         line = capsys.readouterr().err.strip()
         assert len(line.splitlines()) == 1
-        assert all(words in line for words in says), line
+        assert all(fragment in line for fragment in fragments), line
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize("as_run", [False, True])
-    def test_a_teacher_of_other_classes_is_named_with_both_numbers(self, tmp_path, capsys, as_run):
+    def test_teacher_with_another_number_of_classes_is_an_error_with_both_numbers(self, tmp_path, capsys, as_run):
         if as_run:
-            given = (tmp_path / "teacher",)
+            teacher_argv = (tmp_path / "teacher",)
             argv = ("--data.name", "shapes", "--data.n_train", 64, "--train.batch_size", 32, "--train.n_steps", 1)
-            assert run_main("-e", given[0], *SMALL, "--plugin", _three_classes(tmp_path), *argv, "--data.name", "three") == 0
-            given += ("--plugin", _three_classes(tmp_path))
+            assert (
+                run_main("-e", teacher_argv[0], *SMALL, "--plugin", _three_classes(tmp_path), *argv, "--data.name", "three") == 0
+            )
+            teacher_argv += ("--plugin", _three_classes(tmp_path))
         else:
             model = create_model("lenet", n_classes=3, in_channels=1, img_size=28)
             torch.save(model.state_dict(), tmp_path / "weights.pth")
-            given = ("lenet", "--distill.pretrained", tmp_path / "weights.pth")
+            teacher_argv = ("lenet", "--distill.pretrained", tmp_path / "weights.pth")
         capsys.readouterr()
-        assert run_main("-e", tmp_path / "run", *SMALL, "--distill.teacher", *given) == 2
+        assert run_main("-e", tmp_path / "run", *SMALL, "--distill.teacher", *teacher_argv) == 2
         line = capsys.readouterr().err.strip()
         assert "has 3 classes, and digits has 10" in line
 
-    def test_settings_without_a_teacher_are_warned_of(self):
+    def test_distillation_settings_without_a_teacher_are_a_warning(self):
         notes = load_config(None, {"distill.temperature": 2.0}).notes
         assert any("distill.temperature" in note and "no effect" in note for note in notes)
 
@@ -137,11 +139,11 @@ def _three_classes(folder):
 
 
 @pytest.mark.slow
-def test_a_student_gains_from_a_teacher(tmp_path):
-    """LeNet on 500 shapes, with a small ResNet that has seen 6,000 as its teacher."""
+def test_distillation_improves_the_student(tmp_path):
+    """LeNet trained on 500 shapes, with a small ResNet trained on 6,000 as its teacher."""
     assert run_main("-c", "configs/resnet18_shapes.yaml", "-e", tmp_path / "teacher", *SHAPES, *TEACHER) == 0
-    taught_by = ("--distill.teacher", tmp_path / "teacher", "--distill.weight", 0.7, "--distill.temperature", 2)
-    for name, options in (("alone", ()), ("taught", taught_by)):
+    distill_options = ("--distill.teacher", tmp_path / "teacher", "--distill.weight", 0.7, "--distill.temperature", 2)
+    for name, options in (("alone", ()), ("taught", distill_options)):
         assert run_main("-c", "configs/lenet_shapes.yaml", "-e", tmp_path / name, *SHAPES, *STUDENT, *options) == 0
     teacher, alone, taught = (results(tmp_path / name)["last"]["valid/acc@1"] for name in ("teacher", "alone", "taught"))
     assert teacher > taught > alone + 0.02

@@ -1,4 +1,4 @@
-"""What is frozen does not move by a bit, its running statistics included; all else is trained."""
+"""Frozen parameters and their running statistics do not change by a bit; all others are trained."""
 
 import copy
 import pickle
@@ -21,7 +21,7 @@ def resnet(**options):
 
 
 def train(model, steps=3, forward=None):
-    """A few updates, with an evaluation between two of them as the loop has it."""
+    """Run a few updates, switching to eval mode between them as the training loop does."""
     train = load_config(None, {"train.optim.type": "AdamW"}).train
     optimizer, _ = make_optimizer(train.optim, train.base_lr, model)
     forward = model if forward is None else forward
@@ -33,7 +33,7 @@ def train(model, steps=3, forward=None):
         forward.eval()
 
 
-def moved(model, before):
+def changed_names(model, before):
     return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
@@ -53,30 +53,30 @@ def snapshot(model):
         (["trunk"], ("conv1.", "bn1.", "layer")),
     ],
 )
-def test_what_is_frozen_stands_still_and_all_else_moves(patterns, prefixes):
+def test_frozen_parameters_stay_unchanged_and_all_others_train(patterns, prefixes):
     model = resnet()
     before = snapshot(model)
     frozen = freeze(model, patterns)
     if prefixes is None:
         assert frozen == [name for name, _ in model.named_parameters() if name.endswith(".weight")]
-        still = set(frozen)  # a BatchNorm whose bias is still trained goes on measuring
+        unchanged = set(frozen)  # a BatchNorm with a trainable bias still updates its statistics
     else:
-        still = {name for name in before if name.startswith(prefixes)}
-        assert set(frozen) == {name for name, _ in model.named_parameters()} & still
+        unchanged = {name for name in before if name.startswith(prefixes)}
+        assert set(frozen) == {name for name, _ in model.named_parameters()} & unchanged
     train(model)
-    assert moved(model, before) == before.keys() - still
+    assert changed_names(model, before) == before.keys() - unchanged
 
 
-def test_a_linear_probe_trains_the_classifier_alone():
+def test_linear_probe_trains_only_the_classifier():
     for model, head in ((resnet(), "fc"), (create_model("timm/test_vit", n_classes=4, img_size=32), "head")):
         before = snapshot(model)
         freeze(model, ["trunk"])
         assert [name for name, weight in model.named_parameters() if weight.requires_grad] == [f"{head}.weight", f"{head}.bias"]
         train(model)
-        assert moved(model, before) == {f"{head}.weight", f"{head}.bias"}
+        assert changed_names(model, before) == {f"{head}.weight", f"{head}.bias"}
 
 
-def test_a_norm_without_parameters_follows_what_it_stands_in():
+def test_norm_without_parameters_follows_its_parent_module():
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)),
         nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, affine=False)),
@@ -86,41 +86,43 @@ def test_a_norm_without_parameters_follows_what_it_stands_in():
     assert [model[0][1].training, model[1][1].training] == [False, True]
 
 
-@pytest.mark.parametrize("of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
-def test_a_copy_stays_frozen_by_itself(of):
+@pytest.mark.parametrize(
+    "make_copy", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
+def test_copied_model_stays_frozen_independently(make_copy):
     model = resnet()
     freeze(model, ["stem", "layer1"])
-    twin = of(model)
-    before = snapshot(twin)
+    copied = make_copy(model)
+    before = snapshot(copied)
     assert before.keys() == model.state_dict().keys() == resnet().state_dict().keys()
     train(model)
-    assert not moved(twin, before)
-    train(twin)
-    assert not {name for name in moved(twin, before) if name.startswith(("conv1.", "bn1.", "layer1."))}
+    assert not changed_names(copied, before)
+    train(copied)
+    assert not {name for name in changed_names(copied, before) if name.startswith(("conv1.", "bn1.", "layer1."))}
 
 
-def test_a_compiled_model_stays_frozen():
+def test_compiled_model_stays_frozen():
     model = resnet()
     before = snapshot(model)
     freeze(model, ["stem", "layer1"])
     train(model, forward=torch.compile(model, backend="eager"))
-    assert moved(model, before) == {name for name in before if not name.startswith(("conv1.", "bn1.", "layer1."))}
+    assert changed_names(model, before) == {name for name in before if not name.startswith(("conv1.", "bn1.", "layer1."))}
 
 
-def test_a_model_on_several_ranks_stays_frozen(tmp_path):
+def test_ddp_model_stays_frozen(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         model = resnet()
         before = snapshot(model)
         freeze(model, ["stem", "layer1"])
         train(model, forward=nn.parallel.DistributedDataParallel(model))
-        assert moved(model, before) == {name for name in before if not name.startswith(("conv1.", "bn1.", "layer1."))}
+        assert changed_names(model, before) == {name for name in before if not name.startswith(("conv1.", "bn1.", "layer1."))}
     finally:
         torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("pattern", "says"),
+    ("pattern", "message"),
     [
         ("layer9", "'layer9' matches no parameter of ResNet; did you mean layer4 or"),
         ("stage9", "did you mean stage4 or"),
@@ -129,21 +131,21 @@ def test_a_model_on_several_ranks_stays_frozen(tmp_path):
         ("xyzzy*", "it has trunk, stem, stage1, stage2, stage3, stage4 and its modules' names"),
     ],
 )
-def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest(pattern, says):
+def test_pattern_without_a_match_is_an_error_with_a_suggestion(pattern, message):
     model = resnet()
     with pytest.raises(ValueError, match="matches no parameter") as caught:
         freeze(model, ["layer1", pattern])
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert all(weight.requires_grad for weight in model.parameters())
 
 
 @pytest.mark.parametrize("patterns", [["*"], ["trunk", "fc"]])
-def test_freezing_everything_is_refused(patterns):
+def test_freezing_every_parameter_is_an_error(patterns):
     with pytest.raises(ValueError, match="nothing would be trained"):
         freeze(resnet(), patterns)
 
 
-def test_no_pattern_freezes_nothing():
+def test_empty_pattern_list_freezes_nothing():
     model = resnet()
     assert freeze(model, []) == []
     assert all(module.train().training for module in model.modules())
@@ -159,7 +161,7 @@ def test_no_pattern_freezes_nothing():
         ("hrnet_w18_small", ["stem"]),  # its own modules are called stage2, stage3, stage4
     ],
 )
-def test_stages_are_disjoint_and_leave_only_the_head(name, expected):
+def test_stages_are_disjoint_and_cover_all_but_the_head(name, expected):
     with torch.device("meta"):
         model = create_model(name)
     found = stages(model)

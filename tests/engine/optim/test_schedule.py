@@ -12,7 +12,7 @@ from engine.optim.schedule import SHAPES, make_schedule
 N = 100
 
 
-def of_torch(scheduler, lr=0.1):
+def torch_rates(scheduler, lr=0.1):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = scheduler(optimizer)
     rates = []
@@ -27,7 +27,7 @@ def one_cycle(total, **options):
     return lambda o: lr_scheduler.OneCycleLR(o, 0.1, total, **options)
 
 
-def rates_of(sched, n=N, steps_per_epoch=10, lr=0.1):
+def our_rates(sched, n=N, steps_per_epoch=10, lr=0.1):
     schedule = make_schedule(sched, n, steps_per_epoch)
     return [schedule(step, lr) for step in range(n)]
 
@@ -85,24 +85,24 @@ def rates_of(sched, n=N, steps_per_epoch=10, lr=0.1):
         "constant",
     ],
 )
-@pytest.mark.filterwarnings("ignore:Detected call of")  # torch's, of the order of calls that it makes itself
-def test_every_update_has_the_rate_that_torchs_scheduler_gives_it(ours, theirs):
-    assert rates_of(ours) == pytest.approx(of_torch(theirs), rel=1e-9, abs=1e-15)
+@pytest.mark.filterwarnings("ignore:Detected call of")  # torch warns about the order of its own calls
+def test_learning_rates_match_the_torch_scheduler(ours, theirs):
+    assert our_rates(ours) == pytest.approx(torch_rates(theirs), rel=1e-9, abs=1e-15)
 
 
-def test_a_polynomial_ends_at_eta_min():
-    rates = rates_of(SchedConfig(type="PolynomialLR", power=0.9, eta_min=0.01))
+def test_polynomial_schedule_decays_to_eta_min():
+    rates = our_rates(SchedConfig(type="PolynomialLR", power=0.9, eta_min=0.01))
     assert rates == pytest.approx([0.01 + 0.09 * (1 - step / N) ** 0.9 for step in range(N)])
 
 
-def test_one_cycle_ends_with_its_last_update_and_stays_there():
-    rates = rates_of(SchedConfig(type="OneCycleLR", t_max=60, div_factor=5, final_div_factor=4))
+def test_one_cycle_reaches_its_final_rate_at_t_max_and_stays_there():
+    rates = our_rates(SchedConfig(type="OneCycleLR", t_max=60, div_factor=5, final_div_factor=4))
     assert rates[0] == pytest.approx(0.1 / 5)
     assert max(rates) == rates[17] == pytest.approx(0.1)
     assert rates[59:] == pytest.approx([0.1 / 5 / 4] * 41)
 
 
-def test_a_warm_up_rises_linearly_and_the_cosine_then_takes_what_is_left():
+def test_warmup_is_linear_and_the_cosine_spans_the_remaining_steps():
     schedule = make_schedule(SchedConfig(warmup_steps=10, warmup_lr=0.01), N, steps_per_epoch=10)
     rates = [schedule(step, 0.1) for step in range(N)]
     rises = [b - a for a, b in itertools.pairwise(rates[:11])]
@@ -112,13 +112,13 @@ def test_a_warm_up_rises_linearly_and_the_cosine_then_takes_what_is_left():
     assert rates[0] == pytest.approx(0.01 + 0.09 / 11)
 
 
-def test_a_warm_up_may_be_given_in_epochs():
+def test_warmup_can_be_given_in_epochs():
     in_epochs = make_schedule(SchedConfig(warmup_epochs=1.5), N, steps_per_epoch=10)
     in_steps = make_schedule(SchedConfig(warmup_steps=15), N, steps_per_epoch=10)
     assert [in_epochs(step, 1.0) for step in range(N)] == [in_steps(step, 1.0) for step in range(N)]
 
 
-OF_EACH_TYPE = [
+ONE_OF_EACH_TYPE = [
     SchedConfig(eta_min=0.02),
     SchedConfig(type="CosineAnnealingWarmRestarts", t_0=17, t_mult=2),
     SchedConfig(type="MultiStepLR", milestones=[30, 60]),
@@ -130,47 +130,47 @@ OF_EACH_TYPE = [
 ]
 
 
-def test_the_schedules_below_are_all_there_are():
-    assert {sched.type for sched in OF_EACH_TYPE} == SHAPES.keys()
+def test_one_of_each_type_covers_every_schedule():
+    assert {sched.type for sched in ONE_OF_EACH_TYPE} == SHAPES.keys()
 
 
-@pytest.mark.parametrize("sched", OF_EACH_TYPE, ids=lambda sched: sched.type)
-def test_a_cool_down_begins_where_the_schedule_stands_and_falls_to_its_end_in_a_straight_line(sched):
-    without = make_schedule(replace(sched, t_max=80), 80, steps_per_epoch=10)
-    rates = rates_of(replace(sched, cooldown_steps=20, cooldown_lr=0.001))
-    assert rates[:80] == [without(step, 0.1) for step in range(80)]
-    begin = without(80, 0.1)
+@pytest.mark.parametrize("sched", ONE_OF_EACH_TYPE, ids=lambda sched: sched.type)
+def test_cooldown_falls_linearly_from_the_current_rate_to_cooldown_lr(sched):
+    without_cooldown = make_schedule(replace(sched, t_max=80), 80, steps_per_epoch=10)
+    rates = our_rates(replace(sched, cooldown_steps=20, cooldown_lr=0.001))
+    assert rates[:80] == [without_cooldown(step, 0.1) for step in range(80)]
+    begin = without_cooldown(80, 0.1)
     assert rates[80:] == pytest.approx([begin + (0.001 - begin) * i / 20 for i in range(20)])
 
 
-@pytest.mark.parametrize("sched", [s for s in OF_EACH_TYPE if s.type != "OneCycleLR"], ids=lambda sched: sched.type)
-def test_neither_the_end_of_a_warm_up_nor_the_start_of_a_cool_down_is_a_jump(sched):
+@pytest.mark.parametrize("sched", [s for s in ONE_OF_EACH_TYPE if s.type != "OneCycleLR"], ids=lambda sched: sched.type)
+def test_rate_does_not_jump_after_warmup_or_before_cooldown(sched):
     smooth = {"MultiStepLR": {"milestones": [30, 60]}, "StepLR": {"step_size": 75}}.get(sched.type, {})
-    rates = rates_of(replace(sched, **smooth, warmup_steps=9, cooldown_steps=20))
+    rates = our_rates(replace(sched, **smooth, warmup_steps=9, cooldown_steps=20))
     assert rates[:10] == pytest.approx([0.1 * (i + 1) / 10 for i in range(10)])
     assert abs(rates[80] - rates[79]) < 0.005
     assert rates[99] == pytest.approx(rates[80] / 20)
 
 
-@pytest.mark.parametrize("kind", ["CosineAnnealingLR", "LinearLR", "PolynomialLR"])
-def test_what_ends_does_so_between_warm_up_and_cool_down(kind):
-    whole = make_schedule(SchedConfig(type=kind, eta_min=0.01, power=2), 70, steps_per_epoch=10)
-    rates = rates_of(SchedConfig(type=kind, eta_min=0.01, power=2, warmup_steps=10, cooldown_steps=20))
+@pytest.mark.parametrize("schedule_type", ["CosineAnnealingLR", "LinearLR", "PolynomialLR"])
+def test_finite_schedule_spans_the_steps_between_warmup_and_cooldown(schedule_type):
+    whole = make_schedule(SchedConfig(type=schedule_type, eta_min=0.01, power=2), 70, steps_per_epoch=10)
+    rates = our_rates(SchedConfig(type=schedule_type, eta_min=0.01, power=2, warmup_steps=10, cooldown_steps=20))
     assert rates[10:81] == pytest.approx([whole(step, 0.1) for step in range(71)])
     assert rates[80] == pytest.approx(0.01)
 
 
-def test_restarts_are_counted_from_the_end_of_the_warm_up():
-    rates = rates_of(SchedConfig(type="CosineAnnealingWarmRestarts", t_0=30, warmup_steps=10))
+def test_restarts_are_counted_from_the_end_of_warmup():
+    rates = our_rates(SchedConfig(type="CosineAnnealingWarmRestarts", t_0=30, warmup_steps=10))
     assert [step for step in range(N) if rates[step] == 0.1] == [10, 40, 70]
 
 
-def test_a_cool_down_may_be_given_in_epochs():
-    assert rates_of(SchedConfig(cooldown_epochs=1.5, eta_min=0.05)) == rates_of(SchedConfig(cooldown_steps=15, eta_min=0.05))
+def test_cooldown_can_be_given_in_epochs():
+    assert our_rates(SchedConfig(cooldown_epochs=1.5, eta_min=0.05)) == our_rates(SchedConfig(cooldown_steps=15, eta_min=0.05))
 
 
-def test_a_trial_run_may_end_within_its_warm_up():
-    assert rates_of(SchedConfig(warmup_epochs=5), n=20) == rates_of(SchedConfig(warmup_epochs=5))[:20]
+def test_short_run_can_end_during_warmup():
+    assert our_rates(SchedConfig(warmup_epochs=5), n=20) == our_rates(SchedConfig(warmup_epochs=5))[:20]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_trial_run_may_end_within_its_warm_up():
         (SchedConfig(t_max=50, warmup_epochs=5), ["t_max: 50", "warmup_epochs 5"]),
     ],
 )
-def test_what_does_not_fit_when_an_epoch_is_known_is_one_line_that_names_both(sched, names):
+def test_conflict_found_from_the_epoch_length_is_a_one_line_error_with_both_keys(sched, names):
     with pytest.raises(ConfigError) as caught:
         make_schedule(sched, N, steps_per_epoch=10)
     assert "\n" not in str(caught.value)

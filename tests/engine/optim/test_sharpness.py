@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: its two gradients, against a step written by hand."""
+"""Sharpness-aware minimization, compared with a hand-written step."""
 
 import copy
 
@@ -41,39 +41,39 @@ def gradients(model, images, labels):
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
-def step_by_hand(model, images, labels, *, lr, radius, adaptive):
-    """Both papers' algorithm, for one step of plain SGD; the statistics are those of the first pass."""
+def reference_step(model, images, labels, *, lr, radius, adaptive):
+    """One step of SAM or ASAM with plain SGD, as in the papers; buffers keep their values from the first pass."""
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     first = gradients(model, images, labels)
     statistics = [buffer.clone() for buffer in model.buffers()]
     scales = [weight.abs() if adaptive else torch.ones_like(weight) for weight in weights]
-    norm = sum((scale * slope).square().sum() for scale, slope in zip(scales, first, strict=True)).sqrt()
+    norm = sum((scale * gradient).square().sum() for scale, gradient in zip(scales, first, strict=True)).sqrt()
     with torch.no_grad():
-        for parameter, scale, slope in zip(model.parameters(), scales, first, strict=True):
-            parameter += radius * scale**2 * slope / norm
+        for parameter, scale, gradient in zip(model.parameters(), scales, first, strict=True):
+            parameter += radius * scale**2 * gradient / norm
     second = gradients(model, images, labels)
     with torch.no_grad():
-        for parameter, weight, slope in zip(model.parameters(), weights, second, strict=True):
-            parameter.copy_(weight - lr * slope)
+        for parameter, weight, gradient in zip(model.parameters(), weights, second, strict=True):
+            parameter.copy_(weight - lr * gradient)
         for buffer, statistic in zip(model.buffers(), statistics, strict=True):
             buffer.copy_(statistic)
     return first, second
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_five_steps_are_those_of_the_algorithm_written_by_hand(adaptive):
+def test_five_steps_match_a_hand_written_implementation(adaptive):
     run = build_run(**RESNET, train__sam=RADIUS, train__sam_adaptive=adaptive)
     plain = copy.deepcopy(run.model)
     for images, labels in train_batches(run, 0):
         batch = (images.double(), labels)
         run.update(run.state, batch, measure=False)
-        first, second = step_by_hand(plain.train(), *batch, lr=0.05, radius=RADIUS, adaptive=adaptive)
-        assert any((a - b).abs().max() > 1e-3 for a, b in zip(first, second, strict=True))  # the second is another one
+        first, second = reference_step(plain.train(), *batch, lr=0.05, radius=RADIUS, adaptive=adaptive)
+        assert any((a - b).abs().max() > 1e-3 for a, b in zip(first, second, strict=True))  # the two gradients differ
         for name, value in run.model.state_dict().items():
             torch.testing.assert_close(value, plain.state_dict()[name], rtol=0, atol=1e-10, msg=name)
 
 
-def test_the_logged_loss_is_that_of_the_weights_themselves():
+def test_logged_loss_is_the_loss_of_the_unperturbed_weights():
     run, plain = build_run(**RESNET, train__sam=RADIUS), build_run(**RESNET)
     images, labels = next(train_batches(run, 0))
     for each in (run, plain):
@@ -82,8 +82,8 @@ def test_the_logged_loss_is_that_of_the_weights_themselves():
     assert run.state.window["grad_norm"] != plain.state.window["grad_norm"]
 
 
-def test_micro_batches_give_the_same_step_as_a_whole_batch():
-    """Of a model without BatchNorm, whose statistics are those of a micro-batch."""
+def test_micro_batches_match_the_whole_batch():
+    """The model has no BatchNorm, whose statistics would be per micro-batch."""
     whole, parts = (build_run(**LENET, train__sam=RADIUS, train__micro_batch_size=size) for size in (0, 6))
     for images, labels in train_batches(whole, 0):
         for run in (whole, parts):
@@ -92,7 +92,7 @@ def test_micro_batches_give_the_same_step_as_a_whole_batch():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_two_ranks_take_the_same_steps_as_one(tmp_path):
+def test_two_ranks_match_one_rank(tmp_path):
     argv = (*SMALL, "--train.n_steps", 6, "--train.batch_size", 64, "--train.print_freq", 2, "--train.sam", RADIUS)
     for name, ranks in (("one", 1), ("two", 2)):
         ended = train(tmp_path / name, *argv, ranks=ranks)
@@ -101,7 +101,7 @@ def test_two_ranks_take_the_same_steps_as_one(tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_weights_come_back_to_the_bit():
+def test_weights_are_restored_bit_exactly():
     run = build_run(**RESNET, train__sam=RADIUS)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     for parameter in run.model.parameters():

@@ -16,7 +16,7 @@ def checkpoints(tmp_path):
     return Checkpoints(tmp_path, keep_last=2)
 
 
-def test_what_is_saved_is_what_is_read(checkpoints):
+def test_checkpoint_round_trips(checkpoints):
     checkpoints.save(5, WEIGHTS, STATE, best_step=5)
     read = checkpoints.load("latest")
     assert read.step == 5
@@ -24,7 +24,7 @@ def test_what_is_saved_is_what_is_read(checkpoints):
     assert read.train_state["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.95)
 
 
-def test_every_flipped_byte_of_every_file_is_found(checkpoints, tmp_path):
+def test_every_flipped_byte_is_detected(checkpoints, tmp_path):
     checkpoints.save(5, WEIGHTS, STATE, best_step=5)
     folder = tmp_path / "ckpt" / "step-000005"
     n_flipped = 0
@@ -44,7 +44,7 @@ def test_every_flipped_byte_of_every_file_is_found(checkpoints, tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "train_state.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
-def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(checkpoints, tmp_path, caplog, name, damage):
+def test_damaged_file_is_logged_and_the_previous_checkpoint_is_loaded(checkpoints, tmp_path, caplog, name, damage):
     checkpoints.save(5, WEIGHTS, STATE, best_step=5)
     checkpoints.save(6, WEIGHTS, STATE, best_step=5)
     path = tmp_path / "ckpt" / "step-000006" / name
@@ -53,11 +53,11 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(checkpoints,
     else:
         path.write_bytes(path.read_bytes()[: -10 if damage == "truncated" else 0])
     assert checkpoints.load("latest").step == 5
-    if (name, damage) != ("manifest.json", "missing"):  # without it the folder was never committed
+    if (name, damage) != ("manifest.json", "missing"):  # without a manifest the checkpoint was never committed
         assert name in caplog.text
 
 
-def test_a_pickle_that_would_run_code_is_refused_although_the_manifest_fits(checkpoints, tmp_path):
+def test_pickle_that_runs_code_is_an_error_even_with_a_valid_manifest(checkpoints, tmp_path):
     class Payload:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
@@ -77,7 +77,7 @@ def test_a_pickle_that_would_run_code_is_refused_although_the_manifest_fits(chec
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_committed_step_is_never_written_again(checkpoints, tmp_path):
+def test_committed_step_is_never_rewritten(checkpoints, tmp_path):
     checkpoints.save(5, WEIGHTS, STATE, best_step=5)
     before = (tmp_path / "ckpt" / "step-000005" / "model.safetensors").stat()
     checkpoints.save(5, {"w": torch.zeros(1)}, STATE, best_step=5)
@@ -85,7 +85,7 @@ def test_a_committed_step_is_never_written_again(checkpoints, tmp_path):
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
 
 
-def test_the_last_ones_and_the_best_are_kept(checkpoints, tmp_path):
+def test_last_and_best_checkpoints_are_kept(checkpoints, tmp_path):
     for step in range(1, 7):
         checkpoints.save(step, WEIGHTS, STATE, best_step=2 if step >= 2 else None)
     assert sorted(path.name for path in (tmp_path / "ckpt").glob("step-*")) == ["step-000002", "step-000005", "step-000006"]
@@ -93,25 +93,25 @@ def test_the_last_ones_and_the_best_are_kept(checkpoints, tmp_path):
     assert (tmp_path / "ckpt" / "best").readlink().name == "step-000002"
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint_and_no_temporary_folder(checkpoints, tmp_path, monkeypatch):
+def test_failed_write_keeps_the_last_checkpoint_and_no_temporary_directory(checkpoints, tmp_path, monkeypatch):
     checkpoints.save(5, WEIGHTS, STATE, best_step=5)
 
-    def full(handle):
+    def fail(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(6, WEIGHTS, STATE, best_step=6)
     assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == ["best", "latest", "step-000005"]
     assert checkpoints.load("latest").step == 5
 
 
-def test_tied_weights_are_saved_and_read(checkpoints):
+def test_tied_weights_round_trip(checkpoints):
     tied = torch.ones(3, 3)
     checkpoints.save(1, {"a": tied, "b": tied, "c": tied.t()}, STATE, best_step=None)
     assert checkpoints.load("latest").weights.keys() == {"a", "b", "c"}
 
 
-def test_none_valid_is_an_error(checkpoints):
+def test_no_valid_checkpoint_is_an_error(checkpoints):
     with pytest.raises(RunError, match="no valid checkpoint"):
         checkpoints.load("latest")

@@ -12,7 +12,7 @@ resource = pytest.importorskip("resource")
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_a_file_can_be_read_by_those_whom_its_folder_is_for(tmp_path, mask):
+def test_file_permissions_follow_the_umask(tmp_path, mask):
     before = os.umask(mask)
     try:
         folder = tmp_path / "new"
@@ -24,7 +24,7 @@ def test_a_file_can_be_read_by_those_whom_its_folder_is_for(tmp_path, mask):
     assert torch.equal(load_file(folder / "tensors")["a"], torch.arange(3))
 
 
-def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+def test_full_disk_is_an_os_error(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:

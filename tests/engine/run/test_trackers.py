@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow beside metrics.jsonl, without a network."""
+"""Logging to Weights & Biases and MLflow, without a network."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ def store(tmp_path, monkeypatch):
     return uri
 
 
-def test_mlflow_has_the_numbers_of_metrics_jsonl_and_the_config(store, tmp_path):
+def test_mlflow_receives_the_metrics_and_the_config(store, tmp_path):
     from mlflow import MlflowClient
 
     run = tmp_path / "run"
@@ -29,12 +29,12 @@ def test_mlflow_has_the_numbers_of_metrics_jsonl_and_the_config(store, tmp_path)
     assert found.info.run_id == json.loads((run / "trackers.json").read_text())["mlflow"]
     assert found.info.status == "FINISHED"
     assert found.data.params["train.optim.type"] == "SGD"
-    for ours, theirs in (("train/loss", "train/loss"), ("valid/acc@1", "valid/acc_at_1")):
-        history = [(point.step, point.value) for point in client.get_metric_history(found.info.run_id, theirs)]
-        assert history == [(line["step"], line[ours]) for line in metrics(run) if ours in line]
+    for our_name, mlflow_name in (("train/loss", "train/loss"), ("valid/acc@1", "valid/acc_at_1")):
+        history = [(point.step, point.value) for point in client.get_metric_history(found.info.run_id, mlflow_name)]
+        assert history == [(line["step"], line[our_name]) for line in metrics(run) if our_name in line]
 
 
-def test_a_resumed_run_goes_on_under_its_id(store, tmp_path):
+def test_resumed_run_keeps_its_tracker_ids(store, tmp_path):
     from mlflow import MlflowClient
 
     run = tmp_path / "run"
@@ -47,36 +47,36 @@ def test_a_resumed_run_goes_on_under_its_id(store, tmp_path):
     client = MlflowClient(store)
     assert len(client.search_runs([client.get_run(first["mlflow"]).info.experiment_id])) == 1
     assert client.get_run(first["mlflow"]).info.status == "FINISHED"
-    of_wandb = [path.name for path in (run / "wandb").glob("offline-run-*")]
-    assert of_wandb
-    assert all(name.endswith(first["wandb"]) for name in of_wandb)
+    wandb_runs = [path.name for path in (run / "wandb").glob("offline-run-*")]
+    assert wandb_runs
+    assert all(name.endswith(first["wandb"]) for name in wandb_runs)
 
 
-def test_a_server_that_is_away_is_one_warning_and_the_training_goes_on(tmp_path, capsys, monkeypatch):
+def test_unreachable_server_is_one_warning_and_training_continues(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert run_main("-e", tmp_path / "run", *ARGV, "--tracking.to", "[mlflow]") == 0
     assert capsys.readouterr().out.count("warning: tracking.to mlflow:") == 1
     assert results(tmp_path / "run")["status"] == "completed"
 
 
-def test_a_server_that_goes_away_is_left_alone_from_then_on(store, tmp_path, capsys, monkeypatch):
+def test_tracker_is_disabled_once_its_server_is_lost(store, tmp_path, capsys, monkeypatch):
     from engine.run.trackers import MLflow
 
     record = MLflow.record
 
-    def fails(self, step, values):
+    def fail(self, step, values):
         if step > 3:
             raise ConnectionError("the server has gone")
         record(self, step, values)
 
-    monkeypatch.setattr(MLflow, "record", fails)
+    monkeypatch.setattr(MLflow, "record", fail)
     assert run_main("-e", tmp_path / "run", *ARGV, "--tracking.to", "[mlflow]") == 0
     assert capsys.readouterr().out.count("warning: tracking.to mlflow: the server has gone") == 1
     assert [line["step"] for line in metrics(tmp_path / "run")] == [3, 6, 9, 12]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_one_that_is_not_installed_is_one_line_before_training(tmp_path, capsys, monkeypatch, name):
+def test_missing_tracker_package_is_a_one_line_error_before_training(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     assert run_main("-e", tmp_path / "run", *ARGV, "--tracking.to", f"[{name}]") == 2
     line = capsys.readouterr().err.strip()
@@ -84,26 +84,26 @@ def test_one_that_is_not_installed_is_one_line_before_training(tmp_path, capsys,
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_one_and_a_project_without_one_are_said(tmp_path, capsys):
+def test_unknown_tracker_is_an_error_and_project_without_a_tracker_is_a_warning(tmp_path, capsys):
     assert run_main("-e", tmp_path / "run", *ARGV, "--tracking.to", "[comet]") == 2
     assert "wandb or mlflow" in capsys.readouterr().err
     assert run_main("-e", tmp_path / "run", *ARGV, "--tracking.project", "mine") == 0
     assert "tracking.project (--tracking.project) has no effect with tracking.to []" in capsys.readouterr().out
 
 
-def test_a_run_that_crashes_is_failed_there_too(store, tmp_path, monkeypatch):
+def test_crashed_run_is_marked_failed_in_mlflow(store, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
     from engine.update import Update
 
     run, update = tmp_path / "run", Update.__call__
 
-    def crashes(self, state, batch, **options):
+    def crash(self, state, batch, **options):
         if state.step == 4:
             raise ZeroDivisionError("crashed on purpose")
         update(self, state, batch, **options)
 
-    monkeypatch.setattr(Update, "__call__", crashes)
+    monkeypatch.setattr(Update, "__call__", crash)
     with pytest.raises(ZeroDivisionError):
         run_main("-e", run, *ARGV, "--tracking.to", "[mlflow]")
     run_id = json.loads((run / "trackers.json").read_text())["mlflow"]

@@ -19,8 +19,8 @@ LOGITS = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.randint(0, 8, (50,), generator=torch.Generator().manual_seed(1))
 
 
-class Gives(nn.Module):
-    """A model whose outputs are known."""
+class ConstantModel(nn.Module):
+    """A model that returns fixed outputs."""
 
     def __init__(self, *outputs):
         super().__init__()
@@ -31,66 +31,66 @@ class Gives(nn.Module):
 
 
 def soft_targets():
-    """Rows of probabilities, as mixing gives them."""
+    """Rows of probabilities, as mixup and CutMix produce them."""
     share = torch.rand(50, 1, generator=torch.Generator().manual_seed(2))
     return share * F.one_hot(TARGETS, 8) + (1 - share) * F.one_hot(TARGETS.flip(0), 8)
 
 
 def smooth(targets, smoothing):
-    """As timm's Mixup does, which smooths the labels before it mixes them."""
+    """Smooth as timm's Mixup does, which smooths labels before it mixes them."""
     return targets * (1 - smoothing) + smoothing / 8
 
 
 def loss_of(task, targets, *outputs):
-    return task.loss_sum(Gives(*outputs or (LOGITS,)), (LOGITS, targets))[0] / len(targets)
+    return task.loss_sum(ConstantModel(*outputs or (LOGITS,)), (LOGITS, targets))[0] / len(targets)
 
 
-def counted(task, logits=LOGITS, targets=TARGETS, ends=(0, 17, 18, 50)):
-    """The metric's sums, of batches that end at these samples."""
+def metric_sums(task, logits=LOGITS, targets=TARGETS, ends=(0, 17, 18, 50)):
+    """The metric's sums over batches that end at the sample indices `ends`."""
     metric = task.metric(torch.device("cpu"))
     for begin, end in pairwise(ends):
-        metric.update(Gives(logits[begin:end]), (logits[begin:end], targets[begin:end]))
+        metric.update(ConstantModel(logits[begin:end]), (logits[begin:end], targets[begin:end]))
     return metric.sums()
 
 
-def evaluated(task, *args, **kwargs):
-    return task.metric(torch.device("cpu")).compute(counted(task, *args, **kwargs))
+def compute_metric(task, *args, **kwargs):
+    return task.metric(torch.device("cpu")).compute(metric_sums(task, *args, **kwargs))
 
 
-def reference_ece(confidence, right):
+def reference_ece(confidence, correct):
     """Guo, Pleiss, Sun, Weinberger (2017): On Calibration of Modern Neural Networks, equation 3, with 15 bins."""
     error = 0.0
     for m in range(15):
         inside = (confidence > m / 15) & (confidence <= (m + 1) / 15)
         if inside.any():
-            error += inside.sum() / len(right) * abs(right[inside].mean() - confidence[inside].mean())
+            error += inside.sum() / len(correct) * abs(correct[inside].mean() - confidence[inside].mean())
     return error
 
 
-def test_auxiliary_heads_are_weighed_and_logged():
+def test_auxiliary_losses_are_weighted_and_logged():
     aux1, aux2 = LOGITS.flip(0), LOGITS.roll(1, 0)
-    loss, sums = Classification(CLASSES, aux_weight=0.3).loss_sum(Gives(LOGITS, aux1, aux2), (LOGITS, TARGETS))
+    loss, sums = Classification(CLASSES, aux_weight=0.3).loss_sum(ConstantModel(LOGITS, aux1, aux2), (LOGITS, TARGETS))
     parts = [F.cross_entropy(logits, TARGETS, reduction="sum") for logits in (LOGITS, aux1, aux2)]
     torch.testing.assert_close(loss, parts[0] + 0.3 * parts[1] + 0.3 * parts[2])
     torch.testing.assert_close(sums["loss_aux2"], parts[2])
 
 
-def test_label_smoothing_spreads_its_part_over_all_classes():
-    loss, _ = Classification(CLASSES, label_smoothing=0.2).loss_sum(Gives(LOGITS), (LOGITS, TARGETS))
+def test_label_smoothing_is_spread_over_all_classes():
+    loss, _ = Classification(CLASSES, label_smoothing=0.2).loss_sum(ConstantModel(LOGITS), (LOGITS, TARGETS))
     smooth = 0.8 * F.one_hot(TARGETS, 8) + 0.2 / 8
     torch.testing.assert_close(loss, -(smooth * LOGITS.log_softmax(1)).sum())
 
 
-def test_soft_targets_are_taken_and_count_as_the_larger_share():
+def test_soft_targets_are_supported_and_accuracy_uses_their_largest_class():
     soft = torch.full((50, 8), 0.05)
     soft[range(50), TARGETS] = 0.65
-    loss, sums = Classification(CLASSES).loss_sum(Gives(LOGITS), (LOGITS, soft))
+    loss, sums = Classification(CLASSES).loss_sum(ConstantModel(LOGITS), (LOGITS, soft))
     torch.testing.assert_close(loss, -(soft * LOGITS.log_softmax(1)).sum())
     assert sums["acc@1"] == (LOGITS.argmax(1) == TARGETS).sum()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_is_timms(smoothing):
+def test_cross_entropy_matches_timm(smoothing):
     task = Classification(CLASSES, label_smoothing=smoothing)
     torch.testing.assert_close(loss_of(task, TARGETS), LabelSmoothingCrossEntropy(smoothing)(LOGITS, TARGETS))
     torch.testing.assert_close(loss_of(task, soft_targets()), SoftTargetCrossEntropy()(LOGITS, smooth(soft_targets(), smoothing)))
@@ -98,29 +98,29 @@ def test_cross_entropy_is_timms(smoothing):
 
 @pytest.mark.parametrize("threshold", [None, 0.2])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_bce_is_timms(smoothing, threshold):
+def test_bce_matches_timm(smoothing, threshold):
     task = Classification(CLASSES, loss="bce", label_smoothing=smoothing, bce_threshold=threshold)
-    timms = BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)
-    torch.testing.assert_close(loss_of(task, TARGETS), timms(LOGITS, TARGETS))
-    torch.testing.assert_close(loss_of(task, soft_targets()), timms(LOGITS, smooth(soft_targets(), smoothing)))
+    timm_loss = BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)
+    torch.testing.assert_close(loss_of(task, TARGETS), timm_loss(LOGITS, TARGETS))
+    torch.testing.assert_close(loss_of(task, soft_targets()), timm_loss(LOGITS, smooth(soft_targets(), smoothing)))
 
 
-def test_a_threshold_makes_full_labels_of_mixed_ones():
+def test_bce_threshold_binarizes_mixed_labels():
     mixed = torch.tensor([[0.7, 0.3, 0.0], [0.9, 0.1, 0.0]])
     logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(3))
-    loss, _ = Classification(("a", "b", "c"), loss="bce", bce_threshold=0.2).loss_sum(Gives(logits), (logits, mixed))
+    loss, _ = Classification(("a", "b", "c"), loss="bce", bce_threshold=0.2).loss_sum(ConstantModel(logits), (logits, mixed))
     full = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(logits, full, reduction="none").mean(1).sum())
 
 
 @pytest.mark.parametrize("targets", [TARGETS, soft_targets()], ids=["classes", "mixed"])
-def test_auxiliary_heads_have_the_same_kind_of_loss(targets):
+def test_auxiliary_heads_use_the_same_loss_function(targets):
     task = Classification(CLASSES, aux_weight=0.5, loss="bce", label_smoothing=0.1)
     main, aux = loss_of(task, targets), loss_of(task, targets, LOGITS.flip(0))
     torch.testing.assert_close(loss_of(task, targets, LOGITS, LOGITS.flip(0)), main + 0.5 * aux)
 
 
-def test_a_threshold_without_bce_is_warned_of():
+def test_bce_threshold_without_bce_is_a_warning():
     notes = load_config(None, {"train.bce_threshold": 0.2}).notes
     assert any(
         "train.bce_threshold (--train.bce_threshold) has no effect with train.loss cross_entropy" in note for note in notes
@@ -130,98 +130,100 @@ def test_a_threshold_without_bce_is_warned_of():
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.95])
-def test_a_threshold_that_makes_all_labels_alike_is_an_error(threshold):
+def test_bce_threshold_that_makes_all_labels_equal_is_an_error(threshold):
     config = load_config(None, {"train.bce_threshold": threshold, "train.loss": "bce", "train.label_smoothing": 0.1})
     with pytest.raises(ConfigError, match="the same label"):
         task_kind(config).make(config, Data(None, CLASSES, 8, {}, None))
 
 
-def test_the_config_reaches_the_task():
-    said = {"train.loss": "bce", "train.label_smoothing": 0.1, "train.bce_threshold": 0.2, "eval.tta": "flip"}
-    config = load_config(None, said)
+def test_config_is_passed_to_the_task():
+    options = {"train.loss": "bce", "train.label_smoothing": 0.1, "train.bce_threshold": 0.2, "eval.tta": "flip"}
+    config = load_config(None, options)
     task = task_kind(config).make(config, Data(None, CLASSES, 8, {}, None))
     assert (task.loss, task.label_smoothing, task.bce_threshold, task.tta) == ("bce", 0.1, 0.2, "flip")
 
 
-def test_the_metric_is_scikit_learns():
+def test_metric_matches_scikit_learn():
     task = Classification(CLASSES).with_tables("per_class", "confusion")
-    said, predicted = evaluated(task), LOGITS.argmax(1)
+    result, predicted = compute_metric(task), LOGITS.argmax(1)
     confusion = confusion_matrix(TARGETS, predicted)
-    assert said["count"] == 50
-    assert said["acc@1"] == accuracy_score(TARGETS, predicted)
-    assert said["acc@5"] == top_k_accuracy_score(TARGETS, LOGITS, k=5)
-    assert said["balanced_acc"] == balanced_accuracy_score(TARGETS, predicted)
-    assert said["confusion"] == confusion.tolist()
-    assert said["per_class"] == dict(zip(CLASSES, (confusion.diagonal() / confusion.sum(1)).tolist(), strict=True))
-    assert said["loss"] == pytest.approx(log_loss(TARGETS, LOGITS.double().softmax(1), labels=range(8)), rel=1e-6)
+    assert result["count"] == 50
+    assert result["acc@1"] == accuracy_score(TARGETS, predicted)
+    assert result["acc@5"] == top_k_accuracy_score(TARGETS, LOGITS, k=5)
+    assert result["balanced_acc"] == balanced_accuracy_score(TARGETS, predicted)
+    assert result["confusion"] == confusion.tolist()
+    assert result["per_class"] == dict(zip(CLASSES, (confusion.diagonal() / confusion.sum(1)).tolist(), strict=True))
+    assert result["loss"] == pytest.approx(log_loss(TARGETS, LOGITS.double().softmax(1), labels=range(8)), rel=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 1000.0])  # from unsure of all to sure of all
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 1000.0])  # from uncertain to certain predictions
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
-def test_the_calibration_error_is_the_usual_one(loss, scale):
+def test_calibration_error_matches_the_reference(loss, scale):
     logits = scale * LOGITS
     confidence = (logits.softmax(1) if loss == "cross_entropy" else logits.sigmoid()).amax(1).double().numpy()
     expected = reference_ece(confidence, (logits.argmax(1) == TARGETS).double().numpy())
-    assert evaluated(Classification(CLASSES, loss=loss), logits)["ece"] == pytest.approx(expected, abs=1e-7)
+    assert compute_metric(Classification(CLASSES, loss=loss), logits)["ece"] == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
-def test_batches_and_ranks_change_no_bit(loss):
+def test_metric_is_bit_identical_for_any_batches_and_ranks(loss):
     generator = torch.Generator().manual_seed(4)
     logits, targets = 9 * torch.randn(5000, 8, generator=generator), torch.randint(0, 8, (5000,), generator=generator)
     task = Classification(CLASSES, loss=loss).with_tables("confusion")
-    whole = counted(task, logits, targets, (0, 5000))
-    assert torch.equal(counted(task, logits, targets, (0, 1, 700, 3333, 5000)), whole)
-    on_two_ranks = [counted(task, logits[rank::2], targets[rank::2], (0, 64, 2500)) for rank in (0, 1)]
+    whole = metric_sums(task, logits, targets, (0, 5000))
+    assert torch.equal(metric_sums(task, logits, targets, (0, 1, 700, 3333, 5000)), whole)
+    on_two_ranks = [metric_sums(task, logits[rank::2], targets[rank::2], (0, 64, 2500)) for rank in (0, 1)]
     assert torch.equal(sum(on_two_ranks), whole)
 
 
-def test_the_evaluations_loss_is_of_the_same_kind_without_smoothing():
-    said = evaluated(Classification(CLASSES, loss="bce", label_smoothing=0.1, bce_threshold=0.2))
-    assert said["loss"] == pytest.approx(BinaryCrossEntropy(smoothing=0)(LOGITS, TARGETS).item(), rel=1e-6)
-    said = evaluated(Classification(CLASSES, label_smoothing=0.1))
-    assert said["loss"] == pytest.approx(F.cross_entropy(LOGITS, TARGETS).item(), rel=1e-6)
+def test_evaluation_uses_the_training_loss_without_smoothing():
+    result = compute_metric(Classification(CLASSES, loss="bce", label_smoothing=0.1, bce_threshold=0.2))
+    assert result["loss"] == pytest.approx(BinaryCrossEntropy(smoothing=0)(LOGITS, TARGETS).item(), rel=1e-6)
+    result = compute_metric(Classification(CLASSES, label_smoothing=0.1))
+    assert result["loss"] == pytest.approx(F.cross_entropy(LOGITS, TARGETS).item(), rel=1e-6)
 
 
-def test_a_class_without_samples_is_left_out_of_the_mean():
-    here = TARGETS != 3
-    said = evaluated(Classification(CLASSES).with_tables("per_class"), LOGITS[here], TARGETS[here], (0, 9, int(here.sum())))
-    assert said["per_class"].pop("d") is None
-    assert said["balanced_acc"] == np.mean(list(said["per_class"].values()))
-    assert math.isfinite(said["ece"])
+def test_class_without_samples_is_excluded_from_the_mean():
+    present = TARGETS != 3
+    result = compute_metric(
+        Classification(CLASSES).with_tables("per_class"), LOGITS[present], TARGETS[present], (0, 9, int(present.sum()))
+    )
+    assert result["per_class"].pop("d") is None
+    assert result["balanced_acc"] == np.mean(list(result["per_class"].values()))
+    assert math.isfinite(result["ece"])
 
 
-def test_what_is_logged_is_finite_and_no_table():
-    said = evaluated(Classification(CLASSES), LOGITS[:1], TARGETS[:1], (0, 1))
-    assert set(said) == {"loss", "acc@1", "acc@5", "balanced_acc", "ece", "count"}
-    assert all(type(value) in (int, float) and math.isfinite(value) for value in said.values())
+def test_logged_metrics_are_finite_scalars():
+    result = compute_metric(Classification(CLASSES), LOGITS[:1], TARGETS[:1], (0, 1))
+    assert set(result) == {"loss", "acc@1", "acc@5", "balanced_acc", "ece", "count"}
+    assert all(type(value) in (int, float) and math.isfinite(value) for value in result.values())
 
 
-def test_fewer_than_five_classes_are_fine():
-    said = evaluated(Classification(("a", "b")).with_tables("confusion"), LOGITS[:, :2], TARGETS % 2)
-    assert said["acc@5"] == 1
-    assert said["confusion"] == confusion_matrix(TARGETS % 2, LOGITS[:, :2].argmax(1)).tolist()
+def test_top5_accuracy_works_with_fewer_than_five_classes():
+    result = compute_metric(Classification(("a", "b")).with_tables("confusion"), LOGITS[:, :2], TARGETS % 2)
+    assert result["acc@5"] == 1
+    assert result["confusion"] == confusion_matrix(TARGETS % 2, LOGITS[:, :2].argmax(1)).tolist()
 
 
-def test_of_shifted_images_each_counts_an_eighth_and_of_the_others_each_a_quarter():
+def test_flip_and_shift_weights_shifted_views_an_eighth_and_others_a_quarter():
     generator = torch.Generator().manual_seed(6)
     images, model = torch.randn(50, 1, 4, 6, generator=generator), nn.Sequential(nn.Flatten(), nn.Linear(24, 8))
     nn.init.normal_(model[1].weight, generator=generator)
-    rows, columns = [1, 0, 1, 2, 3, 2], [1, 0, 1, 2, 3, 4, 5, 4]  # a margin of one, mirrored at the edge
-    framed = images[..., rows, :][..., columns]
-    views = {images: 1 / 4, framed[..., :4, :6]: 1 / 8, framed[..., 2:, 2:]: 1 / 8}
+    rows, columns = [1, 0, 1, 2, 3, 2], [1, 0, 1, 2, 3, 4, 5, 4]  # reflection padding by one pixel
+    padded = images[..., rows, :][..., columns]
+    views = {images: 1 / 4, padded[..., :4, :6]: 1 / 8, padded[..., 2:, 2:]: 1 / 8}
     task = Classification(CLASSES, tta="flip_and_shift")
     with torch.no_grad():
-        by_hand = sum(weight * (model(view) + model(view[..., [5, 4, 3, 2, 1, 0]])) for view, weight in views.items())
-        torch.testing.assert_close(task.logits(model, images), by_hand)
+        expected = sum(weight * (model(view) + model(view[..., [5, 4, 3, 2, 1, 0]])) for view, weight in views.items())
+        torch.testing.assert_close(task.logits(model, images), expected)
         metric = task.metric(torch.device("cpu"))
         metric.update(model, (images, TARGETS))
-    said = metric.compute(metric.sums())
-    assert said["acc@1"] == accuracy_score(TARGETS, by_hand.argmax(1))
-    assert said["loss"] == pytest.approx(F.cross_entropy(by_hand, TARGETS).item(), rel=1e-5)
+    result = metric.compute(metric.sums())
+    assert result["acc@1"] == accuracy_score(TARGETS, expected.argmax(1))
+    assert result["loss"] == pytest.approx(F.cross_entropy(expected, TARGETS).item(), rel=1e-5)
 
 
-def test_flipped_images_are_averaged_in():
+def test_flip_averages_the_logits_of_flipped_images():
     generator = torch.Generator().manual_seed(5)
     images, model = torch.randn(50, 1, 4, 6, generator=generator), nn.Sequential(nn.Flatten(), nn.Linear(24, 8))
     nn.init.normal_(model[1].weight, generator=generator)
@@ -229,6 +231,6 @@ def test_flipped_images_are_averaged_in():
     metric = task.metric(torch.device("cpu"))
     with torch.no_grad():
         metric.update(model, (images, TARGETS))
-        by_hand = (model(images) + model(images[..., [5, 4, 3, 2, 1, 0]])) / 2
-    assert torch.equal(metric.sums(), counted(Classification(CLASSES), by_hand))
-    assert not torch.equal(metric.sums(), counted(Classification(CLASSES), model(images).detach()))
+        expected = (model(images) + model(images[..., [5, 4, 3, 2, 1, 0]])) / 2
+    assert torch.equal(metric.sums(), metric_sums(Classification(CLASSES), expected))
+    assert not torch.equal(metric.sums(), metric_sums(Classification(CLASSES), model(images).detach()))

@@ -1,4 +1,4 @@
-"""Detection by the same engine: its metric, its runs."""
+"""Detection with the same engine: metric and runs."""
 
 import contextlib
 import io
@@ -43,15 +43,17 @@ def boxes(random, n):
 
 
 def scenes(n=30, seed=0):
-    """What is there, crowds and an image of nothing among it, and what was found: much of it nearby, some of it elsewhere."""
+    """Random targets, with crowds and one empty image, and predictions, most near a target and some elsewhere."""
     random, targets, predictions = np.random.default_rng(seed), [], []
     for i in range(n):
-        there = boxes(random, 0 if i == 3 else random.integers(1, 9))
-        rows = np.column_stack([there, random.choice(LABELS, len(there)), random.random(len(there)) < 0.15, 0.8 * _area(there)])
+        true_boxes = boxes(random, 0 if i == 3 else random.integers(1, 9))
+        rows = np.column_stack(
+            [true_boxes, random.choice(LABELS, len(true_boxes)), random.random(len(true_boxes)) < 0.15, 0.8 * _area(true_boxes)]
+        )
         targets.append(as_target(torch.from_numpy(rows)))
-        near = there + random.normal(0, 5, there.shape)
+        near = true_boxes + random.normal(0, 5, true_boxes.shape)
         found = np.concatenate([near, boxes(random, 3)])
-        labels = np.concatenate([np.where(random.random(len(there)) < 0.8, rows[:, 4], 1), random.choice(LABELS, 3)])
+        labels = np.concatenate([np.where(random.random(len(true_boxes)) < 0.8, rows[:, 4], 1), random.choice(LABELS, 3)])
         scores = torch.from_numpy(random.random(len(found)))
         predictions.append(
             {"boxes": torch.from_numpy(found).float(), "labels": torch.from_numpy(labels).long(), "scores": scores.float()}
@@ -59,12 +61,12 @@ def scenes(n=30, seed=0):
     return predictions, targets
 
 
-def _area(of):
-    return (of[:, 2] - of[:, 0]) * (of[:, 3] - of[:, 1])
+def _area(corners):
+    return (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
 
 
-class Finds(nn.Module):
-    """A detector whose findings are known: images say which by their first pixel."""
+class FixedDetector(nn.Module):
+    """A detector with fixed predictions: the first pixel of an image is the index of its prediction."""
 
     def __init__(self, predictions):
         super().__init__()
@@ -75,20 +77,20 @@ class Finds(nn.Module):
         return [self.predictions[int(image[0, 0, 0])] for image in images]
 
 
-def numbered(n):
-    """Of two sizes, in turns."""
+def indexed_images(n):
+    """Images of two alternating sizes, filled with their index."""
     return [torch.full((3, 8 + i % 2, 8), float(i)) for i in range(n)]
 
 
-def counted(predictions, targets, ends, task=None):
-    metric, images = (task or Detection(CLASSES)).metric(torch.device("cpu")), numbered(len(targets))
+def metric_sums(predictions, targets, ends, task=None):
+    metric, images = (task or Detection(CLASSES)).metric(torch.device("cpu")), indexed_images(len(targets))
     for begin, end in pairwise(ends):
-        metric.update(Finds(predictions), (images[begin:end], targets[begin:end]))
+        metric.update(FixedDetector(predictions), (images[begin:end], targets[begin:end]))
     return metric.sums()
 
 
-def by_pycocotools(predictions, targets):
-    """The twelve numbers of COCO."""
+def coco_reference(predictions, targets):
+    """A pycocotools evaluation, with its twelve COCO metrics."""
     truth = {
         "images": [{"id": i} for i in range(len(targets))],
         "categories": [{"id": int(c)} for c in LABELS],
@@ -114,55 +116,55 @@ def by_pycocotools(predictions, targets):
 
 class TestMetric:
     @pytest.mark.parametrize("seed", [0, 1, 2])
-    def test_is_pycocotools(self, seed):
+    def test_matches_pycocotools(self, seed):
         predictions, targets = scenes(seed=seed)
         task = Detection(CLASSES).with_tables("per_class")
-        said = task.metric(torch.device("cpu")).compute(counted(predictions, targets, (0, 30), task))
-        reference = by_pycocotools(predictions, targets)
+        result = task.metric(torch.device("cpu")).compute(metric_sums(predictions, targets, (0, 30), task))
+        reference = coco_reference(predictions, targets)
         mean, at_50, at_75, _, _, _, _, _, recall, *_ = reference.stats
         assert 0.05 < mean < 0.9
-        assert said["mAP"] == pytest.approx(mean, abs=1e-6)
-        assert said["mAP@50"] == pytest.approx(at_50, abs=1e-6)
-        assert said["mAP@75"] == pytest.approx(at_75, abs=1e-6)
-        assert said["mAR@100"] == pytest.approx(recall, abs=1e-6)
-        assert said["count"] == 30
+        assert result["mAP"] == pytest.approx(mean, abs=1e-6)
+        assert result["mAP@50"] == pytest.approx(at_50, abs=1e-6)
+        assert result["mAP@75"] == pytest.approx(at_75, abs=1e-6)
+        assert result["mAR@100"] == pytest.approx(recall, abs=1e-6)
+        assert result["count"] == 30
         precision = reference.eval["precision"][:, :, :, 0, 2]  # overlap, recall, class
-        of_class = [float(precision[:, :, k][precision[:, :, k] > -1].mean()) for k in range(3)]
-        assert list(said["per_class"]) == ["a", "b", "c"]
-        assert list(said["per_class"].values()) == pytest.approx(of_class, abs=1e-6)
+        class_precision = [float(precision[:, :, k][precision[:, :, k] > -1].mean()) for k in range(3)]
+        assert list(result["per_class"]) == ["a", "b", "c"]
+        assert list(result["per_class"].values()) == pytest.approx(class_precision, abs=1e-6)
 
-    def test_batches_and_ranks_change_no_bit(self):
+    def test_is_bit_identical_for_any_batches_and_ranks(self):
         predictions, targets = scenes()
         metric = Detection(CLASSES).metric(torch.device("cpu"))
-        whole = metric.compute(counted(predictions, targets, (0, 30)))
-        assert metric.compute(counted(predictions, targets, (0, 1, 8, 30))) == whole
-        ranks = counted(predictions, targets, (0, 7, 15)) + counted(predictions, targets, (0, 15, 30))[15:]
+        whole = metric.compute(metric_sums(predictions, targets, (0, 30)))
+        assert metric.compute(metric_sums(predictions, targets, (0, 1, 8, 30))) == whole
+        ranks = metric_sums(predictions, targets, (0, 7, 15)) + metric_sums(predictions, targets, (0, 15, 30))[15:]
         assert metric.compute(ranks) == whole
 
-    def test_images_of_one_size_are_looked_at_together_and_come_back_in_order(self):
+    def test_images_are_batched_by_size_and_predictions_keep_their_order(self):
         predictions, targets = scenes()
-        model = Finds(predictions)
-        found = Detection(CLASSES).predict(model, (numbered(9), targets[:9]))
+        model = FixedDetector(predictions)
+        found = Detection(CLASSES).predict(model, (indexed_images(9), targets[:9]))
         assert all(a is b for a, b in zip(found, predictions[:9], strict=True))
         assert model.calls == [1, 1]
 
-    def test_nothing_found_and_nothing_there_are_fine(self):
+    def test_no_predictions_and_no_targets_are_supported(self):
         nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
         _, targets = scenes()
         task = Detection(CLASSES).with_tables("per_class")
-        said = task.metric(torch.device("cpu")).compute(counted([nothing] * 30, targets, (0, 30), task))
-        assert said["mAP"] == 0
-        said = task.metric(torch.device("cpu")).compute(counted([nothing] * 30, targets[3:4], (0, 1), task))
-        assert set(said["per_class"].values()) == {None}
+        result = task.metric(torch.device("cpu")).compute(metric_sums([nothing] * 30, targets, (0, 30), task))
+        assert result["mAP"] == 0
+        result = task.metric(torch.device("cpu")).compute(metric_sums([nothing] * 30, targets[3:4], (0, 1), task))
+        assert set(result["per_class"].values()) == {None}
 
 
-def test_nothing_is_learned_from_a_crowd():
+def test_crowd_boxes_are_excluded_from_training():
     rows = torch.tensor([[0, 0, 5, 5, 1, 0, 25], [1, 1, 9, 9, 2, 1, 64.0]])
     assert learned_from(as_target(rows))["boxes"].tolist() == [[0, 0, 5, 5]]
     assert learned_from(as_target(rows))["labels"].tolist() == [1]
 
 
-def test_entries_are_those_of_a_file_of_coco_results():
+def test_entries_have_the_coco_results_format():
     prediction = {"boxes": torch.tensor([[1.0, 2, 11, 22]]), "labels": torch.tensor([4]), "scores": torch.tensor([0.5])}
     entry = {"image_id": 17, "category_id": 4, "bbox": [1, 2, 10, 20], "score": 0.5}
     assert Detection(CLASSES).entries(prediction, 17) == [entry]
@@ -184,7 +186,7 @@ def trained(request, tmp_path_factory):
     return run
 
 
-def test_a_run_has_what_a_run_has(trained):
+def test_run_writes_metrics_log_and_figures(trained):
     lines = [line for line in metrics(trained) if "valid/mAP" in line]
     assert [line["step"] for line in lines] == [3, 6]
     assert all(0 <= line["valid/mAP"] <= line["valid/mAP@50"] <= 1 and line["valid/count"] == 12 for line in lines)
@@ -194,14 +196,14 @@ def test_a_run_has_what_a_run_has(trained):
         assert len(losses) == (3 if trained.name == "fcos" else 4)
         assert line["train/loss"] == pytest.approx(sum(losses), rel=1e-5)
     assert results(trained)["macs"] > 1e6
-    said = (trained / "output.log").read_text()
-    assert f"valid mAP {100 * lines[1]['valid/mAP']:.2f} % mAP@50" in said
-    assert "best valid mAP" in said
+    log = (trained / "output.log").read_text()
+    assert f"valid mAP {100 * lines[1]['valid/mAP']:.2f} % mAP@50" in log
+    assert "best valid mAP" in log
     for name in ("curves", "predictions"):
         assert (trained / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
-def test_two_ranks_find_the_map_that_one_finds_in_their_checkpoint(tmp_path, capsys):
+def test_two_ranks_report_the_map_that_one_rank_computes(tmp_path, capsys):
     run = tmp_path / "run"
     finished = run_on_two_ranks("-e", run, *SMALL)
     assert finished.returncode == 0, finished.stderr
@@ -219,7 +221,7 @@ FEATURES += ("--train.clip_grad_norm", 1.0, "--data.max_objects", 2)
 
 
 @pytest.mark.parametrize(("head", "precision"), [("fcos", "fp32"), ("fasterrcnn", "bf16")])
-def test_a_resumed_run_is_the_same_to_the_bit(head, precision, tmp_path):
+def test_resumed_run_is_bit_exact(head, precision, tmp_path):
     argv = (*SMALL, *FEATURES, "--detection.head", head, "--train.precision", precision)
     assert train(tmp_path / "whole", *argv).codes == [0]
     assert train(tmp_path / "parts", *argv, fault=AtStep(3, "SIGTERM")).codes == [143]
@@ -238,7 +240,7 @@ FILES += ("--model.layers", "[1,1,1,1]", "--detection.width", 64, "--train.n_ste
 FILES += ("--train.n_epochs", "null", "--train.num_threads", 1, "--train.optim.lr", 0.001)
 
 
-def test_files_of_different_sizes_train_with_any_number_of_workers(coco, tmp_path):
+def test_images_of_different_sizes_train_the_same_with_any_number_of_workers(coco, tmp_path):
     for workers in (0, 2):
         argv = ("--data.dataroot", coco, "--dataloader.num_workers", workers, "--augment.color_jitter", 0.2)
         assert run_main("-e", tmp_path / str(workers), *FILES, *argv) == 0
@@ -248,7 +250,7 @@ def test_files_of_different_sizes_train_with_any_number_of_workers(coco, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "fragments"),
     [
         (("--augment.mixup", 0.2), ["augment.mixup: 0.2", "task detection"]),
         (("--eval.tta", "flip"), ["eval.tta: flip", "task detection"]),
@@ -264,15 +266,15 @@ def test_files_of_different_sizes_train_with_any_number_of_workers(coco, tmp_pat
         (("--task", "classification", "--detection.width", 64), ["detection.", "task classification"]),
     ],
 )
-def test_what_contradicts_itself_is_refused_before_the_first_step(tmp_path, argv, says, capsys):
+def test_conflicting_options_are_a_one_line_error_before_training(tmp_path, argv, fragments, capsys):
     assert run_main("-e", tmp_path / "run", *SMALL, *argv) == 2
     line = capsys.readouterr().err.strip()
     assert len(line.splitlines()) == 1
-    assert all(words in line for words in says), line
+    assert all(fragment in line for fragment in fragments), line
     assert not (tmp_path / "run").exists()
 
 
-def test_an_annotation_that_is_wrong_is_named_before_the_first_step(tmp_path, capsys):
+def test_invalid_annotation_is_an_error_before_training(tmp_path, capsys):
     root = on_disk.write_coco(tmp_path / "set")
     path = root / "annotations" / "val.json"
     content = json.loads(path.read_text())
@@ -283,9 +285,9 @@ def test_an_annotation_that_is_wrong_is_named_before_the_first_step(tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
-def test_the_config_reaches_the_network():
-    said = {"detection.head": "fasterrcnn", "detection.max_size": 50, "data.std": [0.2, 0.3, 0.4], "detection.n_maps": 3}
-    config = load_config(None, [*map(str, SMALL), *(f"--{key}={value}" for key, value in said.items())])
+def test_config_is_passed_to_the_network():
+    options = {"detection.head": "fasterrcnn", "detection.max_size": 50, "data.std": [0.2, 0.3, 0.4], "detection.n_maps": 3}
+    config = load_config(None, [*map(str, SMALL), *(f"--{key}={value}" for key, value in options.items())])
     network = build(config, make_accelerator(config.train, deterministic=config.deterministic)).model
     assert (network.transform.min_size, network.transform.max_size) == ((32,), 50)
     assert network.transform.image_std == [0.2, 0.3, 0.4]
@@ -294,7 +296,7 @@ def test_the_config_reaches_the_network():
     assert network.roi_heads.box_predictor.cls_score.out_features == 11
 
 
-def test_evaluate_prints_the_precision_of_each_class(trained, capsys):
+def test_evaluate_prints_per_class_precision(trained, capsys):
     capsys.readouterr()
     assert run_tool(lambda: evaluate([str(trained), "--per_class"])) == 0
     head, *rows = capsys.readouterr().out.splitlines()[1:]

@@ -1,4 +1,4 @@
-"""Segmentation by the same engine: its loss, its metric, its runs."""
+"""Segmentation with the same engine: loss, metric and runs."""
 
 import json
 
@@ -40,8 +40,8 @@ MASKS[0, :12] = IGNORED
 VALID = MASKS != IGNORED
 
 
-class Gives(nn.Module):
-    """A network whose outputs are known."""
+class ConstantModel(nn.Module):
+    """A network that returns fixed outputs."""
 
     def __init__(self, *outputs):
         super().__init__()
@@ -51,58 +51,60 @@ class Gives(nn.Module):
         return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
 
-def evaluated(task, batches, join=sum):
-    """The metric of (logits, masks), each batch counted on a rank of its own."""
-    every = []
+def compute_metric(task, batches, join=sum):
+    """The metric of batches of (logits, masks), each on a separate rank."""
+    sums = []
     for logits, masks in batches:
         metric = task.metric(torch.device("cpu"))
-        metric.update(Gives(logits), (torch.zeros(len(logits), 3, *logits.shape[-2:]), masks))
-        every.append(metric.sums())
-    return task.metric(torch.device("cpu")).compute(join(every))
+        metric.update(ConstantModel(logits), (torch.zeros(len(logits), 3, *logits.shape[-2:]), masks))
+        sums.append(metric.sums())
+    return task.metric(torch.device("cpu")).compute(join(sums))
 
 
 class TestMetric:
-    def test_is_scikit_learns(self):
+    def test_matches_scikit_learn(self):
         task = Segmentation(CLASSES).with_tables("per_class", "confusion")
-        said = evaluated(task, [(LOGITS, MASKS)])
+        result = compute_metric(task, [(LOGITS, MASKS)])
         true, predicted = MASKS[VALID].numpy(), LOGITS.argmax(1)[VALID].numpy()
-        assert said["mIoU"] == pytest.approx(jaccard_score(true, predicted, average="macro"), abs=1e-12)
-        assert list(said["per_class"].values()) == pytest.approx(jaccard_score(true, predicted, average=None), abs=1e-12)
-        assert said["pixel_acc"] == accuracy_score(true, predicted)
-        assert said["mean_acc"] == pytest.approx(balanced_accuracy_score(true, predicted), abs=1e-12)
-        assert said["confusion"] == confusion_matrix(true, predicted).tolist()
-        assert said["count"] == int(VALID.sum())
+        assert result["mIoU"] == pytest.approx(jaccard_score(true, predicted, average="macro"), abs=1e-12)
+        assert list(result["per_class"].values()) == pytest.approx(jaccard_score(true, predicted, average=None), abs=1e-12)
+        assert result["pixel_acc"] == accuracy_score(true, predicted)
+        assert result["mean_acc"] == pytest.approx(balanced_accuracy_score(true, predicted), abs=1e-12)
+        assert result["confusion"] == confusion_matrix(true, predicted).tolist()
+        assert result["count"] == int(VALID.sum())
         expected = F.cross_entropy(LOGITS, MASKS.long(), ignore_index=IGNORED)
-        assert said["loss"] == pytest.approx(expected.item(), rel=1e-6)
+        assert result["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
-    def test_ranks_and_batches_change_no_bit(self):
-        whole = evaluated(Segmentation(CLASSES), [(LOGITS, MASKS)])
-        parts = evaluated(Segmentation(CLASSES), [(LOGITS[:1], MASKS[:1]), (LOGITS[1:4], MASKS[1:4]), (LOGITS[4:], MASKS[4:])])
+    def test_is_identical_for_any_ranks_and_batches(self):
+        whole = compute_metric(Segmentation(CLASSES), [(LOGITS, MASKS)])
+        parts = compute_metric(
+            Segmentation(CLASSES), [(LOGITS[:1], MASKS[:1]), (LOGITS[1:4], MASKS[1:4]), (LOGITS[4:], MASKS[4:])]
+        )
         assert parts.pop("loss") == pytest.approx(whole.pop("loss"), rel=1e-6)
         assert parts == whole
 
-    def test_a_class_that_is_neither_there_nor_predicted_is_left_out(self):
+    def test_class_absent_from_masks_and_predictions_is_excluded(self):
         logits, masks = LOGITS.clone(), MASKS.clone()
         logits[:, 3] = -99
         masks[masks == 3] = 1
-        said = evaluated(Segmentation(CLASSES).with_tables("per_class"), [(logits, masks)])
-        assert said["per_class"].pop("d") is None
-        assert said["mIoU"] == np.mean(list(said["per_class"].values()))
+        result = compute_metric(Segmentation(CLASSES).with_tables("per_class"), [(logits, masks)])
+        assert result["per_class"].pop("d") is None
+        assert result["mIoU"] == np.mean(list(result["per_class"].values()))
 
-    def test_masks_count_at_their_own_size_and_what_was_filled_up_does_not(self):
+    def test_masks_are_evaluated_at_full_size_without_padding(self):
         masks = [torch.randint(0, 5, size, generator=GENERATOR).to(torch.uint8) for size in ((40, 20), (9, 16))]
         true, predicted = [], []
         for logits, mask in zip(LOGITS, masks, strict=False):
             height, width = fitted(*mask.shape, 16)
             part = logits[None, :, :height, :width]
-            own = part if (height, width) == mask.shape else F.interpolate(part, mask.shape, mode="bilinear")
+            full_size = part if (height, width) == mask.shape else F.interpolate(part, mask.shape, mode="bilinear")
             true.append(mask.flatten())
-            predicted.append(own.argmax(1).flatten())
-        said = evaluated(Segmentation(CLASSES), [(LOGITS[:2], masks)])
-        assert said["count"] == 40 * 20 + 9 * 16
-        assert said["mIoU"] == pytest.approx(jaccard_score(torch.cat(true), torch.cat(predicted), average="macro"), abs=1e-12)
+            predicted.append(full_size.argmax(1).flatten())
+        result = compute_metric(Segmentation(CLASSES), [(LOGITS[:2], masks)])
+        assert result["count"] == 40 * 20 + 9 * 16
+        assert result["mIoU"] == pytest.approx(jaccard_score(torch.cat(true), torch.cat(predicted), average="macro"), abs=1e-12)
 
-    def test_flipped_images_are_averaged_in(self):
+    def test_flip_averages_the_logits_of_flipped_images(self):
         class Sum(nn.Module):
             def forward(self, images):
                 return torch.cat([images.cumsum(-1), images[:, :2]], dim=1)
@@ -113,15 +115,15 @@ class TestMetric:
         prediction = task.predict(Sum(), (images, torch.zeros(2, 8, 8, dtype=torch.uint8)))
         assert torch.equal(torch.stack(prediction), expected.argmax(1).to(torch.uint8))
 
-    def test_nothing_to_evaluate_is_said(self):
+    def test_no_valid_pixel_is_an_error(self):
         with pytest.raises(ValueError, match="these masks have no valid pixel"):
-            evaluated(Segmentation(CLASSES), [(LOGITS, torch.full_like(MASKS, IGNORED))])
+            compute_metric(Segmentation(CLASSES), [(LOGITS, torch.full_like(MASKS, IGNORED))])
 
 
 class TestLoss:
-    def test_is_the_mean_cross_entropy_of_valid_pixels_with_the_auxiliary_one(self):
+    def test_is_the_mean_cross_entropy_of_valid_pixels_plus_the_auxiliary_loss(self):
         task, other = Segmentation(CLASSES, aux_weight=0.4), LOGITS.flip(0)
-        loss, sums = task.loss_sum(Gives(LOGITS, other), (LOGITS, MASKS))
+        loss, sums = task.loss_sum(ConstantModel(LOGITS, other), (LOGITS, MASKS))
         main, auxiliary = (F.cross_entropy(logits, MASKS.long(), ignore_index=IGNORED) for logits in (LOGITS, other))
         weight = task.weight((LOGITS, MASKS))
         assert weight == VALID.sum()
@@ -129,42 +131,44 @@ class TestLoss:
         torch.testing.assert_close(sums["loss_aux1"] / weight, auxiliary)
         assert sums["pixel_acc"] == (LOGITS.argmax(1) == MASKS)[VALID].sum()
 
-    def test_dice_is_one_less_the_overlap_of_probabilities_and_mask(self):
+    def test_dice_loss_is_one_minus_the_overlap_of_probabilities_and_mask(self):
         p, expected = LOGITS.double().softmax(1).numpy(), 0.0
         for i in range(6):
             valid, overlaps = VALID[i].numpy(), []
             for c in range(5):
-                there = MASKS[i].numpy()[valid] == c
-                overlaps.append((2 * p[i, c][valid][there].sum() + 1) / (p[i, c][valid].sum() + there.sum() + 1))
+                in_class = MASKS[i].numpy()[valid] == c
+                overlaps.append((2 * p[i, c][valid][in_class].sum() + 1) / (p[i, c][valid].sum() + in_class.sum() + 1))
             expected += (1 - np.mean(overlaps)) * valid.sum()
         assert dice_loss(LOGITS, MASKS.long()).item() == pytest.approx(expected, rel=1e-5)
-        plain, with_dice = (Segmentation(CLASSES, dice_weight=w).loss_sum(Gives(LOGITS), (LOGITS, MASKS))[0] for w in (0.0, 2.0))
+        plain, with_dice = (
+            Segmentation(CLASSES, dice_weight=w).loss_sum(ConstantModel(LOGITS), (LOGITS, MASKS))[0] for w in (0.0, 2.0)
+        )
         assert (with_dice - plain).item() == pytest.approx(2 * expected, rel=1e-4)
 
-    def test_a_perfect_prediction_has_no_dice_loss_and_a_wrong_one_nearly_all(self):
+    def test_dice_loss_is_zero_for_a_perfect_prediction_and_near_one_for_a_wrong_one(self):
         perfect = 100 * F.one_hot(MASKS.clamp(max=4).long(), 5).permute(0, 3, 1, 2).float()
         assert dice_loss(perfect, MASKS.long()).item() == pytest.approx(0, abs=1e-3)
         assert dice_loss(perfect.roll(1, dims=1), MASKS.long()) / VALID.sum() > 0.9
 
     @pytest.mark.parametrize("dice_weight", [0.0, 1.0])
-    def test_a_batch_without_a_valid_pixel_has_no_loss_and_no_gradient(self, dice_weight):
+    def test_batch_without_valid_pixels_has_zero_loss_and_zero_gradient(self, dice_weight):
         logits, nothing = LOGITS.clone().requires_grad_(), torch.full_like(MASKS, IGNORED)
         task = Segmentation(CLASSES, dice_weight=dice_weight)
-        loss, _ = task.loss_sum(Gives(logits), (logits, nothing))
+        loss, _ = task.loss_sum(ConstantModel(logits), (logits, nothing))
         (loss / task.weight((logits, nothing))).backward()
         assert loss == logits.grad.abs().max() == 0
 
 
-# Runs. VGG has neither BatchNorm nor, without its head, dropout; the head's BatchNorm is frozen: each image is by itself.
+# Runs. Images don't affect each other: VGG has no BatchNorm and, without its head, no dropout; the head's BatchNorm is frozen.
 
 SMALL = ("--task", "segmentation", "--data.name", "shapes", "--data.n_train", 32, "--data.n_test", 12, "--data.img_size", 32)
 SMALL += ("--data.max_objects", 1, "--train.n_steps", 6, "--train.batch_size", 8, "--train.n_epochs", "null")
 SMALL += ("--train.print_freq", 2, "--train.eval_freq", 3, "--train.save_freq", 3, "--train.num_threads", 1)
-BY_ITSELF = (*SMALL, "--model.name", "vgg11", "--segmentation.head", "hrnet", "--train.freeze", "[classifier.1]")
-BY_ITSELF += ("--augment.crop_padding", 12, "--train.optim.lr", 0.01, "--segmentation.dice_weight", 0.5)
+INDEPENDENT_IMAGES = (*SMALL, "--model.name", "vgg11", "--segmentation.head", "hrnet", "--train.freeze", "[classifier.1]")
+INDEPENDENT_IMAGES += ("--augment.crop_padding", 12, "--train.optim.lr", 0.01, "--segmentation.dice_weight", 0.5)
 
 
-def printed_by_evaluate(capsys, *argv):
+def evaluate_output(capsys, *argv):
     capsys.readouterr()
     assert run_tool(lambda: evaluate([str(word) for word in argv])) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -174,45 +178,45 @@ def printed_by_evaluate(capsys, *argv):
 @pytest.fixture(scope="module")
 def one_batch(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "one"
-    assert run_main("-e", run, *BY_ITSELF) == 0
+    assert run_main("-e", run, *INDEPENDENT_IMAGES) == 0
     return run
 
 
-def test_micro_batches_of_any_size_make_one_batch(one_batch, tmp_path):
-    """Padded crops have different numbers of valid pixels, so the mean of means would be another number."""
+def test_micro_batches_of_any_size_match_the_whole_batch(one_batch, tmp_path):
+    """Padded crops have different numbers of valid pixels, so a mean of means would give a different loss."""
     run = tmp_path / "run"
-    assert run_main("-e", run, *BY_ITSELF, "--train.micro_batch_size", 3) == 0  # 3 + 3 + 2
-    for line, of_one in zip(metrics(run), metrics(one_batch), strict=True):
+    assert run_main("-e", run, *INDEPENDENT_IMAGES, "--train.micro_batch_size", 3) == 0  # 3 + 3 + 2
+    for line, reference in zip(metrics(run), metrics(one_batch), strict=True):
         for name in {"train/loss", "train/pixel_acc", "train/grad_norm"} & line.keys():
-            assert line[name] == pytest.approx(of_one[name], rel=1e-4), name
-    last, of_one = weights(run), weights(one_batch)
-    assert all(torch.allclose(value, of_one[name], rtol=1e-3, atol=1e-5) for name, value in last.items())
+            assert line[name] == pytest.approx(reference[name], rel=1e-4), name
+    last, reference = weights(run), weights(one_batch)
+    assert all(torch.allclose(value, reference[name], rtol=1e-3, atol=1e-5) for name, value in last.items())
 
 
-def test_two_ranks_make_the_same_steps_and_their_evaluation_is_that_of_one(one_batch, tmp_path, capsys):
+def test_two_ranks_match_one_rank_in_training_and_evaluation(one_batch, tmp_path, capsys):
     run = tmp_path / "run"
-    finished = run_on_two_ranks("-e", run, *BY_ITSELF)
+    finished = run_on_two_ranks("-e", run, *INDEPENDENT_IMAGES)
     assert finished.returncode == 0, finished.stderr
     assert json.loads((run / "environment.json").read_text())["world_size"] == 2
-    for line, of_one in zip(metrics(run), metrics(one_batch), strict=True):
+    for line, reference in zip(metrics(run), metrics(one_batch), strict=True):
         for name in {"train/loss", "train/grad_norm"} & line.keys():
-            assert line[name] == pytest.approx(of_one[name], rel=1e-4), name
-    evaluated = json.loads(printed_by_evaluate(capsys, run / "ckpt" / "latest", "--json"))
+            assert line[name] == pytest.approx(reference[name], rel=1e-4), name
+    evaluated = json.loads(evaluate_output(capsys, run / "ckpt" / "latest", "--json"))
     last = results(run)["last"]
     assert all(last[f"valid/{name}"] == evaluated[name] for name in ("mIoU", "pixel_acc", "mean_acc", "count"))
     assert last["valid/loss"] == pytest.approx(evaluated["loss"], rel=1e-6)
 
 
-def test_a_run_has_what_a_run_has(one_batch):
+def test_run_writes_metrics_log_and_figures(one_batch):
     lines = [line for line in metrics(one_batch) if "valid/mIoU" in line]
     assert [line["step"] for line in lines] == [3, 6]
     assert all(0 < line["valid/mIoU"] < line["valid/pixel_acc"] < 1 for line in lines)
     assert results(one_batch)["best"]["valid/mIoU"] == max(line["valid/mIoU"] for line in lines)
     assert results(one_batch)["macs"] > 1e6
-    said = (one_batch / "output.log").read_text()
-    assert f"valid loss {lines[1]['valid/loss']:.4g} mIoU {100 * lines[1]['valid/mIoU']:.2f} %" in said
-    assert "best valid mIoU" in said
-    assert "shapes (32 images, 11 classes, 32x32)" in said
+    log = (one_batch / "output.log").read_text()
+    assert f"valid loss {lines[1]['valid/loss']:.4g} mIoU {100 * lines[1]['valid/mIoU']:.2f} %" in log
+    assert "best valid mIoU" in log
+    assert "shapes (32 images, 11 classes, 32x32)" in log
     for name in ("curves", "predictions"):
         assert (one_batch / "figures" / f"{name}.png").stat().st_size > 10_000
 
@@ -223,7 +227,7 @@ RECIPE += ("--train.optim.type", "AdamW", "--train.optim.lr", 0.001, "--train.op
 RECIPE += ("--train.sched.type", "PolynomialLR", "--train.precision", "bf16", "--train.micro_batch_size", 4, "--eval.tta", "flip")
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
+def test_resumed_run_is_bit_exact(tmp_path):
     assert train(tmp_path / "whole", *RECIPE).codes == [0]
     assert train(tmp_path / "parts", *RECIPE, fault=AtStep(3, "SIGTERM")).codes == [143]
     assert train(tmp_path / "parts", "-r", "latest").codes == [0]
@@ -245,7 +249,7 @@ FILES = ("--task", "segmentation", "--data.name", "pairs", "--data.img_size", 32
 FILES += ("--train.n_epochs", "null", "--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--train.num_threads", 1)
 
 
-def test_pairs_of_files_train_with_any_number_of_workers_and_are_evaluated_at_their_size(pairs, tmp_path):
+def test_image_mask_pairs_train_with_any_number_of_workers_and_evaluate_at_full_size(pairs, tmp_path):
     for workers in (0, 2):
         argv = ("--data.dataroot", pairs, "--dataloader.num_workers", workers, "--augment.color_jitter", 0.2)
         assert run_main("-e", tmp_path / str(workers), *FILES, *argv, "--segmentation.head", "deeplabv3") == 0
@@ -256,7 +260,7 @@ def test_pairs_of_files_train_with_any_number_of_workers_and_are_evaluated_at_th
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "fragments"),
     [
         (("--augment.mixup", 0.2), ["augment.mixup: 0.2", "task segmentation"]),
         (("--train.label_smoothing", 0.1), ["train.label_smoothing: 0.1", "task segmentation"]),
@@ -276,15 +280,15 @@ def test_pairs_of_files_train_with_any_number_of_workers_and_are_evaluated_at_th
         (("--data.max_objects", 9), ["images of 48x48 and more with 9 objects"]),
     ],
 )
-def test_what_contradicts_itself_is_refused_before_the_first_step(tmp_path, argv, says, capsys):
+def test_conflicting_options_are_a_one_line_error_before_training(tmp_path, argv, fragments, capsys):
     assert run_main("-e", tmp_path / "run", *SMALL, "--model.name", "resnet18", *argv) == 2
     line = capsys.readouterr().err.strip()
     assert len(line.splitlines()) == 1
-    assert all(words in line for words in says), line
+    assert all(fragment in line for fragment in fragments), line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mask_that_is_wrong_is_named_before_the_first_step(pairs, tmp_path, capsys):
+def test_invalid_mask_is_an_error_before_training(pairs, tmp_path, capsys):
     for part in ("train", "val"):
         on_disk.write_pairs(tmp_path / part, n=5)
     wrong = tmp_path / "val" / "masks" / "0001.png"
@@ -292,22 +296,22 @@ def test_a_mask_that_is_wrong_is_named_before_the_first_step(pairs, tmp_path, ca
     mask[-1, -1] = 50
     Image.fromarray(mask).save(wrong)
     assert run_main("-e", tmp_path / "run", *FILES, "--data.dataroot", tmp_path, "--data.n_classes", 3) == 1
-    said = capsys.readouterr().err.strip()
-    assert said.startswith(f"error: {wrong}: the label 50 is out of range; there are 3 classes")
+    message = capsys.readouterr().err.strip()
+    assert message.startswith(f"error: {wrong}: the label 50 is out of range; there are 3 classes")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_output_stride_for_a_head_that_has_none_is_warned_of():
-    said = {"task": "segmentation", "data.name": "shapes", "model.name": "resnet18", "segmentation.output_stride": 16}
-    assert not load_config(None, said).notes
-    (note,) = load_config(None, said | {"segmentation.head": "hrnet"}).notes
+def test_output_stride_for_a_head_without_one_is_a_warning():
+    options = {"task": "segmentation", "data.name": "shapes", "model.name": "resnet18", "segmentation.output_stride": 16}
+    assert not load_config(None, options).notes
+    (note,) = load_config(None, options | {"segmentation.head": "hrnet"}).notes
     assert "segmentation.output_stride (--segmentation.output_stride) has no effect with segmentation.head hrnet" in note
 
 
-def test_the_config_reaches_network_and_task():
-    said = {"segmentation.head": "deeplabv3", "segmentation.output_stride": 16, "segmentation.aux_head": True}
-    said |= {"segmentation.dice_weight": 0.5, "train.aux_weight": 0.4, "eval.tta": "flip", "model.name": "resnet18"}
-    config = load_config(None, [*map(str, SMALL), *(f"--{key}={value}" for key, value in said.items())])
+def test_config_is_passed_to_the_network_and_the_task():
+    options = {"segmentation.head": "deeplabv3", "segmentation.output_stride": 16, "segmentation.aux_head": True}
+    options |= {"segmentation.dice_weight": 0.5, "train.aux_weight": 0.4, "eval.tta": "flip", "model.name": "resnet18"}
+    config = load_config(None, [*map(str, SMALL), *(f"--{key}={value}" for key, value in options.items())])
     run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
     assert run.model.feature_info.reduction() == [16, 16]
     assert run.model.classifier[0].convs[1][0].dilation == (6, 6)
@@ -315,7 +319,7 @@ def test_the_config_reaches_network_and_task():
     assert [name for name, _ in run.model.named_children()] == ["backbone", "classifier", "aux_classifier"]
 
 
-def test_a_prediction_is_written_as_a_png_of_class_numbers_with_a_palette(tmp_path):
+def test_prediction_is_written_as_a_palette_png_of_class_indices(tmp_path):
     Segmentation(CLASSES).write(MASKS[1], tmp_path / "mask.png")
     picture = Image.open(tmp_path / "mask.png")
     assert picture.mode == "P"
@@ -324,8 +328,8 @@ def test_a_prediction_is_written_as_a_png_of_class_numbers_with_a_palette(tmp_pa
     assert len(colors) == 6
 
 
-def test_evaluate_prints_the_overlap_of_each_class(one_batch, capsys):
-    head, *rows = printed_by_evaluate(capsys, one_batch, "--per_class").splitlines()
+def test_evaluate_prints_per_class_iou(one_batch, capsys):
+    head, *rows = evaluate_output(capsys, one_batch, "--per_class").splitlines()
     assert f"mIoU {100 * results(one_batch)['best']['valid/mIoU']:.2f} %" in head
     assert len(rows) == 11
     assert rows[0].split()[0] == "background"
