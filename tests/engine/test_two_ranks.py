@@ -181,7 +181,7 @@ def test_two_ranks_report_the_loss_that_one_rank_computes(tmp_path, data_root):
 def test_batch_size_not_divisible_by_the_ranks_is_a_one_line_error(tmp_path):
     finished = run_on_two_ranks("-e", tmp_path / "run", *ARGV, "--train.batch_size", 63)
     assert finished.returncode == 1  # torchrun's exit code for any failure
-    assert finished.stderr.count("error: train.batch_size 63 doesn't divide by the 2 ranks") == 1
+    assert finished.stderr.count("error: train.batch_size: 63 is not a multiple of the 2 ranks") == 1
     assert not (tmp_path / "run").exists()
 
 

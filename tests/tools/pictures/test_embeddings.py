@@ -81,4 +81,7 @@ def test_classes_differ_in_color_or_marker_and_have_names():
 def test_a_missing_umap_is_one_line_with_the_command_that_installs_it(small_runs, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "umap", None)
     assert run_tool(lambda: main(["embeddings", str(small_runs["lenet"]), "--method", "umap"])) == 1
-    assert "--method umap needs what is not installed: umap; pip install -r requirements-extra.txt" in capsys.readouterr().err
+    assert (
+        "--method umap needs packages that are not installed: umap; pip install -r requirements-extra.txt"
+        in capsys.readouterr().err
+    )

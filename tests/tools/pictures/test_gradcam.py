@@ -10,6 +10,7 @@ from datasets.shapes import SHAPES, TEST, generate
 from engine.config.errors import ConfigError
 from engine.inference.trained import load_trained
 from models import create_model, list_models
+from models.loading.factory import MODELS
 from tests.running import run_main
 from tools.pictures.attention import global_attention, rollout, rollout_maps
 from tools.pictures.gradcam import default_layer, find_class, gradcam, heat_of
@@ -60,10 +61,11 @@ def test_a_frozen_model_has_the_same_maps():
 
 
 def test_every_family_is_listed_above():
-    families = {create_model.__globals__["_constructor"](name) for name in FAMILIES}
-    modules = {getattr(family, "func", family).__module__ for family in families}
-    everything = [create_model.__globals__["_constructor"](name) for name in list_models()]
-    assert modules == {getattr(family, "func", family).__module__ for family in everything}
+    def modules(names):
+        constructors = (MODELS.entries[name] for name in names)
+        return {getattr(constructor, "func", constructor).__module__ for constructor in constructors}
+
+    assert modules(FAMILIES) == modules(list_models())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
