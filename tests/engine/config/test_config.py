@@ -349,45 +349,45 @@ class TestReferences:
 
     @pytest.mark.parametrize("value", ["${oc.env:HOME}", "a ${oc.env:HOME}", "${oc.decode:1}", "${a.${b}}", "${.seed}"])
     def test_a_resolver_is_refused_and_never_called(self, write, value):
-        message = refusal(write(MINIMAL), {"data.dataroot": value})
+        message = error_message(write(MINIMAL), {"data.dataroot": value})
         assert message.startswith("data.dataroot: ")
         assert "only ${section.key} of the same config is read" in message
 
     def test_the_environment_does_not_reach_the_config(self, write, monkeypatch):
         monkeypatch.setenv("SECRET", "hidden")
-        assert "hidden" not in refusal(write(MINIMAL + "tracking: {project: '${oc.env:SECRET}'}"))
+        assert "hidden" not in error_message(write(MINIMAL + "tracking: {project: '${oc.env:SECRET}'}"))
 
     def test_a_reference_to_itself_is_refused(self, write):
-        assert "refers to itself" in refusal(
+        assert "refers to itself" in error_message(
             write(MINIMAL), {"data.dataroot": "${tracking.project}", "tracking.project": "${data.dataroot}"}
         )
 
     def test_references_that_multiply_are_refused_before_they_are_followed(self, write):
         keys = {f"data.a{i}": f"${{data.a{i + 1}}}" * 8 for i in range(12)}
-        assert "expand to more than 1,000 values" in refusal(write(MINIMAL), {**keys, "data.a12": "x"})
+        assert "expand to more than 1,000 values" in error_message(write(MINIMAL), {**keys, "data.a12": "x"})
 
 
 class TestModelArguments:
     """model.name alone switches between families."""
 
     def test_an_argument_of_another_model_is_dropped_with_a_warning(self, write):
-        config = load_config(write(AS_IN_THE_CONTRACT), {"model.name": "vgg11"})
+        config = load_config(write(FULL_CONFIG), {"model.name": "vgg11"})
         assert config.model.args == {}
         (note,) = [note for note in config.notes if "first_block" in note]
         assert note.startswith("warning: model.first_block (")
         assert note.endswith("is dropped: vgg11 does not take it")
 
     def test_an_argument_that_the_other_model_has_is_kept(self, write):
-        assert load_config(write(AS_IN_THE_CONTRACT), {"model.name": "se_resnet18"}).model.args == {"first_block": "cifar10"}
+        assert load_config(write(FULL_CONFIG), {"model.name": "se_resnet18"}).model.args == {"first_block": "cifar10"}
 
     def test_a_timm_model_gets_what_was_written_for_it(self, write):
-        path = write(AS_IN_THE_CONTRACT)
+        path = write(FULL_CONFIG)
         assert load_config(path, {"model.name": "timm/resnet18"}).model.args == {}
         given = load_config(path, {"model.name": "timm/resnet18", "model.drop_rate": 0.1}).model.args
         assert given == {"drop_rate": 0.1}
 
     def test_an_argument_that_no_model_has_is_an_error(self, write):
-        assert "no such argument" in refusal(write(AS_IN_THE_CONTRACT), {"model.first_blok": "cifar10"})
+        assert "no such argument" in error_message(write(FULL_CONFIG), {"model.first_blok": "cifar10"})
 
 
 def test_the_config_is_frozen(write):
