@@ -80,5 +80,5 @@ format: install-dev  ## fix the style
 	$(BIN)/ruff format .
 
 clean:  ## remove caches and .venv; keep runs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
