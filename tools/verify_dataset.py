@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file, from any folder
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine.build import data_source, read_data
 
     config = load_config(args.config, overrides)
-    config.data.args.pop("in_memory", None)  # it would decode all files before they can be checked
+    # in memory, all files would be decoded before they can be checked
+    options = {name: value for name, value in config.data.args.items() if name != "in_memory"}
+    config = replace(config, data=replace(config.data, args=options))
     loaded, root = read_data(config), data_source(config).root
     splits = (loaded.train, loaded.test)
     n = sum(map(len, splits))

@@ -183,6 +183,7 @@ def test_the_heat_has_the_range_from_zero_to_one_in_each_image():
 
 
 @pytest.mark.slow  # two minutes on one core
+@pytest.mark.timeout(1200)
 def test_the_maps_of_a_model_trained_on_shapes_cover_the_object(tmp_path):
     size, difficulty = 64, 0
     data = ("--data.name", "shapes", "--data.img_size", size, "--data.difficulty", difficulty)
