@@ -1,6 +1,6 @@
 """Images with objects: a box and a class for each.
 
-A batch is a list of images, from 0 to 1 and each of its own size, and a list of targets. The network scales and normalizes.
+A batch is a list of images from 0 to 1, which may differ in size, and a list of targets. The network scales and normalizes.
 """
 
 import os

@@ -47,7 +47,7 @@ class Catalog(Protocol):
 
 @dataclass(frozen=True)
 class ResolvedConfig(Config):
-    """A Config with the origin of its values, and notes on what was decided while it was put together."""
+    """A Config with the origin of each value, and notes on the decisions of the rules."""
 
     origins: dict[str, Origin] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)

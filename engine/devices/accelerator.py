@@ -58,6 +58,6 @@ def _check_fsdp(has_device: bool) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return
     if not has_device:
-        raise ConfigError("the launcher asks for FSDP, which shards a model over GPUs, and there is none: launch without it")
+        raise ConfigError("the launcher asks for FSDP, which shards a model over GPUs, but there are no GPUs: launch without it")
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError("the launcher asks for FSDP version 1, whose checkpoints are not supported: fsdp_version: 2")

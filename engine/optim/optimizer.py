@@ -107,7 +107,7 @@ def _undecayed(model: nn.Module) -> set[str]:
 
 @cache
 def find_optimizer(name: str) -> Callable[..., Optimizer]:
-    """Return torch's optimizer of that name, else timm's; ValueError if there is none. (timm's `sgd` alone would be Nesterov.)"""
+    """Return torch's optimizer of that name, otherwise timm's, or raise ValueError. (timm's `sgd` is Nesterov's.)"""
     plain = name.lower()
     if plain in CANNOT_RUN:
         raise ValueError(f"{name} can't run in this loop: {CANNOT_RUN[plain]}")

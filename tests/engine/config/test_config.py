@@ -362,6 +362,10 @@ class TestReferences:
             write(MINIMAL), {"data.dataroot": "${tracking.project}", "tracking.project": "${data.dataroot}"}
         )
 
+    def test_a_long_chain_of_references_is_refused(self, write):
+        keys = {f"data.a{i}": f"${{data.a{i + 1}}}" for i in range(3_000)}
+        assert "references lead to it" in error_message(write(MINIMAL), keys)
+
     def test_references_that_multiply_are_refused_before_they_are_followed(self, write):
         keys = {f"data.a{i}": f"${{data.a{i + 1}}}" * 8 for i in range(12)}
         assert "expand to more than 1,000 values" in error_message(write(MINIMAL), {**keys, "data.a12": "x"})
