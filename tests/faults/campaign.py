@@ -10,13 +10,13 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.run.checkpoint import InvalidCheckpoint, read_checkpoint
 from engine.run.folder import committed_checkpoints
 from tests.faults.children import AtStep, Ended, Fault, KillAfter, KillAtOperation, KillInsideWrite, train
+from tests.faults.rows import Row
 from tests.on_disk import write_coco, write_image_folder, write_pairs
 from tests.running import metrics, run_main, untimed
 
@@ -66,11 +66,7 @@ FEATURES: dict[str, Sequence[object]] = {
 }
 
 
-@dataclass
-class Row:
-    fault: str
-    tried: int
-    wrong: list[str] = field(default_factory=list)
+ALIKE = "resumed, it ends bit for bit alike"
 
 
 # Kills
@@ -81,7 +77,7 @@ def kill_points(folder: Path, faults: Iterable[Fault], name: str = "killed") -> 
     reference = folder / "reference"
     assert train(reference, *DIGITS_RUN).codes == [0]
     checkpoints = {path.name: read_checkpoint(path) for path in committed_checkpoints(_run_with_all_checkpoints(folder))}
-    row = Row(name, 0)
+    row = Row(name, ALIKE)
     for i, fault in enumerate(faults):
         run = folder / f"killed-{i}"
         ended = train(run, *DIGITS_RUN, fault=fault)
@@ -171,7 +167,7 @@ def inside_writes(n: int) -> list[Fault]:
 def resume_matrix(folder: Path, features: Sequence[str], workers: Sequence[int] = (0, 2), ranks: Sequence[int] = (1, 2)) -> Row:
     """Interrupt runs twice in one epoch. Weights, metrics and TensorBoard must equal those of an uninterrupted run."""
     data = write_image_folder(folder / "data", n_classes=4, n_train=6)
-    row = Row("interrupted twice in an epoch", 0)
+    row = Row("interrupted twice in an epoch", ALIKE)
     teacher = folder / "teacher"
     if any("TEACHER" in FEATURES[feature] for feature in features):
         assert train(teacher, *FILES_RUN, "--data.dataroot", data).codes == [0]
@@ -210,7 +206,8 @@ def flipped_bytes(folder: Path, n: int) -> Row:
     """Flip single bits of a checkpoint. Reading it must fail with the name of the damaged file."""
     run, generator = folder / "flipped", random.Random(0)
     assert train(run, *DIGITS_RUN).codes == [0]
-    row, latest = Row("a byte of a checkpoint flipped", n), (run / "ckpt" / "latest").resolve()
+    row = Row("a byte of a checkpoint flipped", "found, and its file named", n)
+    latest = (run / "ckpt" / "latest").resolve()
     files = sorted(latest.iterdir())
     for _ in range(n):
         file = generator.choice(files)
@@ -244,7 +241,7 @@ def pickles(folder: Path) -> Row:
     import torch
 
     mark, run = folder / "executed", folder / "attacked"
-    row = Row("code in a pickle", 0)
+    row = Row("code in a pickle", "refused, and not run")
     assert train(run, *DIGITS_RUN).codes == [0]
     latest = (run / "ckpt" / "latest").resolve()
     torch.save({"step": 24, "optimizer": Payload(mark)}, latest / "train_state.pt")
@@ -298,19 +295,3 @@ PARTS: dict[str, Callable[[Path], Row]] = {
     "flips": lambda folder: flipped_bytes(folder, 200),
     "pickles": pickles,
 }
-
-
-def run_all(folder: Path) -> Iterator[Row]:
-    for name, part in PARTS.items():
-        (folder / name).mkdir()
-        yield part(folder / name)
-
-
-def table(rows: Sequence[Row]) -> str:
-    resumed = "resumed, it ends bit for bit alike"
-    outcomes = {"killed": resumed, "interrupted": resumed, "a byte": "found, and its file named", "code": "refused, and not run"}
-    lines = ["| fault | tried | what must happen | failed |", "| --- | ---: | --- | ---: |"]
-    for row in rows:
-        outcome = next(text for begin, text in outcomes.items() if row.fault.startswith(begin))
-        lines.append(f"| {row.fault} | {row.tried} | {outcome} | {len(row.wrong)} |")
-    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""Read files that may come from a stranger, and replace files so that a crash leaves the old or the new content.
+
+Only regular files are read: a pipe or device would block or never end. Small files are read up to a limit.
+"""
+
+import errno
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 10_000_000  # of a small file
+NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR)  # exFAT, some network disks, Windows
+
+
+class MalformedFile(OSError):
+    """A file whose content or kind is not what it should be. The message names the file."""
+
+    def __init__(self, path: Path | str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a regular file for reading. A pipe, device or folder raises MalformedFile at once."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise MalformedFile(path, "it is not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def read_limited(path: Path | str, limit: int = MAX_BYTES) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes."""
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise MalformedFile(path, f"it has more than {limit:,} bytes, too many for such a file")
+    return content
+
+
+def read_json(path: Path | str, limit: int = MAX_BYTES) -> Any:
+    """Return the value in a JSON file. Content that isn't JSON raises MalformedFile."""
+    content = read_limited(path, limit)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        problem = "it is empty" if not content.strip(b"\0 \n") else f"it is not JSON ({error or type(error).__name__})"
+        raise MalformedFile(path, problem) from error
+
+
+def replace_file(path: Path, write: bytes | Callable[[Path], Any]) -> None:
+    """Replace a file: write a temporary one beside it, fsync it, rename it, and fsync the folder.
+
+    `write` is the content, or a function that writes it to the path that it gets. A symlink at `path` is replaced, not followed.
+    """
+    part = temporary(path)
+    part.unlink(missing_ok=True)
+    try:
+        if isinstance(write, bytes):
+            with part.open("xb") as file:
+                file.write(write)
+        else:
+            write(part)
+        fsync_file(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def temporary(path: Path) -> Path:
+    """Return this process's name for a file or folder that is being written."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def fsync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def fsync_folder(folder: Path) -> None:
+    """Fsync a folder, so that the names in it survive a power cut. A file system that can't do it costs one warning."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_FSYNC:
+            raise
+        if os.name != "nt":
+            warn_once(f"{folder.name}/ can't be flushed on this file system ({error.strerror}); a power cut may lose files")
+
+
+@cache
+def warn_once(message: str) -> None:
+    log.warning("%s", message)
