@@ -21,7 +21,7 @@ from itertools import count
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -45,6 +45,7 @@ from models.loading.tensors import ForbiddenContent, load_pickled, load_safetens
 log = logging.getLogger(__name__)
 
 Bytes = bytes | mmap
+T = TypeVar("T")
 
 MAX_FAILED_SAVES = 3  # in a row
 WEIGHTS, EMA_WEIGHTS, TRAIN_STATE = "model.safetensors", "model_ema.safetensors", "train_state.pt"
@@ -199,21 +200,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = _read_manifest(path / MANIFEST)
         files = {name: _read_verified(path / name, sha256) for name, sha256 in manifest["files"].items()}
-        weights = load_safetensors(files.pop(WEIGHTS))
-        ema_weights = load_safetensors(files.pop(EMA_WEIGHTS)) if EMA_WEIGHTS in files else None
-        train_state = load_pickled(io.BytesIO(files.pop(TRAIN_STATE)))
+        train_state = _parsed(path / TRAIN_STATE, files, lambda content: load_pickled(io.BytesIO(content)))
+        weights = _parsed(path / WEIGHTS, files, load_safetensors)
+        ema_weights = _parsed(path / EMA_WEIGHTS, files, load_safetensors) if EMA_WEIGHTS in files else None
         if not isinstance(train_state, dict):
-            raise ValueError(f"{TRAIN_STATE} is no mapping")
+            raise MalformedFile(path / TRAIN_STATE, "it is no mapping")
         return Checkpoint(path, manifest["step"], weights, train_state, ema_weights, manifest.get("config"))
     except MalformedFile as error:
-        raise InvalidCheckpoint(f"{error}, so it is no part of a checkpoint") from error
+        raise InvalidCheckpoint(str(error)) from error
     except OSError as error:
         raise InvalidCheckpoint(f"{error.filename or path} can't be read ({error.strerror})") from error
     except ForbiddenContent as error:
         problem = f"it holds more than tensors and plain values ({error}), and loading it could run code"
         raise InvalidCheckpoint(f"{path} is refused: {problem}") from error
-    except ValueError as error:
-        raise InvalidCheckpoint(f"{path} is refused: {error}") from error
     except MemoryError as error:
         raise InvalidCheckpoint(f"{path} is too large for this machine's memory") from error
 
@@ -247,6 +246,15 @@ def _read_verified(path: Path, sha256: str) -> bytes:
     if _sha256(content) != sha256:
         raise MalformedFile(path, "it is damaged (its sha256 differs from the manifest's)")
     return content
+
+
+def _parsed(path: Path, files: dict[str, bytes], load: Callable[[bytes], T]) -> T:
+    try:
+        return load(files.pop(path.name))
+    except ForbiddenContent:
+        raise
+    except ValueError as error:
+        raise MalformedFile(path, str(error)) from error
 
 
 def _write(folder: Path, step: int, files: Mapping[str, Callable[[Path], None]], config: Mapping[str, Any] | None) -> None:

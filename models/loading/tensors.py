@@ -69,7 +69,8 @@ def load_pickled(file: BinaryIO) -> Any:
     except MemoryError as error:
         raise ValueError("it is too large for this machine's memory") from error
     except ERRORS as error:
-        raise ValueError(printable(str(error)) or "it ends too early") from error
+        has_words = isinstance(error, (ValueError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile))
+        raise ValueError((has_words and printable(str(error))) or "it is damaged or ends too early") from error
 
 
 def load_safetensors(content: bytes) -> dict[str, Tensor]:

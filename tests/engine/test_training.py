@@ -214,7 +214,7 @@ class TestResume:
         assert run_main(*argv, "--train.n_steps", 70) == 0
         assert "resuming at step 60" in capsys.readouterr().out
 
-    @pytest.mark.parametrize(("length", "key"), [(("--train.n_steps", 6), "n_steps"), (("--train.n_epochs", 1), "n_epochs")])
+    @pytest.mark.parametrize(("length", "key"), [(("--train.n_steps", 5), "n_steps"), (("--train.n_epochs", 1), "n_epochs")])
     def test_a_finished_run_keeps_its_files_and_says_how_to_continue_it(self, tmp_path, capsys, length, key):
         run = tmp_path / "run"
         assert run_main("-e", run, "--train.batch_size", 256, *length) == 0
@@ -223,7 +223,7 @@ class TestResume:
         assert results(run)["peak_memory_mb"]
         capsys.readouterr()
         assert run_main("-e", run, "-r", "latest") == 0
-        assert f"nothing left to do: {run} is complete at step 6; --train.{key} N continues it" in capsys.readouterr().out
+        assert f"nothing left to do: {run} is complete at step 5; --train.{key} N continues it" in capsys.readouterr().out
         assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "output.log"}
 
     def test_a_run_that_its_patience_ended_names_the_patience(self, tmp_path, capsys):
