@@ -29,9 +29,11 @@ WITHOUT = {  # a file that can be replaced -> what follows from its damage
     "trackers.json": "the trackers start new runs",
     "results.json": "the end of the run is repeated",
 }
-LEFTOVER = re.compile(  # what a killed process leaves behind
-    rf"\.(?:step-\d{{6,}}\.(?:\d+|pruned)|(?:latest|best)(?:\.\d+)?|(?:{'|'.join(map(re.escape, FILES))})\.\d+)"
-)
+LEFTOVERS = {  # folder -> the names of what a killed process leaves in it
+    ".": re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\d+"),
+    "ckpt": re.compile(r"\.step-\d{6,}\.(\d+|pruned)|\.(latest|best)(\.\d+)?"),
+    "figures": re.compile(r"\.[\w-]+\.png\.\d+"),
+}
 
 # models.loading.files is imported inside functions: it loads torch, which --help does without.
 
@@ -54,7 +56,7 @@ def find_checkpoint(path: Path) -> Path:
     path = path.expanduser()
     newest = committed_checkpoints(path)[-1:]
     candidates = (path, path / "ckpt" / "best", path / "ckpt" / "latest", *newest)
-    found = next((folder for candidate in candidates if (folder := _checkpoint_at(candidate))), None)
+    found = next((folder for candidate in candidates if (folder := checkpoint_at(candidate))), None)
     if found is None:
         raise RunError(f"{path} is neither a run folder with a checkpoint nor a checkpoint")
     require_plain_files(found.parent.parent)
@@ -63,7 +65,7 @@ def find_checkpoint(path: Path) -> Path:
     return found
 
 
-def _checkpoint_at(path: Path) -> Path | None:
+def checkpoint_at(path: Path) -> Path | None:
     """Return the checkpoint that `path` is or refers to, as `latest` does. `ckpt` in it may be a link to another disk."""
     from models.loading.files import linked_folder
 
@@ -96,7 +98,7 @@ def find_resumption(resume: str | None, exp_dir: str | Path | None) -> Resumptio
         path = Path(resume).expanduser()
         if not path.exists():
             raise ConfigError(f"-r {resume}: no such run folder or checkpoint")
-        checkpoint = _checkpoint_at(path)
+        checkpoint = checkpoint_at(path)
         run_dir, which = (checkpoint.parent.parent, checkpoint.name) if checkpoint else (path, "latest")
         if exp_dir is not None and Path(exp_dir).resolve() != run_dir.resolve():
             raise ConfigError(f"-e {exp_dir} and -r {resume} name different runs; a run continues in its own folder")
@@ -213,10 +215,10 @@ class RunFolder:
     def _locked(self) -> "RunFolder":
         """Take the lock, and remove the temporary files and folders of a process that was killed."""
         self._take_lock()
-        for folder in (self.path, self.path / "ckpt"):
-            for leftover in folder.glob(".*"):
-                if LEFTOVER.fullmatch(leftover.name):
-                    remove_tree(leftover)
+        for folder, name in LEFTOVERS.items():
+            for path in (self.path / folder).glob(".*"):
+                if name.fullmatch(path.name):
+                    remove_tree(path)
         return self
 
     def _take_lock(self) -> None:

@@ -1,6 +1,7 @@
 """Opening run folders: other people's files, full disks, and files that a run can do without."""
 
 import errno
+import importlib
 import json
 import resource
 import shutil
@@ -68,10 +69,12 @@ def test_only_temporary_files_of_this_program_are_removed(run):
     kept = [".gitignore", ".latest-notes", ".step-1", ".step-000002.mine"]
     for name in (*kept, ".step-000002.77", ".step-000002.pruned", ".latest", ".best.5"):
         (run / "ckpt" / name).write_text("")
-    (run / ".config.yaml.77").write_text("")
+    for name in (".config.yaml.77", "figures/.curves.png.77", ".step-000002.77", ".vimrc.77"):
+        (run / name).write_text("")
     RunFolder.reopen(run).close()
     assert sorted(path.name for path in (run / "ckpt").glob(".*")) == sorted(kept)
-    assert not (run / ".config.yaml.77").exists()
+    assert sorted(path.name for path in run.glob(".*.*")) == [".step-000002.77", ".vimrc.77"]
+    assert not (run / "figures" / ".curves.png.77").exists()
 
 
 def test_step_folders_without_manifests_are_never_a_reason_to_start_again(run, capsys):
@@ -108,7 +111,8 @@ class TestFullDisk:
         def full(*args):
             raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run"))
 
-        monkeypatch.setattr(opening, full)
+        module, _, name = opening.rpartition(".")
+        monkeypatch.setattr(importlib.import_module(module), name, full)
         assert run_main("-e", tmp_path / "run", *SHORT) == 1
         assert capsys.readouterr().err == f"error: {tmp_path / 'run'} can't be written (No space left on device)\n"
 
