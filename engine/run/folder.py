@@ -59,8 +59,8 @@ def find_checkpoint(path: Path) -> Path:
     found = next((folder for candidate in candidates if (folder := checkpoint_at(candidate))), None)
     if found is None:
         raise RunError(f"{path} is neither a run folder with a checkpoint nor a checkpoint")
-    require_plain_files(found.parent.parent)
-    if (found.parent.parent / CONFIG).exists():
+    if os.path.lexists(found.parent.parent / CONFIG):  # not for a checkpoint that was copied to some other folder
+        require_plain_files(found.parent.parent)
         read_config(found.parent.parent)
     return found
 
@@ -103,7 +103,8 @@ def find_resumption(resume: str | None, exp_dir: str | Path | None) -> Resumptio
         if exp_dir is not None and Path(exp_dir).resolve() != run_dir.resolve():
             raise ConfigError(f"-e {exp_dir} and -r {resume} name different runs; a run continues in its own folder")
     if not os.path.lexists(run_dir / CONFIG):
-        raise ConfigError(f"{run_dir} has no run to resume (no config.yaml)")
+        remedy = "; copy it back, or give another -e to start a run" if step_folders(run_dir) else ""
+        raise ConfigError(f"{run_dir} has no run to resume (no config.yaml){remedy}")
     require_plain_files(run_dir)
     if not committed_checkpoints(run_dir):
         if step_folders(run_dir):

@@ -114,7 +114,7 @@ def fsync_folder(folder: Path) -> None:
         if error.errno not in NO_FOLDER_FSYNC:
             raise
         if os.name != "nt":
-            warn_once(f"{folder.name}/ can't be flushed on this file system ({error.strerror}); a power cut may lose files")
+            warn_once(f"this file system can't flush folders ({error.strerror}); a power cut may lose files")
 
 
 @cache

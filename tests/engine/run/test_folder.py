@@ -3,8 +3,10 @@
 import errno
 import importlib
 import json
+import os
 import resource
 import shutil
+import stat
 
 import pytest
 
@@ -155,3 +157,32 @@ def test_a_damaged_config_is_named_and_says_where_its_values_are(run, damaged):
         read_config(run)
     manifest = json.loads((run / "ckpt" / "latest" / "manifest.json").read_text())
     assert manifest["config"]["train.batch_size"] == 64
+
+
+def test_a_run_on_a_disk_without_links_and_folder_fsync_is_resumed(tmp_path, monkeypatch, capsys):
+    fsync, run = os.fsync, tmp_path / "run"
+
+    def fsync_files(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    def no_links(*args, **kwargs):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", fsync_files)
+    monkeypatch.setattr(os, "symlink", no_links)
+    assert run_main("-e", run, *SHORT, "--train.eval_freq", 2) == 0
+    assert (run / "ckpt" / "latest").read_text() == "step-000004\n"
+    assert run_main("-r", run / "ckpt" / "latest", "--train.n_steps", 6) == 0
+    assert run_main("-e", run, "-r", "best", "--train.n_steps", 7) == 0
+    assert (run / "ckpt" / "latest").read_text() == "step-000007\n"
+    output = capsys.readouterr().out
+    assert output.count("latest and best are text files") == 1
+    assert output.count("this file system can't flush folders") <= 1
+
+
+def test_a_checkpoint_that_was_copied_elsewhere_is_found(run, tmp_path):
+    copy = shutil.copytree(run / "ckpt" / "step-000004", tmp_path / "other" / "ckpt" / "mine")
+    (tmp_path / "other" / "figures").symlink_to(tmp_path)
+    assert find_checkpoint(copy) == copy
