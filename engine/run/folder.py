@@ -130,7 +130,8 @@ def require_plain_files(run_dir: Path) -> None:
     if os.path.lexists(ckpt) and not ckpt.is_dir():
         raise RunError(f"{ckpt} is no folder{', or its disk is not mounted' if ckpt.is_symlink() else ''}")
     files, folders = [run_dir / name for name in (*FILES, LOCK)], [run_dir / name for name in (*FOLDERS, "wandb")]
-    for folder in (*folders[:-1], *ckpt.glob("step-*"), *ckpt.glob("set-aside")):
+    steps = [path for path in ckpt.glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
+    for folder in (*folders[:-1], *steps, ckpt / "set-aside"):
         folders.append(folder)
         for parent, names_of_folders, names in os.walk(folder):
             folders += [Path(parent, name) for name in names_of_folders]
@@ -163,7 +164,6 @@ def read_replaceable(run_dir: Path, name: str, kind: type[T]) -> T:
     from models.loading.files import MalformedFile, read_json, warn_once
 
     path = run_dir / name
-
     try:
         value = read_json(path, follow_link=False)
         if not isinstance(value, kind):
@@ -188,7 +188,6 @@ class RunFolder:
     is_new: bool
     _lock: IO | None = field(default=None, repr=False)
     _made: list[Path] = field(default_factory=list, repr=False)
-
     _found: tuple[str, ...] = field(default=(), repr=False)  # files that were there before
 
     @classmethod
