@@ -7,7 +7,6 @@ so that reading a config runs no code.
 import argparse
 import hashlib
 import importlib.util
-import json
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config.command_line import OverrideParser
 from engine.config.errors import ConfigError
+from engine.run.folder import ENVIRONMENT, plugins_in, read_replaceable
 
 if TYPE_CHECKING:
     from models.loading.registry import Registry
@@ -66,11 +66,9 @@ def loaded_plugins() -> dict[str, str]:
 
 def require_run_plugins(run_dir: Path) -> None:
     """Require the plugins that the run was started with. They are recognized by file name, so they may have moved."""
-    environment = run_dir / "environment.json"
-    if not environment.is_file():
-        return
+    environment = read_replaceable(run_dir, ENVIRONMENT, dict)
     names = {file.name for file in _loaded}
-    for path in json.loads(environment.read_text()).get("plugins", {}):
+    for path in plugins_in(environment):
         if Path(path).name not in names:
             raise ConfigError(f"{run_dir} was trained with a plugin; add --plugin {path}")
 

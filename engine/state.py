@@ -1,7 +1,7 @@
 """All that a run must remember. The learning rate, the position in the data and all randomness follow from `step`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +13,35 @@ from torch.optim import Optimizer
 from engine.config.errors import RunError
 from engine.devices.sharding import gathered, load_weights, own_part, sharded_state
 from engine.run.checkpoint import Checkpoint
+from models.loading.files import printable
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
 
-COUNTERS = (
-    "evaluations_since_best",
-    "skipped",
-    "step",
-    "best_step",
-    "best_metrics",
-    "last_metrics",
-    "open_line",
-    "elapsed",
-    "metrics_bytes",
-)
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _are_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) and _is_number(number) for name, number in value.items())
+
+
+COUNTERS: dict[str, Callable[[Any], bool]] = {  # each with the test that a saved value must pass
+    "evaluations_since_best": _is_count,
+    "skipped": _is_count,
+    "step": _is_count,
+    "best_step": lambda value: value is None or _is_count(value),
+    "best_metrics": _are_metrics,
+    "last_metrics": _are_metrics,
+    "open_line": lambda value: value is None or _are_metrics(value),
+    "elapsed": lambda value: _is_number(value) and 0 <= value < math.inf,
+    "metrics_bytes": _is_count,
+}
 
 
 @dataclass
@@ -106,11 +120,16 @@ class TrainState:
             load_weights(self.model, checkpoint.weights)
             if self.ema is not None:  # an average that starts only now starts with the weights as they are
                 self.ema.module.load_state_dict(checkpoint.ema_weights or checkpoint.weights)
+            if checkpoint.train_state["step"] != checkpoint.step:
+                raise ValueError(f"its training state is not of step {checkpoint.step}")
             self.load_state_dict(checkpoint.train_state, rank, world_size)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RunError(f"{checkpoint.path} doesn't fit the config: {str(error).splitlines()[0]}") from error
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise RunError(
+                f"{checkpoint.path} doesn't fit the config: {printable(str(error)) or type(error).__name__}"
+            ) from error
 
     def load_state_dict(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
+        _require_valid(saved, self.optimizer)
         options = [{name: group[name] for name in self.configured} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(sharded_state(self.optimizer, saved["optimizer"]))
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
@@ -129,3 +148,24 @@ class TrainState:
         """Return the window's sums as one tensor on the device, for one transfer."""
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return torch.stack([self.window[name].to(device, dtype) for name in names])
+
+
+def _require_valid(saved: dict[str, Any], optimizer: Optimizer) -> None:
+    """Raise ValueError if a saved value is of a type that would end the training later."""
+    for name, is_valid in COUNTERS.items():
+        if not is_valid(saved[name]):
+            raise ValueError(f"{name} of its training state is not valid")
+    if not all(isinstance(sums, Tensor) and sums.ndim == 1 and sums.is_floating_point() for sums in saved["windows"].values()):
+        raise ValueError("the sums since its last log line are not valid")
+    for group, restored in zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=True):
+        for name, value in restored.items():
+            own = group.get(name)
+            if None not in (own, value) and name != "params" and _kind(own) != _kind(value):
+                raise ValueError(f"{printable(name)} of its optimizer is not valid")
+
+
+def _kind(option: Any) -> Any:
+    """Return what makes two values of an option interchangeable."""
+    if isinstance(option, (tuple, list)):
+        return [_kind(item) for item in option]
+    return "number" if _is_number(option) or (isinstance(option, Tensor) and option.ndim == 0) else type(option)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from engine.build import Run, build
 from engine.config.errors import ConfigError, RunError, located
 from engine.config.resolve import ResolvedConfig
-from engine.config.schema import to_dict, to_yaml
+from engine.config.schema import flatten, to_dict, to_yaml
 from engine.devices.accelerator import make_accelerator, requested_precision
 from engine.devices.agreement import EXIT_CODES, Agreement, Interrupted, on_main
 from engine.devices.failures import explained
@@ -29,9 +29,9 @@ from engine.devices.memory import peak_memory, reset_peak_memory
 from engine.devices.sharding import load_weights
 from engine.evaluate import evaluate, readable, share_buffers
 from engine.plugins import loaded_plugins
-from engine.run.checkpoint import Checkpoints, read_checkpoint
+from engine.run.checkpoint import Checkpoint, Checkpoints
 from engine.run.environment import describe_environment
-from engine.run.folder import CONFIG, Resumption, RunFolder, find_resumption, remove_tree
+from engine.run.folder import CONFIG, Resumption, RunFolder, find_resumption, read_replaceable, remove_tree
 from engine.run.log import add_log_file, millions, remove_log_file, set_up_terminal
 from engine.run.metrics import Clock, MetricsLog, read_metrics
 from engine.run.report import Result, final_table, log_changes, log_line, write_results, write_start
@@ -247,18 +247,14 @@ def _train_in(
     _log_notes(config)
     reset_peak_memory(accelerator.device)
     run = build(config, accelerator, model=model, task=task)
-    checkpoints = Checkpoints(folder.path, config.train.keep_last)
-    environment = describe_environment(accelerator, config.train.precision, loaded_plugins())
-    if resumption is not None:
-        run.state.restore(checkpoints.load(resumption.which), accelerator.process_index, accelerator.num_processes)
+    checkpoints = Checkpoints(folder.path, config.train.keep_last, flatten(to_dict(config)))
+    checkpoint = checkpoints.load(resumption.which) if resumption is not None else None
+    if checkpoint is not None:
+        run.state.restore(checkpoint, accelerator.process_index, accelerator.num_processes)
+        if (earlier := _finished_before(run, config, folder)) is not None:
+            return earlier
     outputs = Outputs(folder, Clock(run.state.step), checkpoints)
-    if accelerator.is_main_process:
-        if resumption is not None:
-            log_changes(folder.path, to_dict(config), environment)
-            checkpoints.rewind(run.state.step, run.state.best_step)
-        write_start(folder, to_yaml(config), environment, run.data.classes)
-        outputs.metrics = MetricsLog(folder, run.state.step, run.state.metrics_bytes)
-        outputs.trackers = Trackers(config.tracking, to_dict(config), folder)
+    on_main(accelerator, lambda: _start(run, config, outputs, checkpoint))
     log.info("%s", _first_line(config, run, folder, resumed=resumption is not None))
     result = Result(folder.path)
     try:
@@ -282,6 +278,39 @@ def _train_in(
     else:
         log.info("interrupted at step %d, which is saved; -r %s continues the run", result.step, folder.path)
     return result
+
+
+def _start(run: Run, config: ResolvedConfig, outputs: Outputs, checkpoint: Checkpoint | None) -> None:
+    """Write the files of the run's start, and open those of its metrics."""
+    folder, values = outputs.folder, to_dict(config)
+    environment = describe_environment(run.accelerator, config.train.precision, loaded_plugins())
+    try:
+        if checkpoint is not None and outputs.checkpoints is not None:
+            log_changes(folder.path, checkpoint.config, values, environment)
+            outputs.checkpoints.rewind(run.state.step, run.state.best_step)
+        write_start(folder, to_yaml(config), environment, run.data.classes)
+        outputs.metrics = MetricsLog(folder, run.state.step, run.state.metrics_bytes)
+    except OSError as error:
+        raise RunError(f"{folder.path} can't be written ({error.strerror or error})") from error
+    outputs.trackers = Trackers(config.tracking, values, folder)
+
+
+def _finished_before(run: Run, config: ResolvedConfig, folder: RunFolder) -> Result | None:
+    """Return the result of a run that is complete already, and say how to continue it. Its files stay as they are."""
+    results = on_main(run.accelerator, lambda: read_replaceable(folder.path, "results.json", dict))
+    state, is_done = run.state, run.state.step >= run.n_steps or out_of_patience(run)
+    if not is_done or results.get("status") != "completed" or results.get("step") != state.step:
+        return None
+    key = "patience" if state.step < run.n_steps else "n_steps" if config.train.n_steps is not None else "n_epochs"
+    log.info("nothing left to do: %s is complete at step %d; --train.%s N continues it", folder.path, state.step, key)
+    test = results.get("test")
+    return Result(
+        folder.path,
+        step=state.step,
+        best=state.best_metrics,
+        last=state.last_metrics,
+        test=test if isinstance(test, dict) else {},
+    )
 
 
 def _with_precision(config: ResolvedConfig) -> ResolvedConfig:
@@ -318,7 +347,11 @@ def _open_folder(
     if not opened:  # not rank 0
         yield RunFolder(path, is_new=False)
         return
-    log_file = add_log_file(path / "output.log")
+    try:
+        log_file = add_log_file(path / "output.log")
+    except OSError as error:
+        opened[0].close()
+        raise RunError(f"{error.filename} can't be written ({error.strerror})") from error
     try:
         yield opened[0]
     except BaseException as error:
@@ -329,7 +362,6 @@ def _open_folder(
         remove_log_file(log_file)
         opened[0].close()
         if not (path / CONFIG).exists():
-            (path / "output.log").unlink()
             opened[0].discard()
 
 
@@ -363,7 +395,7 @@ def _dry_run(
 def _test_best(run: Run, outputs: Outputs, agreement: Agreement) -> dict[str, float]:
     """Evaluate the test split with the weights that validation chose."""
     last = {name: value.clone() for name, value in run.model.state_dict().items()}
-    load_weights(run.model, read_checkpoint((outputs.folder.path / "ckpt" / "best").resolve()).weights)
+    load_weights(run.model, Checkpoints(outputs.folder.path, keep_last=1).load("best").weights)
     metrics = evaluate_split(run, "test", agreement)
     run.model.load_state_dict(last)
     write_line(run, outputs, metrics)

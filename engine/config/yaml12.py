@@ -66,8 +66,9 @@ Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag
 
 def parse(text: str) -> Any:
     """Return the value of a YAML document. Anything else raises ValueError with one line."""
-    loader = Loader(text)
+    loader = None
     try:
+        loader = Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -78,7 +79,8 @@ def parse(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def dump(value: Any) -> str:

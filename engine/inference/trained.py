@@ -3,7 +3,6 @@
 Its data are read on first use, so that it can be used on machines without them.
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from engine.devices.accelerator import make_accelerator
 from engine.evaluate import evaluate
 from engine.plugins import require_run_plugins
 from engine.run.checkpoint import InvalidCheckpoint, read_checkpoint
-from engine.run.folder import CLASSES, CONFIG, find_checkpoint
+from engine.run.folder import CLASSES, CONFIG, find_checkpoint, read_replaceable
 from engine.tasks import Task
 from models import model_signature, published_with
 from models.loading.pretrained import Published, n_classes_in, published_classes, set_as_published
@@ -136,8 +135,8 @@ def _from_run(folder: Path, overrides: Mapping[str, Any], averaged: bool) -> Tra
         raise RunError(str(error)) from error
     weights = checkpoint.weights_of(averaged=averaged)
     accelerator = make_accelerator(config.train, deterministic=config.deterministic)
-    written = run_dir / CLASSES
-    classes = json.loads(written.read_text()) if written.is_file() else load_data(config, accelerator).classes
+    written = read_replaceable(run_dir, CLASSES, list)
+    classes = list(map(str, written)) or load_data(config, accelerator).classes
     model = blank_model(config, classes)
     if config.model.pretrained is True:
         set_as_published(model)

@@ -1,24 +1,27 @@
 """Checkpoints: saved whole or not at all, and verified before they are read.
 
 A checkpoint is written into a temporary folder, flushed, given a manifest with the sha256 of every file and of the manifest
-itself, and renamed. `latest` and `best` are links to committed folders. Loading verifies every digest before anything is parsed,
-and reads tensors and plain values only.
+itself, and renamed. `latest` and `best` are links to committed folders, or text files with their names on a disk without links.
+Loading verifies every digest before anything is parsed, and reads tensors and plain values only.
 """
 
+import errno
 import hashlib
 import io
 import json
 import logging
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -26,18 +29,37 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.config.errors import RunError
-from engine.run.folder import MANIFEST, committed_checkpoints, remove_tree
+from engine.run.folder import MANIFEST, STEP_FOLDER, committed_checkpoints, remove_tree, step_folders
+from models.loading.files import (
+    MalformedFile,
+    fsync_folder,
+    linked_folder,
+    open_regular,
+    read_json,
+    replace_file,
+    temporary,
+    warn_once,
+)
+from models.loading.tensors import ForbiddenContent, load_pickled, load_safetensors
 
 log = logging.getLogger(__name__)
 
 Bytes = bytes | mmap
+T = TypeVar("T")
 
 MAX_FAILED_SAVES = 3  # in a row
 WEIGHTS, EMA_WEIGHTS, TRAIN_STATE = "model.safetensors", "model_ema.safetensors", "train_state.pt"
+FORMAT = 1  # of the manifest; 0 had no format and no config
+MAX_MANIFEST = 1_000_000  # bytes
+NO_SYMLINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # exFAT, Windows
 
 
 class InvalidCheckpoint(Exception):
     """A folder that is not an intact checkpoint."""
+
+
+class NewerFormat(InvalidCheckpoint):
+    """A checkpoint of a newer version of this program."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     train_state: dict[str, Any]
     ema_weights: dict[str, Tensor] | None = None
+    config: dict[str, Any] | None = None  # key -> value, dotted; None in old checkpoints
 
     def weights_of(self, *, averaged: bool) -> dict[str, Tensor]:
         if not averaged:
@@ -57,8 +80,8 @@ class Checkpoint:
 
 
 class Checkpoints:
-    def __init__(self, run_dir: Path, keep_last: int) -> None:
-        self.run_dir, self.folder, self.keep_last = run_dir, run_dir / "ckpt", keep_last
+    def __init__(self, run_dir: Path, keep_last: int, config: Mapping[str, Any] | None = None) -> None:
+        self.run_dir, self.folder, self.keep_last, self.config = run_dir, run_dir / "ckpt", keep_last, config
         self.failed_saves = 0  # in a row
 
     def save(
@@ -71,16 +94,18 @@ class Checkpoints:
     ) -> None:
         """Commit step `step`, point the links to it, and prune what is older. A step that is committed already stays as it is."""
         target = self.folder / f"step-{step:06d}"
+        if target.exists() and not (target / MANIFEST).is_file():
+            self._set_aside(target, f"it has no {MANIFEST}")
         if not target.exists():
             self.folder.mkdir(exist_ok=True)
-            part = self.folder / f".{target.name}.{os.getpid()}"
+            part = temporary(target)
             try:
                 files = {WEIGHTS: partial(_write_weights, weights), TRAIN_STATE: partial(_write_state, train_state)}
                 if ema_weights is not None:
                     files[EMA_WEIGHTS] = partial(_write_weights, ema_weights)
-                _write(part, step, files)
+                _write(part, step, files, self.config)
                 part.rename(target)
-                _flush(self.folder)
+                fsync_folder(self.folder)
             except BaseException:
                 if part.exists():
                     remove_tree(part)
@@ -102,33 +127,43 @@ class Checkpoints:
             log.warning("%s; training goes on, %s", problem, self.last_good())
 
     def last_good(self) -> str:
-        latest = self.folder / "latest"
-        return f"the last good checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
+        newest = linked_folder(self.folder / "latest") or next(reversed(committed_checkpoints(self.run_dir)), None)
+        return f"the last good checkpoint is {newest.resolve()}" if newest else "there is no checkpoint yet"
 
     def load(self, which: str) -> Checkpoint:
         """Read `latest`, `best` or a step's folder; if the latest is damaged, the newest that is intact."""
         if which != "latest":
+            path = linked_folder(self.folder / which)
+            if path is None:
+                raise RunError(f"{self.folder} has no {which}; -r latest continues from the newest checkpoint")
             try:
-                return read_checkpoint((self.folder / which).resolve())
+                return read_checkpoint(path)
             except InvalidCheckpoint as error:
                 raise RunError(str(error)) from error
         for path in reversed(committed_checkpoints(self.run_dir)):
             try:
                 return read_checkpoint(path)
+            except NewerFormat as error:
+                raise RunError(str(error)) from error
             except InvalidCheckpoint as error:
                 log.warning("%s; trying the one before", error)
         raise RunError(f"{self.folder} holds no valid checkpoint")
 
     def rewind(self, step: int, best_step: int | None) -> None:
-        """Move later checkpoints to set-aside/: the run takes another course from `step` on, or they are damaged."""
-        for path in committed_checkpoints(self.run_dir):
-            if int(path.name.removeprefix("step-")) > step:
-                aside = self.folder / "set-aside"
-                aside.mkdir(exist_ok=True)
-                n = sum(1 for entry in aside.iterdir() if entry.name.startswith(path.name))
-                path.rename(aside / f"{path.name}-{n}")
-                log.warning("%s is set aside, because the run continues from step %d", path, step)
+        """Set aside later checkpoints, because the run takes another course from `step` on, and folders that are none."""
+        for path in step_folders(self.run_dir):
+            if not (path / MANIFEST).is_file():
+                self._set_aside(path, f"it has no {MANIFEST}")
+            elif int(path.name.removeprefix("step-")) > step:
+                self._set_aside(path, f"the run continues from step {step}")
         self._link_both(step, best_step)
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        aside = self.folder / "set-aside"
+        aside.mkdir(exist_ok=True)
+        n = next(n for n in count() if not (aside / f"{path.name}-{n}").exists())
+        path.rename(aside / f"{path.name}-{n}")
+        log.warning("%s is set aside, because %s", path, reason)
 
     def _link_both(self, latest: int, best: int | None) -> None:
         self._link("latest", latest)
@@ -136,10 +171,20 @@ class Checkpoints:
             self._link("best", best)
 
     def _link(self, name: str, step: int) -> None:
-        part = self.folder / f".{name}"
+        link, target = self.folder / name, f"step-{step:06d}"
+        if link.is_dir() and not link.is_symlink():
+            self._set_aside(link, "it is a copy of a checkpoint instead of a link to one")
+        part = temporary(link)
         part.unlink(missing_ok=True)
-        part.symlink_to(f"step-{step:06d}", target_is_directory=True)
-        part.replace(self.folder / name)
+        try:
+            part.symlink_to(target, target_is_directory=True)
+        except OSError as error:
+            if error.errno not in NO_SYMLINKS:
+                raise
+            warn_once(f"{self.folder} can't hold links ({error.strerror}); latest and best are text files with a folder's name")
+            replace_file(link, f"{target}\n".encode())
+        else:
+            part.replace(link)
 
     def _prune(self, keep_also: int | None) -> None:
         keep = {f"step-{keep_also:06d}"} if keep_also is not None else set()
@@ -151,25 +196,44 @@ class Checkpoints:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint folder, after verifying every byte of it against its manifest."""
+    """Read a checkpoint folder, after verifying every byte of it against its manifest. Each file is read once."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        digest = manifest.pop("digest")
-        if digest != _manifest_digest(manifest):
-            raise InvalidCheckpoint(f"{path / MANIFEST} is damaged (wrong digest)")
+        manifest = _read_manifest(path / MANIFEST)
         files = {name: _read_verified(path / name, sha256) for name, sha256 in manifest["files"].items()}
-        weights = safetensors.torch.load(files[WEIGHTS])
-        ema_weights = safetensors.torch.load(files[EMA_WEIGHTS]) if EMA_WEIGHTS in files else None
-        train_state = torch.load(io.BytesIO(files[TRAIN_STATE]), map_location="cpu", weights_only=True)
-        return Checkpoint(path, manifest["step"], weights, train_state, ema_weights)
+        train_state = _parsed(path / TRAIN_STATE, files, lambda content: load_pickled(io.BytesIO(content)))
+        weights = _parsed(path / WEIGHTS, files, load_safetensors)
+        ema_weights = _parsed(path / EMA_WEIGHTS, files, load_safetensors) if EMA_WEIGHTS in files else None
+        if not isinstance(train_state, dict):
+            raise MalformedFile(path / TRAIN_STATE, "it is no mapping")
+        return Checkpoint(path, manifest["step"], weights, train_state, ema_weights, manifest.get("config"))
+    except MalformedFile as error:
+        raise InvalidCheckpoint(str(error)) from error
     except OSError as error:
         raise InvalidCheckpoint(f"{error.filename or path} can't be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidCheckpoint(f"{path / MANIFEST} is not a manifest ({error})") from error
-    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f" ({forbidden[1]}), and loading it could run code" if forbidden else ""
-        raise InvalidCheckpoint(f"{path} is refused: it holds more than tensors and plain values{reason}") from error
+    except ForbiddenContent as error:
+        problem = f"it holds more than tensors and plain values ({error}), and loading it could run code"
+        raise InvalidCheckpoint(f"{path} is refused: {problem}") from error
+    except MemoryError as error:
+        raise InvalidCheckpoint(f"{path} is too large for this machine's memory") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest whose digest is right, and whose values have the right types."""
+    manifest = read_json(path, MAX_MANIFEST, follow_link=False)
+    if not isinstance(manifest, dict) or manifest.pop("digest", None) != _manifest_digest(manifest):
+        raise MalformedFile(path, "it is damaged (wrong digest)")
+    version, step, files, config = (manifest.get(key) for key in ("format", "step", "files", "config"))
+    if type(version) is int and version > FORMAT:
+        problem = f"a newer version of this program wrote it; this one reads manifests up to format {FORMAT}"
+        raise NewerFormat(f"{path} has format {version}: {problem}")
+    named = STEP_FOLDER.fullmatch(path.parent.name)
+    is_valid = version is None or (type(version) is int and version >= 0)
+    is_valid &= type(step) is int and step >= 0 and (named is None or int(named[1]) == step)
+    is_valid &= isinstance(config, (dict, NoneType))
+    is_valid &= isinstance(files, dict) and {WEIGHTS, TRAIN_STATE} <= files.keys() <= {WEIGHTS, TRAIN_STATE, EMA_WEIGHTS}
+    if not is_valid or not all(isinstance(sha256, str) for sha256 in manifest["files"].values()):
+        raise MalformedFile(path, "it is not the manifest of this step")
+    return manifest
 
 
 def _sha256(content: Bytes) -> str:
@@ -177,23 +241,34 @@ def _sha256(content: Bytes) -> str:
 
 
 def _read_verified(path: Path, sha256: str) -> bytes:
-    content = path.read_bytes()
+    with open_regular(path, follow_link=False) as file:
+        content = file.read()
     if _sha256(content) != sha256:
-        raise InvalidCheckpoint(f"{path} is damaged (its sha256 differs from the manifest's)")
+        raise MalformedFile(path, "it is damaged (its sha256 differs from the manifest's)")
     return content
 
 
-def _write(folder: Path, step: int, files: Mapping[str, Callable[[Path], None]]) -> None:
+def _parsed(path: Path, files: dict[str, bytes], load: Callable[[bytes], T]) -> T:
+    try:
+        return load(files.pop(path.name))
+    except ForbiddenContent:
+        raise
+    except ValueError as error:
+        raise MalformedFile(path, str(error)) from error
+
+
+def _write(folder: Path, step: int, files: Mapping[str, Callable[[Path], None]], config: Mapping[str, Any] | None) -> None:
     if folder.exists():
         remove_tree(folder)
     folder.mkdir()
     with ThreadPoolExecutor(len(files)) as pool:  # hashes one file while another is written
         digests = {name: pool.submit(_flushed, write, folder / name) for name, write in files.items()}
-    manifest = {"step": step, "files": {name: digest.result() for name, digest in digests.items()}}
+    manifest: dict[str, Any] = {"format": FORMAT, "step": step}
+    manifest |= {"files": {name: digest.result() for name, digest in digests.items()}, "config": config}
     manifest["digest"] = _manifest_digest(manifest)
     content = json.dumps(manifest, indent=2).encode()
     _flushed(lambda path: path.write_bytes(content), folder / MANIFEST)
-    _flush(folder)
+    fsync_folder(folder)
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
@@ -207,16 +282,6 @@ def _flushed(write: Callable[[Path], Any], path: Path) -> str:
         os.fsync(file.fileno())
         with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             return _sha256(content)
-
-
-def _flush(folder: Path) -> None:
-    if os.name == "nt":  # a folder can't be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
@@ -244,4 +309,5 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         if (number := re.search(r"os error (\d+)", str(error))) is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    path.chmod(path.parent.stat().st_mode & 0o666)
+    with suppress(PermissionError):  # a disk without permissions
+        path.chmod(path.parent.stat().st_mode & 0o666)

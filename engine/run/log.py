@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -34,6 +35,9 @@ class Terminal(logging.Handler):
 class LogFile(logging.FileHandler):
     """Writes output.log. If it can't be written, as on a full disk, one warning says so."""
 
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=without_following)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name for it
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
@@ -47,6 +51,11 @@ class Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         return f"{level}{record.getMessage()}"
+
+
+def without_following(path: str, flags: int) -> int:
+    """Open a file as `open` does, but not through a symlink. A pipe does not block."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def millions(n: float) -> str:

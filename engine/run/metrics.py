@@ -3,14 +3,21 @@
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from time import perf_counter
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 from engine.config.schema import flatten
-from engine.run.folder import RunFolder, finite, remove_tree
-from engine.run.log import log
+from engine.run.folder import RunFolder, finite
+from engine.run.log import log, without_following
+from models.loading.files import open_regular
+
+EVENTS = "events.out.tfevents"  # the beginning of the names of TensorBoard's files
+MAX_LINE = 1_000_000  # bytes
 
 
 class MetricsLog:
@@ -21,13 +28,14 @@ class MetricsLog:
 
     def __init__(self, folder: RunFolder, step: int, metrics_bytes: int) -> None:
         self.path = folder.path / "metrics.jsonl"
-        self._file = self.path.open("ab", buffering=0)
-        if self._file.tell() < metrics_bytes:
-            log.warning("%s is shorter than at the checkpoint; earlier lines are lost", self.path)
-        self._length = self._file.truncate(min(metrics_bytes, self._file.tell()))
+        self._file = open(self.path, "ab", buffering=0, opener=without_following)  # noqa: SIM115 - until close
+        self._length = self._file.truncate(_whole_lines(self.path, metrics_bytes))
+        if self._length < metrics_bytes:
+            log.warning("%s is shorter or other than at the checkpoint; earlier lines are lost", self.path)
         self._unwritten = b""
-        if step == 0 and (folder.path / "tensorboard").exists():  # left by a start that did not reach its first checkpoint
-            remove_tree(folder.path / "tensorboard")
+        if step == 0:  # left by a start that did not reach its first checkpoint
+            for events in (folder.path / "tensorboard").glob(f"{EVENTS}.*"):
+                events.unlink()
         self.tensorboard = _open_tensorboard(folder.path / "tensorboard", step)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -100,21 +108,61 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
 
-        # TensorBoard reads a folder's files in the order of their names, which hold the second in which each was opened
-        newest = max((path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")), default="")
-        while newest == f"{int(time.time()):010d}":
-            time.sleep(0.05)
-        return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        with _later_than(folder):
+            return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
     except (ImportError, OSError) as error:
         log.warning("no TensorBoard (%s); metrics.jsonl has everything", error)
         return None
 
 
+@contextmanager
+def _later_than(folder: Path) -> Iterator[None]:
+    """Give a new event file a later time in its name than its predecessors have, even if the clock was set back.
+
+    TensorBoard reads a folder's files in the order of their names.
+    """
+    from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]  # it has no stubs
+
+    times = [part for path in folder.glob(f"{EVENTS}.*") if (part := path.name.split(".")[3]).isdecimal()]
+    stamp = max(time.time(), int(max(times, default="0")) + 1)
+    event_file_writer.time = SimpleNamespace(time=lambda: stamp)
+    try:
+        yield
+    finally:
+        event_file_writer.time = time
+
+
+def _whole_lines(path: Path, n_bytes: int) -> int:
+    """Return the length of the lines that end within the first `n_bytes` of a file."""
+    with open_regular(path) as file:
+        return file.read(n_bytes).rfind(b"\n") + 1
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, without one that is being written."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Return the lines of metrics.jsonl, without one that is being written. Damaged lines are skipped with a warning."""
+    path, lines, damaged = run_dir / "metrics.jsonl", [], []
+    if not path.exists():
+        return []
+    with open_regular(path) as file:
+        for number in count(1):
+            line = file.readline(MAX_LINE)
+            if not line.endswith(b"\n") and len(line) < MAX_LINE:
+                break
+            try:
+                lines.append(_metrics_of(line))
+            except (ValueError, RecursionError):
+                damaged.append(number)
+    if damaged:
+        log.warning("%s: %d damaged lines are skipped, number %d first", path, len(damaged), damaged[0])
+    return lines
+
+
+def _metrics_of(line: bytes) -> dict[str, Any]:
+    values = json.loads(line)
+    is_line = isinstance(values, dict) and type(values.get("step")) is int
+    if not is_line or not all(isinstance(value, (int, float, NoneType)) for value in values.values()):
+        raise ValueError("no metrics")
+    return values
 
 
 class Clock:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.schema import WITHOUT_EFFECT_ON_WEIGHTS, flatten
-from engine.run.folder import CLASSES, CONFIG, ENVIRONMENT, RunFolder, read_config
+from engine.run.folder import CLASSES, CONFIG, ENVIRONMENT, RunFolder, plugins_in, read_config, read_replaceable
+from models.loading.files import printable
 
 log = logging.getLogger(__name__)
 
@@ -31,31 +32,36 @@ class Result:
 
 def write_start(folder: RunFolder, config_yaml: str, environment: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Write config.yaml, classes.json (for use without the data), and environment.json, which keeps those of earlier sessions."""
-    path = folder.path / ENVIRONMENT
-    earlier = {} if folder.is_new or not path.is_file() else json.loads(path.read_text())
-    sessions = [*earlier.pop("earlier_sessions"), earlier] if earlier else []
+    earlier = {} if folder.is_new else read_replaceable(folder.path, ENVIRONMENT, dict)
+    sessions = earlier.pop("earlier_sessions", [])
+    sessions = [*(sessions if isinstance(sessions, list) else []), earlier] if earlier else []
     folder.write_json(ENVIRONMENT, {**environment, "earlier_sessions": sessions})
     folder.write_json(CLASSES, list(classes))
     folder.write(CONFIG, config_yaml)
     (folder.path / "results.json").unlink(missing_ok=True)
 
 
-def log_changes(run_dir: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-    """Log what differs from the run as it was started, and whether it affects the weights."""
-    before, now = flatten(read_config(run_dir)), flatten(config)
+def log_changes(
+    run_dir: Path, trained_with: Mapping[str, Any] | None, config: Mapping[str, Any], environment: Mapping[str, Any]
+) -> None:
+    """Log what differs from the training so far, and whether it affects the weights.
+
+    `trained_with` are the values of the config that the checkpoint was trained with. Old checkpoints have none: only the command
+    line can differ from config.yaml then.
+    """
+    before, now = (json.loads(json.dumps(values)) for values in (trained_with or flatten(read_config(run_dir)), flatten(config)))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             effect = "" if key.startswith(WITHOUT_EFFECT_ON_WEIGHTS) else INEXACT
-            log.info("%s is now %s, was %s%s", key, now.get(key), before.get(key), effect)
-    path = run_dir / ENVIRONMENT
-    earlier = json.loads(path.read_text()) if path.is_file() else environment
+            log.info("%s is now %s, was %s%s", printable(key), now.get(key), printable(str(before.get(key))), effect)
+    earlier = read_replaceable(run_dir, ENVIRONMENT, dict) or environment
     digests = {Path(plugin).name: digest for plugin, digest in environment["plugins"].items()}
-    for plugin, digest in earlier.get("plugins", {}).items():
+    for plugin, digest in plugins_in(earlier).items():
         if digests.get(Path(plugin).name) != digest:
-            log.info("the plugin %s was changed%s", Path(plugin).name, INEXACT)
+            log.info("the plugin %s was changed%s", printable(Path(plugin).name), INEXACT)
     for key, name in (("world_size", "ranks"), ("threads", "threads"), ("device", "device")):
         if earlier.get(key) != environment[key]:
-            change = f"now {environment[key]}, was {earlier.get(key)}"
+            change = f"now {environment[key]}, was {printable(str(earlier.get(key)))}"
             log.info("%s: %s: the same batches, but sums in another order%s", name, change, INEXACT)
 
 

@@ -4,7 +4,6 @@ A resumed run continues the tracker's run, whose id is kept in the run folder. A
 metrics.jsonl has everything.
 """
 
-import json
 import logging
 import os
 import time
@@ -13,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from engine.config.schema import TrackingConfig, flatten
-from engine.run.folder import RunFolder, finite
+from engine.run.folder import RunFolder, finite, read_replaceable
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +32,7 @@ class Trackers:
     """The trackers that the config names. One that fails is not called again, and the training goes on."""
 
     def __init__(self, tracking: TrackingConfig, settings: Settings, folder: RunFolder) -> None:
-        path = folder.path / IDS
-        ids = json.loads(path.read_text()) if path.is_file() and not folder.is_new else {}
+        ids = {} if folder.is_new else read_replaceable(folder.path, IDS, dict)
         self.open: dict[str, ExternalTracker] = {}
 
         def start(name: str) -> None:

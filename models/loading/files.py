@@ -26,8 +26,10 @@ class MalformedFile(OSError):
         super().__init__(f"{path}: {problem}")
 
 
-def open_regular(path: Path | str) -> BinaryIO:
-    """Open a regular file for reading. A pipe, device or folder raises MalformedFile at once."""
+def open_regular(path: Path | str, *, follow_link: bool = True) -> BinaryIO:
+    """Open a regular file for reading. A pipe, device or folder raises MalformedFile at once, as a symlink does if told so."""
+    if not follow_link and os.path.islink(path):
+        raise MalformedFile(path, "it is a symlink")
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -35,23 +37,38 @@ def open_regular(path: Path | str) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def read_limited(path: Path | str, limit: int = MAX_BYTES) -> bytes:
+def read_limited(path: Path | str, limit: int = MAX_BYTES, *, follow_link: bool = True) -> bytes:
     """Return the content of a regular file of at most `limit` bytes."""
-    with open_regular(path) as file:
+    with open_regular(path, follow_link=follow_link) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise MalformedFile(path, f"it has more than {limit:,} bytes, too many for such a file")
     return content
 
 
-def read_json(path: Path | str, limit: int = MAX_BYTES) -> Any:
+def read_json(path: Path | str, limit: int = MAX_BYTES, *, follow_link: bool = True) -> Any:
     """Return the value in a JSON file. Content that isn't JSON raises MalformedFile."""
-    content = read_limited(path, limit)
+    content = read_limited(path, limit, follow_link=follow_link)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         problem = "it is empty" if not content.strip(b"\0 \n") else f"it is not JSON ({error or type(error).__name__})"
         raise MalformedFile(path, problem) from error
+
+
+def linked_folder(link: Path) -> Path | None:
+    """Return the checkpoint that `latest` or `best` refers to; None if there is none beside it.
+
+    It is a symlink or, where there are none, a text file with the name of a step folder; after a copy, it may be a folder itself.
+    """
+    if link.is_symlink():
+        name = os.readlink(link)
+    elif link.is_file() and link.stat().st_size < 100:
+        name = read_limited(link).decode(errors="replace").strip()
+    else:
+        return link if link.is_dir() else None
+    folder = link.with_name(name) if name.startswith("step-") and not set(name) & {"/", "\\", "\0"} else None
+    return folder if folder is not None and folder.is_dir() and not folder.is_symlink() else None
 
 
 def replace_file(path: Path, write: bytes | Callable[[Path], Any]) -> None:
@@ -97,9 +114,14 @@ def fsync_folder(folder: Path) -> None:
         if error.errno not in NO_FOLDER_FSYNC:
             raise
         if os.name != "nt":
-            warn_once(f"{folder.name}/ can't be flushed on this file system ({error.strerror}); a power cut may lose files")
+            warn_once(f"this file system can't flush folders ({error.strerror}); a power cut may lose files")
 
 
 @cache
 def warn_once(message: str) -> None:
     log.warning("%s", message)
+
+
+def printable(text: str) -> str:
+    """Return the first line of a stranger's text, without characters that would control a terminal, and not too long."""
+    return "".join(c if c.isprintable() else "?" for c in text.partition("\n")[0])[:200]

@@ -4,10 +4,7 @@ Files may come from torchvision, timm or this project. Only tensors and plain va
 refused. The backbone must match tensor by tensor; tensors of the head that don't fit are skipped, and named.
 """
 
-import argparse
 import logging
-import pickle
-import re
 import socket
 import sys
 import urllib.error
@@ -22,6 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.loading.features import layer_names
+from models.loading.files import linked_folder, open_regular
+from models.loading.tensors import ForbiddenContent, check_safetensors_header, load_pickled
 
 # timm and torchvision's models are imported where they are needed: they take a second to start.
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights first: training scripts report theirs
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DDP and averaging, torch.compile, Lightning
 TIMEOUT = 5.0  # seconds without an answer from the network
-PLACES = ("", "model.safetensors", "ckpt/best/model.safetensors")  # the file itself, in a checkpoint folder, in a run folder
+PLACES = ("", "model.safetensors")  # the file itself, or in a checkpoint folder
 
 
 def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> dict[str, int]:
@@ -63,6 +62,9 @@ def set_as_published(model: nn.Module) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the state dict in a .safetensors or .pth file, a checkpoint or a run folder, without wrappers and prefixes."""
     path = path.expanduser()
+    path = linked_folder(path) or path
+    if best := linked_folder(path / "ckpt" / "best"):
+        path = best
     file = next((path / place for place in PLACES if (path / place).is_file()), None)
     if file is None:
         raise FileNotFoundError(f"{path}: {'no model.safetensors in this folder' if path.is_dir() else 'no such file'}")
@@ -85,18 +87,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read(file: Path) -> Any:
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        # timm's and torchvision's training scripts save their options, a Namespace, along with the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with open_regular(file) as opened:
+            if file.suffix != ".safetensors":
+                return load_pickled(opened)
+            check_safetensors_header(opened.read(8))
+        return load_file(file)
+    except ForbiddenContent as error:
+        problem = f"is refused: it holds more than tensors and plain values ({error}), and loading it could run code"
+        raise ValueError(f"{file} {problem}") from error
     except Exception as error:  # damaged and foreign files raise errors of many types
-        forbidden = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if forbidden:
-            problem = f"is refused: it holds more than tensors and plain values ({forbidden[1]}), and loading it could run code"
-        else:
-            reason = str(error).partition("\n")[0].partition(". ")[0] or "it ends too early"
-            problem = f"can't be read as weights; is it damaged, cut short, or another kind of file? ({reason})"
+        reason = str(error).partition("\n")[0].partition(". ")[0] or "it ends too early"
+        problem = f"can't be read as weights; is it damaged, cut short, or another kind of file? ({reason})"
         raise ValueError(f"{file} {problem}") from error
 
 

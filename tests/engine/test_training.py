@@ -211,8 +211,51 @@ class TestResume:
         argv = ("-e", tmp_path / "run", "-r", "auto", *SHORT)
         assert run_main(*argv) == 0
         assert "training: lenet" in capsys.readouterr().out
-        assert run_main(*argv) == 0
+        assert run_main(*argv, "--train.n_steps", 70) == 0
         assert "resuming at step 60" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("length", "key"), [(("--train.n_steps", 5), "n_steps"), (("--train.n_epochs", 1), "n_epochs")])
+    def test_a_finished_run_keeps_its_files_and_says_how_to_continue_it(self, tmp_path, capsys, length, key):
+        run = tmp_path / "run"
+        assert run_main("-e", run, "--train.batch_size", 256, *length) == 0
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "output.log"}
+        assert results(run)["images_per_sec"]
+        assert results(run)["peak_memory_mb"]
+        capsys.readouterr()
+        assert run_main("-e", run, "-r", "latest") == 0
+        assert f"nothing left to do: {run} is complete at step 5; --train.{key} N continues it" in capsys.readouterr().out
+        assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "output.log"}
+
+    def test_a_run_that_its_patience_ended_names_the_patience(self, tmp_path, capsys):
+        run = tmp_path / "run"
+        argv = (
+            "--train.n_steps",
+            90,
+            "--train.eval_freq",
+            5,
+            "--train.patience",
+            1,
+            "--train.optim.lr",
+            1e-9,
+            "--train.save_freq",
+            5,
+        )
+        assert run_main("-e", run, *argv) == 0
+        assert results(run)["step"] < 90
+        capsys.readouterr()
+        assert run_main("-e", run, "-r", "latest") == 0
+        assert "--train.patience N continues it" in capsys.readouterr().out
+
+    def test_an_edited_config_is_compared_with_that_of_the_checkpoint(self, tmp_path, capsys):
+        run = tmp_path / "run"
+        assert run_main("-e", run, *SHORT) == 0
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("lr: 0.01\n", "lr: 0.5\n"))
+        capsys.readouterr()
+        assert run_main("-e", run, "-r", "latest", "--train.n_steps", 61) == 0
+        output = capsys.readouterr().out
+        assert "train.optim.lr is now 0.5, was 0.01; from here on the run is not bit-exact" in output
+        assert output.count(" is now ") == 2  # and n_steps
 
     def test_path_of_a_run_or_a_checkpoint_is_sufficient(self, tmp_path, capsys):
         assert run_main("-e", tmp_path / "run", *SHORT) == 0
@@ -247,8 +290,8 @@ class TestResume:
         ("argv", "code", "message"),
         [
             (("-r", "latest"), 2, "needs -e"),
-            (("-r", "latest", "-e", "nowhere"), 1, "has no run to resume"),
-            (("-r", "nowhere"), 1, "no such run"),
+            (("-r", "latest", "-e", "nowhere"), 2, "has no run to resume"),
+            (("-r", "nowhere"), 2, "no such run"),
         ],
     )
     def test_nothing_to_resume_is_an_error(self, argv, code, message, tmp_path, monkeypatch, capsys):
@@ -456,8 +499,9 @@ class TestBadInput:
     def test_path_that_cannot_be_a_directory_is_an_error(self, tmp_path, capsys):
         (tmp_path / "file").write_text("")
         assert run_main("-e", tmp_path / "file" / "run") == 1
-        assert run_main("-e", tmp_path / "file") == 1
         assert "can't be made" in capsys.readouterr().err
+        assert run_main("-e", tmp_path / "file") == 2
+        assert "is a file" in capsys.readouterr().err
 
     def test_directory_in_use_is_an_error(self, tmp_path):
         first = RunFolder.start(tmp_path / "run")

@@ -114,10 +114,10 @@ def _problems_after_a_kill(run: Path, ended: Ended, reference: Path, expected: d
     if resumed.codes != [0]:
         yield f"the resumed run ended with {resumed.codes}: {resumed.output}"
         return
-    if newest and f"resuming at step {newest}:" not in resumed.output:
+    if newest and not any(words in resumed.output for words in (f"resuming at step {newest}:", "nothing left to do")):
         yield f"committed step {newest} was lost: {resumed.output}"
     yield from differences(run, reference)
-    if leftovers := list((run / "ckpt").glob(".*")):
+    if leftovers := [*(run / "ckpt").glob(".*"), *run.glob(".*.*")]:
         yield f"left behind: {leftovers}"
 
 
@@ -142,11 +142,16 @@ def tensorboard_steps(run: Path) -> list[int]:
     return [event.step for event in EventAccumulator(str(run / "tensorboard")).Reload().Scalars("train/lr")]
 
 
-def every_operation(folder: Path) -> list[Fault]:
-    """Return a kill before each operation on a file in a whole run."""
+def operations(folder: Path) -> list[str]:
+    """Return each operation on a file in a whole run: its event and its path."""
     log = folder / "operations"
     assert train(folder / "counted", *DIGITS_RUN, fault=KillAtOperation(count_into=str(log))).codes == [0]
-    return [KillAtOperation(n) for n in range(len(log.read_text().splitlines()))]
+    return log.read_text().splitlines()
+
+
+def every_operation(folder: Path) -> list[Fault]:
+    """Return a kill before each operation on a file in a whole run."""
+    return [KillAtOperation(n) for n in range(len(operations(folder)))]
 
 
 def random_moments(n: int, seconds: float = 0.5) -> list[Fault]:

@@ -41,13 +41,13 @@ class KillAtOperation:
                 return
             if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR):
                 return
-            self._count(next(counter), event)
+            self._count(next(counter), f"{event} {args[0]}")
 
         sys.addaudithook(audit)
         fsync = os.fsync
 
         def counted_fsync(fd: int) -> None:
-            self._count(next(counter), "os.fsync")
+            self._count(next(counter), f"os.fsync {os.readlink(f'/proc/self/fd/{fd}')}")
             fsync(fd)
 
         os.fsync = counted_fsync

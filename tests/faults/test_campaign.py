@@ -1,5 +1,7 @@
 """A selection of the fault campaign. The slow tests and `python -m tests.faults` run all of it."""
 
+import re
+
 import pytest
 
 from tests.faults import campaign
@@ -9,8 +11,10 @@ pytestmark = pytest.mark.xdist_group("faults")
 
 
 def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(tmp_path):
-    in_first_save, in_second_save, when_pruning = 20, 37, 65
-    faults = [KillAtOperation(n) for n in (2, in_first_save, in_second_save, when_pruning, 100)]
+    operations = campaign.operations(tmp_path)
+    places = ("os.fsync .*/.environment.json", "open .*/ckpt/.step-000006.*/manifest.json", "os.rename .*/ckpt/.step-000008")
+    places += ("os.remove .*/ckpt/.step-000006.pruned/", "os.symlink .*step-000018")
+    faults = [KillAtOperation(next(n for n, name in enumerate(operations) if re.search(place, name))) for place in places]
     faults += [AtStep(9, "SIGKILL"), InEvaluation("SIGKILL"), KillInsideWrite(100_000), KillAfter(0.15), KillAfter(0.25)]
     row = campaign.kill_points(tmp_path, faults)
     assert row.tried == 10

@@ -12,7 +12,7 @@ from engine.config import yaml12
 from engine.config.errors import RunError
 from engine.config.schema import Config, flatten, to_dict
 from engine.plots.metrics import monitored_in
-from engine.run.folder import MANIFEST
+from engine.run.folder import checkpoint_at
 from engine.run.metrics import read_metrics
 
 
@@ -71,8 +71,8 @@ def expand(word: str) -> list[Path]:
 
 def _runs_in(path: Path) -> Iterator[Path]:
     """Find the run of a run folder or checkpoint, or the runs below a folder."""
-    if (path / MANIFEST).is_file():
-        path = path.resolve().parent.parent
+    if checkpoint := checkpoint_at(path):
+        path = checkpoint.parent.parent
     if is_run(path):
         yield path
         return

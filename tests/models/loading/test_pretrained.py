@@ -311,6 +311,27 @@ def test_a_file_of_another_kind_is_named_in_one_line(tmp_path, content, name):
     assert str(tmp_path / name) in one_line(error)
 
 
+def test_a_file_that_expands_is_refused_in_one_line(lenet, tmp_path):
+    state = lenet.state_dict() | {"conv1.bias": torch.zeros(1).expand(1 << 40)}
+    with pytest.raises(ValueError, match=r"can't be read as weights.*larger than its storage") as error:
+        create_model("lenet", pretrained=save(state, tmp_path / "weights.pth"))
+    one_line(error)
+
+
+def test_a_safetensors_file_with_an_enormous_header_is_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes((1 << 40).to_bytes(8, "little") + bytes(100))
+    with pytest.raises(ValueError, match="no header of a sensible size"):
+        create_model("lenet", pretrained=path)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_pipe_is_no_file_of_weights(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        create_model("lenet", pretrained=tmp_path / name)
+
+
 @pytest.mark.parametrize(
     "content",
     [{}, [1, 2], {"state_dict": {}}, {"epoch": 3}, {"n_averaged": torch.tensor(1)}, {0: torch.zeros(3)}, torch.zeros(3)],

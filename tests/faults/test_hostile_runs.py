@@ -1,0 +1,27 @@
+"""A selection of the hostile run folders and checkpoints. The slow tests and `python -m tests.faults` run all of them."""
+
+import pytest
+
+from tests.faults import hostile_runs
+
+pytestmark = pytest.mark.xdist_group("faults")
+
+
+def test_mutants_of_a_checkpoint_open_or_are_refused_in_one_line(tmp_path):
+    row = hostile_runs.mutants(tmp_path, 300)
+    assert row.tried == 300
+    assert row.wrong == []
+
+
+def test_a_hostile_run_folder_changes_nothing_outside_of_it(tmp_path):
+    row = hostile_runs.folders(tmp_path, lambda i: i % 4 == 0)
+    assert row.tried > 20
+    assert row.wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "at_least"), [("hostile folders", 80), ("mutants of checkpoints", 1000)])
+def test_each_part_of_the_whole_campaign(tmp_path, part, at_least):
+    row = hostile_runs.PARTS[part](tmp_path)
+    assert row.wrong == []
+    assert row.tried >= at_least
