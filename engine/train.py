@@ -256,7 +256,7 @@ def _train_in(
         if resumption is not None:
             log_changes(folder.path, to_dict(config), environment)
             checkpoints.rewind(run.state.step, run.state.best_step)
-        write_start(folder, to_yaml(config), environment, run.data.classes)
+        write_start(folder, to_yaml(config), environment, run.data.classes, run.data.category_ids)
         outputs.metrics = MetricsLog(folder, run.state.step, run.state.metrics_bytes)
         outputs.trackers = Trackers(config.tracking, to_dict(config), folder)
     log.info("%s", _first_line(config, run, folder, resumed=resumption is not None))

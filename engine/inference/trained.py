@@ -27,9 +27,10 @@ from engine.devices.accelerator import make_accelerator
 from engine.evaluate import evaluate
 from engine.plugins import require_run_plugins
 from engine.run.checkpoint import InvalidCheckpoint, read_checkpoint
-from engine.run.folder import CLASSES, CONFIG, find_checkpoint
+from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, find_checkpoint
 from engine.tasks import Task
 from models import model_signature, published_with
+from models.loading.files import MalformedFile, read_json
 from models.loading.pretrained import Published, n_classes_in, published_classes, set_as_published
 
 FOR_TRAINING_ONLY: dict[str, Any] = {"distill.teacher": None, "tracking.to": []}  # overrides for using a trained model
@@ -45,6 +46,7 @@ class Trained:
     weights: str  # where they came from, for people
     checkpoint: Path | None = None  # None for a model by name
     step: int = 0
+    category_ids: Sequence[int | None] | None = None  # of the classes in the files it was trained on, where they aren't 0, 1, ...
 
     @property
     def run_dir(self) -> Path | None:
@@ -146,7 +148,20 @@ def _from_run(folder: Path, overrides: Mapping[str, Any], averaged: bool) -> Tra
     except RuntimeError as error:
         raise RunError(f"{folder} doesn't fit the config: {str(error).splitlines()[1].strip()}") from error
     trained = _trained(config, accelerator, model, classes, str(folder))
-    return replace(trained, checkpoint=folder, step=checkpoint.step)
+    return replace(trained, checkpoint=folder, step=checkpoint.step, category_ids=_category_ids(run_dir, len(classes)))
+
+
+def _category_ids(run_dir: Path, n_classes: int) -> list[int | None] | None:
+    path = run_dir / CATEGORY_IDS
+    try:
+        ids = read_json(path)
+        if not isinstance(ids, list) or len(ids) != n_classes or not all(type(i) is int or i is None for i in ids):
+            raise MalformedFile(path, f"it is not a list of {n_classes} whole numbers")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(str(error)) from error
+    return ids
 
 
 def _by_name(name: str, overrides: Mapping[str, Any], path: str | Path | None) -> Trained:

@@ -14,6 +14,7 @@ from engine.config.errors import ConfigError, RunError
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 MANIFEST, CLASSES, ENVIRONMENT, CONFIG = "manifest.json", "classes.json", "environment.json", "config.yaml"
+CATEGORY_IDS = "category_ids.json"  # of a detector whose data have other ids than the numbers of its classes
 
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:

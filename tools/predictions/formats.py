@@ -74,8 +74,18 @@ def mask_paths(folder: Path, names: Sequence[str]) -> list[Path]:
 # Boxes
 
 
-def write_coco(file: IO[str], names: Sequence[str], predictions: Predictions, task: Detection) -> None:
-    """Write a dataset in COCO's format whose annotations have a score, too: annotations as they come, images at the end."""
+def write_coco(
+    file: IO[str],
+    names: Sequence[str],
+    predictions: Predictions,
+    task: Detection,
+    category_ids: Sequence[int | None] | None = None,
+) -> None:
+    """Write a dataset in COCO's format whose annotations have a score, too: annotations as they come, images at the end.
+
+    `category_ids` are those of the classes in the files that the model was trained on; None: the numbers of the classes.
+    """
+    ids = category_ids or range(len(task.classes))
     images: list[dict[str, Any]] = []
     n_boxes, separator = 0, "\n"
     file.write('{"annotations": [')
@@ -84,8 +94,9 @@ def write_coco(file: IO[str], names: Sequence[str], predictions: Predictions, ta
             images.append({"id": place + 1, "file_name": names[place], "width": width, "height": height})
             for entry in task.entries(boxes, place + 1):
                 n_boxes += 1
+                entry["category_id"] = ids[entry["category_id"]]
                 area = entry["bbox"][2] * entry["bbox"][3]
                 file.write(separator + json.dumps({"id": n_boxes, **entry, "area": area, "iscrowd": 0}))
                 separator = ",\n"
-    categories = [{"id": label, "name": name} for label, name in enumerate(task.classes) if label and name != "N/A"]
+    categories = [{"id": ids[label], "name": name} for label, name in enumerate(task.classes) if label and name != "N/A"]
     file.write(f'\n],\n"images": {json.dumps(images)},\n"categories": {json.dumps(categories)}}}\n')
