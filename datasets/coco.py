@@ -61,12 +61,7 @@ def load(
         classes[number] = categories[category]
     if all(category == number for category, number in numbers.items()):
         return Loaded(train, test, tuple(classes))
-    log.info(
-        "%s: not all category ids are from 1 to %d; in their order they are the classes 1 to %d",
-        files[0],
-        MAX_CLASSES - 1,
-        len(numbers),
-    )
+    log.info("%s: category ids are not all from 1 to 9,999: the classes 1 to %d are in their order", files[0], len(numbers))
     return Loaded(train, test, tuple(classes), category_ids=(None, *numbers))
 
 
@@ -90,7 +85,10 @@ def _read(images: Path, annotations: Path, drop_degenerate: bool) -> tuple[Boxed
     numbers = class_numbers(categories)
     rows: dict[int, list[list[float]]] = {image: [] for image in known}
     for i, entry in enumerate(content["annotations"]):
-        row = _row(annotations, _title(entry, i), entry, known, numbers, drop_degenerate)
+        try:
+            row = _row(entry, known, numbers, drop_degenerate)
+        except ValueError as error:
+            raise MalformedFile(annotations, f"{_title(entry, i)} {error}") from error
         if row is not None:
             rows[entry["image_id"]].append(row)
     existing = {os.path.relpath(os.path.join(at, name), images) for at, _, names in os.walk(images) for name in names}
@@ -102,26 +100,20 @@ def _read(images: Path, annotations: Path, drop_degenerate: bool) -> tuple[Boxed
     return BoxedFiles(paths, [np.array(rows[image], np.float32).reshape(-1, COLUMNS) for image in known]), categories
 
 
-def _row(
-    path: Path, title: str, entry: dict[str, Any], images: dict[int, Any], numbers: dict[int, int], drop_degenerate: bool
-) -> list[float] | None:
+def _row(entry: dict[str, Any], images: dict[int, Any], numbers: dict[int, int], drop_degenerate: bool) -> list[float] | None:
     """Return the row of boxes.py for an annotation; None for a box without an area, if these are to be dropped."""
     image = images.get(entry["image_id"])
     if image is None:
-        raise MalformedFile(path, f"{title} is of the image {entry['image_id']}, which isn't among the file's images")
+        raise ValueError(f"is of the image {entry['image_id']}, which isn't among the file's images")
     if entry["category_id"] not in numbers:
-        raise MalformedFile(path, f"{title} has the category {entry['category_id']}, which isn't declared")
+        raise ValueError(f"has the category {entry['category_id']}, which isn't declared")
     left, top, width, height = map(float, entry["bbox"])
     box = [left, top, left + width, top + height]
-    try:
-        box = clipped(box, image["width"], image["height"]) if has_area(box) else box
-    except ValueError as error:
-        raise MalformedFile(path, f"{title} {error}") from error
-    if has_area(box):
+    if has_area(box) and has_area(box := clipped(box, image["width"], image["height"])):
         return [*box, numbers[entry["category_id"]], entry.get("iscrowd", 0), entry.get("area", width * height)]
     if drop_degenerate:
         return None
-    raise MalformedFile(path, f"{title} has a box without an area, {entry['bbox']}; data.drop_degenerate omits such boxes")
+    raise ValueError(f"has a box without an area, {entry['bbox']}; data.drop_degenerate omits such boxes")
 
 
 # The file of annotations
@@ -172,7 +164,7 @@ def _parse(path: Path) -> dict[str, list[dict[str, Any]]]:
                 value = entry.get(name, OPTIONAL.get(name))
                 if not is_valid(value):
                     found = f"{name} is {reprlib.repr(value)}" if name in entry else f"{name} is missing"
-                    raise MalformedFile(path, f"{_title(entry, i, part.removesuffix('s'))}: {found}; expected {expected}")
+                    raise MalformedFile(path, f"{_title(entry, i, SINGULAR[part])}: {found}; expected {expected}")
     return content
 
 

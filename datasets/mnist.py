@@ -31,11 +31,11 @@ def load(source: Source, *, fashion: bool) -> Loaded:
     published = FashionMNIST if fashion else MNIST
     folder = source.root / published.__name__ / "raw"
     archives = [(folder / name, md5) for name, md5 in published.resources]
-    if not all(path.is_file() or path.with_suffix("").is_file() for path, _ in archives):
+    if not all(path.exists() or path.with_suffix("").exists() for path, _ in archives):
         urls = [(f"{published.mirrors[0]}{name}", name, md5) for name, md5 in published.resources]
         fetch(urls, source, wanted=folder, what=published.__name__, into=folder)
     # the .gz files are preferred, because they are the ones with published checksums
-    files = [path if path.is_file() else path.with_suffix("") for path, _ in archives]
+    files = [path if path.exists() else path.with_suffix("") for path, _ in archives]
 
     def read() -> Loaded:
         if source.verify and (broken := missing_files(archives, verify=True)):

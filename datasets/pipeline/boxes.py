@@ -57,8 +57,10 @@ def clipped(box: Sequence[float], width: float, height: float) -> list[float]:
 
 def has_area(box: Sequence[float]) -> bool:
     """Return whether a box has an area, also after rounding to float32."""
-    left, top, right, bottom = map(np.float32, box)
-    return bool(right > left and bottom > top)
+    left, top, right, bottom = box
+    if min(right - left, bottom - top) >= 2:  # more than rounding changes, up to MAX_SIDE
+        return True
+    return bool(np.float32(right) > np.float32(left) and np.float32(bottom) > np.float32(top))
 
 
 class Unscaled:

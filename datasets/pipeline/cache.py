@@ -21,7 +21,7 @@ from models.loading.files import open_regular, printable, replace_file
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1  # of the cache; another number invalidates older ones
+LAYOUT = 2  # of the cache; another number invalidates older ones
 PARTS, KINDS = ("train", "test"), ("images", "labels")
 TENSORS = tuple(f"{part}_{kind}" for part in PARTS for kind in KINDS)
 
@@ -45,7 +45,7 @@ def _read_cache(cache: Path, stamp: str, channels: int, verify: bool) -> Loaded 
                 return None
             tensors = {name: file.get_tensor(name) for name in TENSORS}
         loaded = _as_loaded(tensors, json.loads(facts["classes"]), channels)
-        if facts["checksum"] != _checksum(tensors):
+        if facts["checksum"] != _checksum(tensors, facts["classes"]):
             raise ValueError("its checksum is wrong")
     except FileNotFoundError:
         return None
@@ -77,12 +77,8 @@ def _as_loaded(tensors: dict[str, Tensor], classes: Any, channels: int) -> Loade
 
 def _write_cache(cache: Path, stamp: str, verify: bool, loaded: Loaded) -> None:
     tensors = {f"{part}_{kind}": getattr(getattr(loaded, part), kind) for part in PARTS for kind in KINDS}
-    facts = {
-        "stamp": stamp,
-        "verified": json.dumps(verify),
-        "checksum": _checksum(tensors),
-        "classes": json.dumps(loaded.classes),
-    }
+    classes = json.dumps(loaded.classes)
+    facts = {"stamp": stamp, "verified": json.dumps(verify), "checksum": _checksum(tensors, classes), "classes": classes}
 
     def write(path: Path) -> None:
         save_file(tensors, path, facts)
@@ -94,8 +90,8 @@ def _write_cache(cache: Path, stamp: str, verify: bool, loaded: Loaded) -> None:
         log.info("%s can't be written (%s); the dataset is read from its files each time", cache, error)
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    value = 0
+def _checksum(tensors: dict[str, Tensor], classes: str) -> str:
+    value = zlib.crc32(classes.encode())
     for name in sorted(tensors):
         value = zlib.crc32(tensors[name].contiguous().view(-1).numpy().data, value)
     return str(value)
