@@ -167,10 +167,11 @@ def _category_ids(run_dir: Path, n_classes: int) -> list[int | None] | None:
 def _by_name(name: str, overrides: Mapping[str, Any], path: str | Path | None) -> Trained:
     config = _config_of(name, overrides, path)
     accelerator = make_accelerator(config.train, deterministic=config.deterministic)
-    classes = _classes_of(config, accelerator, has_data=path is not None)
+    classes, category_ids = _classes_of(config, accelerator, has_data=path is not None)
     pretrained = config.model.pretrained
     weights = f"the {'published' if pretrained else 'initial'} weights of {name}" if isinstance(pretrained, bool) else pretrained
-    return _trained(config, accelerator, build_model(config, described_data(config, classes)), classes, weights)
+    trained = _trained(config, accelerator, build_model(config, described_data(config, classes)), classes, weights)
+    return replace(trained, category_ids=category_ids)
 
 
 def _config_of(name: str, overrides: Mapping[str, Any], path: str | Path | None) -> Config:
@@ -201,11 +202,14 @@ def _prepared_as_published(config: Config, published: Published) -> dict[str, An
     return values
 
 
-def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> Sequence[str]:
-    """Return the classes of a model by name: those of its data, or of the published weights."""
+def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> tuple[Sequence[str], Sequence[int | None] | None]:
+    """Return the classes of a model by name, and their category ids: those of its data, or of the published weights."""
+    category_ids = None
     file, published = config.model.pretrained, published_with(config.model.name)
     if (has_data and file is not True) or published is None:
-        classes: Sequence[str] = load_data(config, accelerator).classes
+        data = load_data(config, accelerator)
+        classes: Sequence[str] = data.classes
+        category_ids = data.category_ids
     else:
         classes = published_classes(published.n_classes)
     if isinstance(file, str):
@@ -216,8 +220,8 @@ def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> 
         except ValueError as error:
             raise ConfigError("model.pretrained", str(error)) from error
         if n_classes != len(classes):
-            return published_classes(n_classes)
-    return classes
+            return published_classes(n_classes), None
+    return classes, category_ids
 
 
 def _trained(config: Config, accelerator: Accelerator, model: nn.Module, classes: Sequence[str], weights: str) -> Trained:

@@ -13,6 +13,7 @@ from datasets import Source, find_dataset, list_datasets
 from datasets.pipeline.downloads import unpack_tar
 from datasets.pipeline.splits import hold_out
 from tests import on_disk
+from tests.faults.hostile_files import PIXELS, python2_batch
 
 
 def load(name, root, **options):
@@ -51,6 +52,19 @@ def test_cifar_has_the_pixels_and_labels_of_its_files(data_root):
     assert len(loaded.train) == 60
     assert CIFAR10.base_folder == "cifar-10-batches-py"
     assert len(load("CIFAR-100", data_root / "CIFAR-100").classes) == 100
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_cifar_is_read_as_python_2_and_3_pickle_it(tmp_path, protocol):
+    """The published files are from Python 2, in which bytes were text."""
+    folder = on_disk.write_cifar10(tmp_path, n_train=5, n_test=1) / "cifar-10-batches-py"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    (folder / "data_batch_1").write_bytes(python2_batch(2).replace(PIXELS * 2, pixels.tobytes()))
+    for i, array in ((2, pixels), (3, np.asfortranarray(pixels))):
+        (folder / f"data_batch_{i}").write_bytes(pickle.dumps({"data": array, "labels": [7, 8]}, protocol))
+    loaded = load("CIFAR-10", tmp_path).train
+    assert np.array_equal(loaded.images[:6].flatten(1).numpy(), np.concatenate([pixels] * 3))
+    assert loaded.labels[:6].tolist() == [3, 3, 7, 8, 7, 8]
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -145,6 +145,37 @@ class TestCoco:
         assert (len(kept.train), len(kept.test)) == (11, 5)
         assert all(len(objects) for objects in kept.train.labels)
 
+    @pytest.mark.parametrize(
+        ("ids", "classes"),
+        [
+            ((1, 2), ("background", "red", "blue")),
+            ((2, 9_999), ("background", "N/A", "red", *["N/A"] * 9_996, "blue")),
+            ((0, 1), ("background", "red", "blue")),
+            ((7, 0), ("background", "blue", "red")),
+            ((-5, 10**20), ("background", "red", "blue")),
+            ((1, 10_000), ("background", "red", "blue")),
+        ],
+    )
+    def test_category_ids_from_1_to_9999_are_the_classes_and_others_are_mapped_in_their_order(
+        self, tmp_path, caplog, ids, classes
+    ):
+        caplog.set_level("INFO")
+        unchanged = coco(on_disk.write_coco(tmp_path / "unchanged"))
+        loaded = coco(on_disk.write_coco(tmp_path / "changed", category_ids=ids))
+        assert loaded.classes == classes
+        is_mapped = not all(0 < i < 10_000 for i in ids)
+        assert loaded.category_ids == ((None, *sorted(ids)) if is_mapped else None)
+        assert ("category ids are not all from 1 to 9,999: the classes 1 to 2 are in their order" in caplog.text) == is_mapped
+        for objects, others in zip(loaded.train.labels, unchanged.train.labels, strict=True):
+            names, expected = ([of.classes[int(c)] for c in o[:, 4]] for of, o in ((loaded, objects), (unchanged, others)))
+            assert names == expected
+
+    def test_symlinked_images_are_found(self, tmp_path):
+        root = on_disk.write_coco(tmp_path / "set")
+        image = (root / "train" / "000000.jpg").rename(tmp_path / "elsewhere.jpg")
+        (root / "train" / "000000.jpg").symlink_to(image)
+        assert len(evaluation(coco(root).train)) == 2
+
     def test_the_published_layout_is_read(self, tmp_path):
         on_disk.write_coco(tmp_path, parts=("train2017", "val2017"))
         loaded = coco(tmp_path, "COCO")
