@@ -3,13 +3,18 @@
 Tsung-Yi Lin et al. (2014): Microsoft COCO: Common Objects in Context. ECCV. https://arxiv.org/abs/1405.0312
 
 `COCO` is the published dataset: train2017/, val2017/, annotations/instances_train2017.json and instances_val2017.json. `cocojson`
-is any other: by default train/, val/, annotations/train.json and annotations/val.json. A category's id in the JSON is its class
-here; ids without a category have no name, and 0 is the background. So COCO's 80 categories are among the classes 1 to 90, as in
-torchvision's published weights.
+is any other: by default train/, val/, annotations/train.json and annotations/val.json.
+
+Class 0 is the background. If all category ids are from 1 to 9,999, they are the classes, and those between them have no name: so
+COCO's 80 categories are among the classes 1 to 90, as in torchvision's published weights. Otherwise the classes 1, 2, ... are the
+categories in the order of their ids.
 """
 
-import json
+import logging
 import os
+import reprlib
+import unicodedata
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.pipeline.boxes import COLUMNS, BoxedFiles, clipped
+from datasets.pipeline.boxes import COLUMNS, MAX_SIDE, BoxedFiles, clipped, has_area
 from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source
+from models.loading.files import MalformedFile, one_line, read_json, stays_inside
+
+log = logging.getLogger(__name__)
 
 NO_NAME = "N/A"
-MAX_CLASSES = 10_000  # a higher category id is a mistake
+MAX_CLASSES = 10_000
+MAX_BYTES = 1 << 32  # of a file of annotations; COCO's has 450 MB
 
 
 def load(
@@ -36,61 +45,133 @@ def load(
 ) -> Loaded:
     """Names are relative to the data folder. `keep_empty` false omits images without objects from training. `drop_degenerate`
     omits boxes without an area, of which COCO has two, instead of raising an error."""
-    root = source.root
-    train, classes = _read(root / train_images, root / train_annotations, drop_degenerate)
-    test, of_val = _read(root / val_images, root / val_annotations, drop_degenerate)
-    if classes != of_val:
-        raise OSError(f"{root / val_annotations} declares other categories than {root / train_annotations}")
+    root, files = source.root, (source.root / train_annotations, source.root / val_annotations)
+    train, categories = _read(root / train_images, files[0], drop_degenerate)
+    test, of_val = _read(root / val_images, files[1], drop_degenerate)
+    if categories != of_val:
+        raise MalformedFile(files[1], f"declares other categories than {files[0]}")
     if not keep_empty:
-        train = train.subset(torch.tensor([i for i, objects in enumerate(train.labels) if len(objects)]))
-    return Loaded(train, test, classes)
+        kept = [i for i, objects in enumerate(train.labels) if len(objects)]
+        if not kept:
+            raise MalformedFile(files[0], "no image has an object, and data.keep_empty is false")
+        train = train.subset(torch.tensor(kept))
+    numbers = class_numbers(categories)
+    classes = ["background", *[NO_NAME] * max(numbers.values())]
+    for category, number in numbers.items():
+        classes[number] = categories[category]
+    if all(category == number for category, number in numbers.items()):
+        return Loaded(train, test, tuple(classes))
+    log.info("%s: category ids are not all from 1 to 9,999: the classes 1 to %d are in their order", files[0], len(numbers))
+    return Loaded(train, test, tuple(classes), category_ids=(None, *numbers))
 
 
-def _read(images: Path, annotations: Path, drop_degenerate: bool) -> tuple[BoxedFiles, tuple[str, ...]]:
+def class_numbers(categories: Iterable[int]) -> dict[int, int]:
+    """Return the class of each category id."""
+    ids = sorted(categories)
+    if ids[0] > 0 and ids[-1] < MAX_CLASSES:
+        return {category: category for category in ids}
+    return {category: number for number, category in enumerate(ids, 1)}
+
+
+def _read(images: Path, annotations: Path, drop_degenerate: bool) -> tuple[BoxedFiles, dict[int, str]]:
     content = _parse(annotations)
-    numbers = {category["id"]: category["name"] for category in content["categories"]}
-    if not numbers or not all(isinstance(number, int) and 0 <= number < MAX_CLASSES for number in numbers):
-        raise OSError(f"{annotations}: the ids of categories must be whole numbers from 1 on, below {MAX_CLASSES:,}")
-    classes = ("background", *(numbers.get(number, NO_NAME) for number in range(1, max(numbers) + 1)))
-    known = {image["id"]: image for image in content["images"]}
-    rows: dict[Any, list[list[float]]] = {number: [] for number in known}
-    for annotation in content["annotations"]:
-        where = f"{annotations}: annotation {annotation.get('id', '?')}"
-        image, label = known.get(annotation["image_id"]), annotation["category_id"]
-        if image is None:
-            raise OSError(f"{where} is of the image {annotation['image_id']}, which isn't among the file's images")
-        if not 0 < label < len(classes) or classes[label] == NO_NAME:
-            raise OSError(f"{where} has the category {label}, which isn't declared")
-        left, top, width, height = map(float, annotation["bbox"])
-        if width <= 0 or height <= 0:
-            if drop_degenerate:
-                continue
-            raise OSError(f"{where} has a box without an area, {annotation['bbox']}; data.drop_degenerate omits such boxes")
-        box = clipped((left, top, left + width, top + height), image["width"], image["height"], where)
-        rows[image["id"]].append([*box, label, annotation.get("iscrowd", 0), annotation.get("area", width * height)])
+    categories = {entry["id"]: entry["name"] for entry in content["categories"]}
+    known = {entry["id"]: entry for entry in content["images"]}
+    for part, by_id in (("categories", categories), ("images", known)):
+        if len(by_id) < len(content[part]) or not by_id:
+            raise MalformedFile(annotations, f"{part} have the same id twice" if by_id else f"it has no {part}")
+    if len(categories) >= MAX_CLASSES:
+        raise MalformedFile(annotations, f"it has {len(categories):,} categories; at most {MAX_CLASSES - 1:,} are supported")
+    numbers = class_numbers(categories)
+    rows: dict[int, list[list[float]]] = {image: [] for image in known}
+    for i, entry in enumerate(content["annotations"]):
+        try:
+            row = _row(entry, known, numbers, drop_degenerate)
+        except ValueError as error:
+            raise MalformedFile(annotations, f"{_title(entry, i)} {error}") from error
+        if row is not None:
+            rows[entry["image_id"]].append(row)
     existing = {os.path.relpath(os.path.join(at, name), images) for at, _, names in os.walk(images) for name in names}
     for image in known.values():
         if os.path.normpath(image["file_name"]) not in existing:
-            raise OSError(f"{images / image['file_name']} is missing; {annotations} has it as image {image['id']}")
+            where = one_line(images / image["file_name"])
+            raise OSError(f"{where} is missing; {annotations} has it as image {image['id']}")
     paths = np.array([os.fsencode(images / image["file_name"]) for image in known.values()])
-    return BoxedFiles(paths, [np.array(rows[number], np.float32).reshape(-1, COLUMNS) for number in known]), classes
+    return BoxedFiles(paths, [np.array(rows[image], np.float32).reshape(-1, COLUMNS) for image in known]), categories
+
+
+def _row(entry: dict[str, Any], images: dict[int, Any], numbers: dict[int, int], drop_degenerate: bool) -> list[float] | None:
+    """Return the row of boxes.py for an annotation; None for a box without an area, if these are to be dropped."""
+    image = images.get(entry["image_id"])
+    if image is None:
+        raise ValueError(f"is of the image {entry['image_id']}, which isn't among the file's images")
+    if entry["category_id"] not in numbers:
+        raise ValueError(f"has the category {entry['category_id']}, which isn't declared")
+    left, top, width, height = map(float, entry["bbox"])
+    box = [left, top, left + width, top + height]
+    if has_area(box) and has_area(box := clipped(box, image["width"], image["height"])):
+        return [*box, numbers[entry["category_id"]], entry.get("iscrowd", 0), entry.get("area", width * height)]
+    if drop_degenerate:
+        return None
+    raise ValueError(f"has a box without an area, {entry['bbox']}; data.drop_degenerate omits such boxes")
+
+
+# The file of annotations
+
+
+def _is_number(value: Any, low: float = -MAX_SIDE, high: float = MAX_SIDE) -> bool:
+    return type(value) in (int, float) and low <= value <= high  # false for NaN
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not any(unicodedata.category(c) in ("Cc", "Cs") for c in value)  # control, surrogate
+
+
+Kind = tuple[Callable[[Any], bool], str]  # whether a value is of this kind, and the words for it
+WHOLE: Kind = (lambda value: type(value) is int, "a whole number")
+TEXT: Kind = (_is_text, "text without control characters")
+FILE: Kind = (lambda value: _is_text(value) and stays_inside(value), "a path inside the folder of images")
+SIDE: Kind = (lambda value: _is_number(value, 1), "a number of pixels")
+BOX: Kind = (lambda v: isinstance(v, list) and len(v) == 4 and all(map(_is_number, v)), "left, top, width and height in pixels")
+FLAG: Kind = (lambda value: value in (0, 1), "0 or 1")
+AREA: Kind = (lambda value: _is_number(value, 0, MAX_SIDE**2), "a number of pixels")
+FIELDS: dict[str, dict[str, Kind]] = {
+    "categories": {"id": WHOLE, "name": TEXT},
+    "images": {"id": WHOLE, "file_name": FILE, "width": SIDE, "height": SIDE},
+    "annotations": {"image_id": WHOLE, "category_id": WHOLE, "bbox": BOX, "iscrowd": FLAG, "area": AREA},
+}
+SINGULAR = {"categories": "category", "images": "image", "annotations": "annotation"}
+OPTIONAL = {"iscrowd": 0, "area": 0}
 
 
 def _parse(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the parts of a file, whose entries have all fields, each of its kind."""
     try:
-        content = json.loads(path.read_bytes())
-        for part, keys in (("images", ("id", "file_name", "width", "height")), ("categories", ("id", "name"))):
-            if any(key not in entry for entry in content[part] for key in keys):
-                raise KeyError(f"{' or '.join(keys)} in {part}")
-        if any(key not in entry for entry in content["annotations"] for key in ("image_id", "category_id", "bbox")):
-            raise KeyError("image_id, category_id or bbox in annotations")
+        content = read_json(path, MAX_BYTES)
+    except MalformedFile:
+        raise
     except OSError as error:
-        raise OSError(
-            f"{path} can't be read ({error.strerror}); expected one, and a folder of images, for each of training and validation"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise OSError(f"{path} is not a file of COCO annotations ({type(error).__name__}: {error})") from error
+        expected = "expected one, and a folder of images, for each of training and validation"
+        raise OSError(f"{path} can't be read ({error.strerror}); {expected}") from error
+    for part, fields in FIELDS.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise MalformedFile(path, f"it is not a file of COCO annotations: it has no list {part!r}")
+        for i, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise MalformedFile(path, f"number {i + 1} of its {part} is no object with fields")
+            for name, (is_valid, expected) in fields.items():
+                value = entry.get(name, OPTIONAL.get(name))
+                if not is_valid(value):
+                    found = f"{name} is {reprlib.repr(value)}" if name in entry else f"{name} is missing"
+                    raise MalformedFile(path, f"{_title(entry, i, SINGULAR[part])}: {found}; expected {expected}")
     return content
+
+
+def _title(entry: dict[str, Any], i: int, kind: str = "annotation") -> str:
+    """Return what a message calls an entry: its id, if it has one, or its place in the list."""
+    number = entry.get("id")
+    return f"{kind} {number}" if type(number) is int else f"{kind} number {i + 1}"
 
 
 _coco = partial(

@@ -6,6 +6,7 @@ The list of files is cached, in the data folder or else in the user's cache fold
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -16,7 +17,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -25,11 +25,13 @@ import torch
 from datasets.pipeline.cache import load_cached
 from datasets.pipeline.images import IMAGE_ENDINGS, EvaluationImages
 from datasets.pipeline.splits import PHOTOGRAPHS, Files, Images, Loaded, Source
+from models.loading.files import MalformedFile, open_regular, printable, read_limited, replace_file
 
 log = logging.getLogger(__name__)
 
 IMG_SIZE = 224
 WORDNET = re.compile(r"n\d{8}")
+MAX_LIST = 1 << 30  # bytes of a file for data.exclude
 RECENT = 2.0  # seconds; after a more recent change, another may follow with the same timestamp
 
 Listing = dict[str, np.ndarray]  # of train and val: names, relative to the data folder, and labels
@@ -57,6 +59,7 @@ def load(source: Source, *, in_memory: bool = False, exclude: str | None = None)
     return load_cached(
         source.root / f".cache-{size}.safetensors",
         [Path(os.fsdecode(path)) for path in (*train.paths, *test.paths)],
+        channels=3,
         verify=False,
         read=lambda: Loaded(_in_memory(train, size), _in_memory(test, size), classes),
     )
@@ -100,7 +103,7 @@ def _listing(root: Path, folders: dict[str, dict[str, Path]]) -> Listing:
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "image-backbones"
     caches = [root / ".image-list.npz", user_cache / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"]
     for cache in caches:
-        if (listing := _read_cache(cache, stamp)) is not None:
+        if (listing := _read_cache(cache, stamp, folders)) is not None:
             return listing
     listing = _scan(folders)
     if max(times.values()) / 1e9 < time.time() - RECENT and not any(_write_cache(cache, stamp, listing) for cache in caches):
@@ -124,31 +127,80 @@ def _scan(folders: dict[str, dict[str, Path]]) -> Listing:
     return listing
 
 
-def _read_cache(cache: Path, stamp: str) -> Listing | None:
+def _read_cache(cache: Path, stamp: str, folders: dict[str, dict[str, Path]]) -> Listing | None:
     try:
-        with np.load(cache, allow_pickle=False) as file:  # a zip file, whose checksums are verified on reading
-            return {name: file[name] for name in file.files if name != "stamp"} if str(file["stamp"]) == stamp else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # a damaged cache: the folders are listed instead
+        with open_regular(cache) as file, zipfile.ZipFile(file) as archive:  # the checksums of a zip file are verified on reading
+            if str(_member(archive, "stamp")) != stamp:
+                return None
+            listing = {f"{part}_{kind}": _member(archive, f"{part}_{kind}") for part in folders for kind in ("names", "labels")}
+        _check(listing, folders)
+    except FileNotFoundError:
         return None
+    except Exception as error:  # zipfile and numpy raise exceptions of many types for a damaged file
+        log.warning("%s is damaged (%s); the folders are listed again", cache, printable(str(error)) or type(error).__name__)
+        return None
+    return listing
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return an array as np.savez writes it: not compressed, so that it has no more bytes than the file."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED or not info.compress_size == info.file_size <= archive.start_dir:
+        raise ValueError(f"{name} has not the size of its content")
+    content = io.BytesIO(archive.read(info))
+    if np.lib.format.read_magic(content) != (1, 0):
+        raise ValueError(f"{name} is written by another version of numpy")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+    return np.frombuffer(content.getbuffer()[content.tell() :], dtype).reshape(shape)
+
+
+def _check(listing: Listing, folders: dict[str, dict[str, Path]]) -> None:
+    """Raise ValueError unless each name is that of a file directly in the class folder of its label."""
+    numbers = {name: number for number, name in enumerate(folders["train"])}
+    for part, of_class in folders.items():
+        names, labels = listing[f"{part}_names"], listing[f"{part}_labels"]
+        if names.dtype.kind != "S" or labels.dtype != np.int64 or not names.shape == labels.shape == (names.size,):
+            raise ValueError(f"{part} is not a list of names and labels")
+        if (np.diff(labels) < 0).any() or np.unique(labels).tolist() != [numbers[name] for name in of_class]:
+            raise ValueError(f"{part} has labels that are not those of its folders")
+        letters = names.view(np.uint8).reshape(len(names), -1)
+        ends_early = (letters[:, :-1] == 0) & (letters[:, 1:] != 0)
+        if ends_early.any() or ((letters == ord(os.sep)).sum(1) != 2).any():
+            raise ValueError(f"{part} has names that are not those of files in its folders")
+        for name in of_class:
+            first, last = np.searchsorted(labels, (numbers[name], numbers[name] + 1))
+            prefix = os.fsencode(os.path.join(part, name, ""))
+            own = letters[first:last, : len(prefix)]
+            is_folder = np.isin(names[first:last], (prefix, prefix + b".", prefix + b".."))
+            if own.shape[1] < len(prefix) or (own != np.frombuffer(prefix, np.uint8)).any() or is_folder.any():
+                raise ValueError(f"{part} has names outside of its folders")
 
 
 def _write_cache(cache: Path, stamp: str, listing: Listing) -> bool:
-    part = cache.with_name(f"{cache.name}.{os.getpid()}")
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(
+                file,
+                stamp=np.array(stamp),
+                train_names=listing["train_names"],
+                train_labels=listing["train_labels"],
+                val_names=listing["val_names"],
+                val_labels=listing["val_labels"],
+            )
+
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            contents: dict[str, Any] = {"stamp": np.array(stamp), **listing}
-            np.savez(file, **contents)
-        part.replace(cache)
+        replace_file(cache, write)
     except OSError:
-        part.unlink(missing_ok=True)
         return False
     return True
 
 
 def _without(listing: Listing, exclude: Path, classes: tuple[str, ...]) -> Listing:
     try:
-        lines = exclude.read_bytes().splitlines()
+        lines = read_limited(exclude, MAX_LIST).splitlines()
+    except MalformedFile as error:
+        raise OSError(f"data.exclude: {error}") from error
     except OSError as error:
         raise OSError(f"data.exclude: {exclude} can't be read ({error.strerror})") from error
     excluded = np.array([line for line in lines if line and not line.startswith(b"#")], dtype="S")

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.pipeline.images import IMAGE_ENDINGS, UnreadableImage
-from datasets.pipeline.masks import IGNORED, MaskedFiles, check_masks, highest_label
+from datasets.pipeline.masks import IGNORED, MASK_ENDINGS, MaskedFiles, check_masks, highest_label
 from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source, hold_out
-
-MASK_ENDINGS = (".png", ".bmp", ".gif")  # lossless
 
 
 def load(source: Source, *, classes: list[str] | None = None, ignore_label: int = IGNORED, test_ratio: float = 0.2) -> Loaded:

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.pipeline.boxes import COLUMNS, BoxedFiles, clipped
+from datasets.pipeline.boxes import COLUMNS, MAX_SIDE, BoxedFiles, clipped, has_area
 from datasets.pipeline.masks import MaskedFiles, check_masks
 from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source
+from models.loading.files import MalformedFile, one_line, read_limited, stays_inside
 
 CLASSES: tuple[str, ...]
 CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable")
 CLASSES += ("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+MAX_LIST = 100_000_000  # bytes of a list of names
 MASKS = ("SegmentationClass", "SegmentationClassAug")
 
 
@@ -54,12 +56,18 @@ def names_in(folder: Path, kind: str, name: str) -> list[str]:
     """Read the names of images in ImageSets/<kind>/<name>.txt."""
     path = folder / "ImageSets" / kind / f"{name}.txt"
     try:
-        found = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        found = [line.split()[0] for line in read_limited(path, MAX_LIST).decode().splitlines() if line.strip()]
+    except MalformedFile:
+        raise
     except OSError as error:
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
         raise OSError(f"{path} can't be read ({error.strerror}); there are {there}") from error
+    except UnicodeDecodeError as error:
+        raise MalformedFile(path, f"it is not a list of names ({error})") from error
     if not found:
-        raise OSError(f"{path} names no image")
+        raise MalformedFile(path, "it names no image")
+    if outside := next((image for image in found if not stays_inside(image)), None):
+        raise MalformedFile(path, f"{outside} is not the name of an image in {folder / 'JPEGImages'}")
     return found
 
 
@@ -69,7 +77,8 @@ def _masked(folder: Path, name: str) -> MaskedFiles:
         path, candidates = folder / "JPEGImages" / f"{image}.jpg", [folder / kind / f"{image}.png" for kind in MASKS]
         mask = next((mask for mask in candidates if mask.is_file()), None)
         if mask is None or not path.is_file():
-            raise OSError(f"{candidates[0] if mask is None else path} is missing; ImageSets/Segmentation/{name}.txt names it")
+            gone = one_line(candidates[0] if mask is None else path)
+            raise OSError(f"{gone} is missing; ImageSets/Segmentation/{name}.txt names it")
         images.append(os.fsencode(path))
         masks.append(os.fsencode(mask))
     return MaskedFiles(np.array(images), np.array(masks))
@@ -80,7 +89,7 @@ def _boxed(folder: Path, name: str) -> BoxedFiles:
     for image in names_in(folder, "Main", name):
         path, annotation = folder / "JPEGImages" / f"{image}.jpg", folder / "Annotations" / f"{image}.xml"
         if not path.is_file():
-            raise OSError(f"{path} is missing; ImageSets/Main/{name}.txt names it")
+            raise OSError(f"{one_line(path)} is missing; ImageSets/Main/{name}.txt names it")
         paths.append(os.fsencode(path))
         objects.append(np.array(_objects(annotation), dtype=np.float32).reshape(-1, COLUMNS))
     return BoxedFiles(np.array(paths), objects)
@@ -89,29 +98,47 @@ def _boxed(folder: Path, name: str) -> BoxedFiles:
 def _objects(annotation: Path) -> list[list[float]]:
     """Return the rows of boxes.py. The file counts pixels from 1, and its box includes the last one."""
     try:
-        root = ElementTree.parse(annotation).getroot()
-        width, height = (float(root.findtext(f"size/{side}", "")) for side in ("width", "height"))
-        found = [
-            (
-                one.findtext("name", ""),
-                int(one.findtext("difficult") or 0),
-                [float(one.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")],
-            )
-            for one in root.findall("object")
-        ]
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise OSError(f"{annotation}: this annotation can't be read ({error})") from error
-    rows = []
-    for name, difficult, (left, top, right, bottom) in found:
-        where = f"{annotation}: {name}"
-        if name not in CLASSES[1:]:
-            raise OSError(f"{where} is not a class of VOC")
-        box = clipped((left - 1, top - 1, right, bottom), width, height, where)
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        if box[2] <= box[0] or box[3] <= box[1]:
-            raise OSError(f"{where} has a box without an area, from {left:g} {top:g} to {right:g} {bottom:g}")
-        rows.append([*box, CLASSES.index(name), difficult, area])
-    return rows
+        content = read_limited(annotation)
+        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_WithoutDoctype()))
+        width, height = (_number(root, f"size/{side}", 1) for side in ("width", "height"))
+        return [_row(one, width, height) for one in root.findall("object")]
+    except MalformedFile:
+        raise
+    except (OSError, ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
+        raise OSError(f"{one_line(annotation)}: this annotation can't be read ({error})") from error
+    except ValueError as error:
+        raise MalformedFile(annotation, str(error)) from error
+
+
+class _WithoutDoctype(ElementTree.TreeBuilder):
+    def doctype(self, name: str, public_id: str | None, system_id: str | None) -> None:
+        raise ValueError("it declares a document type, whose entities could expand without end")
+
+
+def _row(one: ElementTree.Element, width: float, height: float) -> list[float]:
+    name, difficult = one.findtext("name", ""), one.findtext("difficult") or "0"
+    if name not in CLASSES[1:]:
+        raise ValueError(f"{name or 'an object without a name'} is not a class of VOC")
+    if difficult.strip() not in ("0", "1"):
+        raise ValueError(f"{name} has difficult {difficult}, which is neither 0 nor 1")
+    try:
+        left, top, right, bottom = (_number(one, f"bndbox/{side}", -MAX_SIDE) for side in ("xmin", "ymin", "xmax", "ymax"))
+        box = clipped((left - 1, top - 1, right, bottom), width, height)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+    if not has_area(box):
+        raise ValueError(f"{name} has a box without an area, from {left:g} {top:g} to {right:g} {bottom:g}")
+    return [*box, CLASSES.index(name), int(difficult), (box[2] - box[0]) * (box[3] - box[1])]
+
+
+def _number(element: ElementTree.Element, path: str, low: float) -> float:
+    text = element.findtext(path)
+    if text is None:
+        raise ValueError(f"has no {path}")
+    value = float(text)
+    if not low <= value <= MAX_SIDE:  # also NaN
+        raise ValueError(f"has {path} {text}, which is no number of pixels")
+    return value
 
 
 _VOC = partial(PHOTOGRAPHS, name="VOC", img_size=512, n_classes=len(CLASSES))

@@ -93,6 +93,7 @@ class Data:
     img_size: int
     splits: dict[str, Split]  # train, valid and, where it is a split apart from valid, test
     loader: Callable[[str], EvalLoader]  # evaluates a split on this rank
+    category_ids: tuple[int | None, ...] | None = None  # of each class in the files, where they aren't 0, 1, ...
 
 
 @dataclass
@@ -238,7 +239,7 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
     def loader(split: str) -> EvalLoader:
         return eval_loader(splits[split], per_device, rank, world_size, prepare, evaluation_workers, accelerator.device)
 
-    return Data(spec, loaded.classes, img_size, splits, loader)
+    return Data(spec, loaded.classes, img_size, splits, loader, loaded.category_ids)
 
 
 def described_data(config: Config, classes: Collection[str]) -> Data:

@@ -288,7 +288,7 @@ def _start(run: Run, config: ResolvedConfig, outputs: Outputs, checkpoint: Check
         if checkpoint is not None and outputs.checkpoints is not None:
             log_changes(folder.path, checkpoint.config, values, environment)
             outputs.checkpoints.rewind(run.state.step, run.state.best_step)
-        write_start(folder, to_yaml(config), environment, run.data.classes)
+        write_start(folder, to_yaml(config), environment, run.data.classes, run.data.category_ids)
         outputs.metrics = MetricsLog(folder, run.state.step, run.state.metrics_bytes)
     except OSError as error:
         raise RunError(f"{folder.path} can't be written ({error.strerror or error})") from error

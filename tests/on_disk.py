@@ -66,11 +66,18 @@ def write_voc(root: Path, n_train: int = 6, n_val: int = 3) -> Path:
     return root
 
 
-def write_coco(root: Path, n_train: int = 6, n_val: int = 3, parts: tuple[str, str] = ("train", "val"), seed: int = 0) -> Path:
+def write_coco(
+    root: Path,
+    n_train: int = 6,
+    n_val: int = 3,
+    parts: tuple[str, str] = ("train", "val"),
+    seed: int = 0,
+    category_ids: tuple[int, int] = (1, 3),
+) -> Path:
     """Write images of different sizes with one to three boxes in their category's color; the last image of a split has none."""
     random = np.random.default_rng(seed)
     (root / "annotations").mkdir(parents=True)
-    categories = [{"id": 1, "name": "red"}, {"id": 3, "name": "blue"}]
+    categories = [{"id": category, "name": name} for category, name in zip(category_ids, ("red", "blue"), strict=True)]
     for part, n in zip(parts, (n_train, n_val), strict=True):
         (root / part).mkdir()
         content: dict = {"images": [], "annotations": [], "categories": categories}
@@ -80,9 +87,10 @@ def write_coco(root: Path, n_train: int = 6, n_val: int = 3, parts: tuple[str, s
             content["images"].append({"id": 100 + i, "file_name": f"{i:06d}.jpg", "height": height, "width": width})
             for _ in range(random.integers(1, 4) if i < n - 1 else 0):
                 (left, top), (across, down) = random.integers(0, 20, 2).tolist(), random.integers(8, 20, 2).tolist()
-                category = int(random.choice([1, 3]))
-                pixels[top : top + down, left : left + across] = (220, 30, 30) if category == 1 else (30, 30, 220)
-                one = {"id": len(content["annotations"]) + 1, "image_id": 100 + i, "category_id": category, "iscrowd": 0}
+                is_blue = int(random.choice([0, 1]))
+                pixels[top : top + down, left : left + across] = (30, 30, 220) if is_blue else (220, 30, 30)
+                one = {"id": len(content["annotations"]) + 1, "image_id": 100 + i, "iscrowd": 0}
+                one["category_id"] = category_ids[is_blue]
                 content["annotations"].append({**one, "bbox": [left, top, across, down], "area": across * down})
             Image.fromarray(pixels).save(root / part / f"{i:06d}.jpg", quality=95)
         name = f"instances_{part}.json" if parts != ("train", "val") else f"{part}.json"

@@ -106,7 +106,7 @@ def write(trained: "Trained", args: Namespace, names: Sequence[str], predictions
         raise ConfigError(f"--top_k {args.top_k}: only for classification, and {trained.weights} is for {kind}")
     elif isinstance(task, Detection):
         with opened(args.output) as file:
-            write_coco(file, names, predictions, task)
+            write_coco(file, names, predictions, task, trained.category_ids)
     elif isinstance(task, Segmentation):
         if args.output is None or args.json or args.output.is_file():
             raise ConfigError("masks are written as PNGs into a folder; give it with -o FOLDER")

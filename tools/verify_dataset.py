@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from datasets import Files
     from engine import load_config
     from engine.build import data_source, read_data
+    from models.loading.files import replace_file
 
     config = load_config(args.config, overrides)
     # in memory, all files would be decoded before they can be checked
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [os.path.relpath(path, root) for path in unreadable]
     try:
         text = "\n".join(["# written by tools/verify_dataset.py, for data.exclude", *names, ""])
-        Path(args.output).write_bytes(os.fsencode(text))
+        replace_file(Path(args.output), os.fsencode(text))
     except OSError as error:
         raise RunError(f"{args.output} can't be written: {error.strerror}") from error
     print(f"{args.output} lists them; --data.exclude {args.output} trains without them")

@@ -3,6 +3,7 @@
 A batch is a list of images from 0 to 1, which may differ in size, and a list of targets. The network scales and normalizes.
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from datasets.pipeline.workers import Packed, StructuredBatches, Workers
 COLUMNS = 7
 CLASS, CROWD, AREA = 4, 5, 6
 TOLERANCE = 1.0  # pixels
+MAX_SIDE = 1 << 24  # pixels; float32 holds each whole number up to this one
 
 Target = dict[str, Tensor]  # boxes N 4, labels N, iscrowd N, area N
 Batch = tuple[list[Tensor], list[Target]]
@@ -43,13 +45,22 @@ def as_target(objects: Tensor) -> Target:
     }
 
 
-def clipped(box: Sequence[float], width: float, height: float, where: str) -> list[float]:
-    """Clip a box that exceeds its image by a rounding error. OSError, beginning with `where`, if it exceeds it by more."""
+def clipped(box: Sequence[float], width: float, height: float) -> list[float]:
+    """Clip a box that exceeds its image by a rounding error. ValueError if it exceeds it by more, or isn't finite."""
     left, top, right, bottom = box
-    if min(left, top) < -TOLERANCE or right > width + TOLERANCE or bottom > height + TOLERANCE:
+    is_inside = min(left, top) >= -TOLERANCE and right <= width + TOLERANCE and bottom <= height + TOLERANCE
+    if not is_inside or not all(map(math.isfinite, box)):
         extent = f"from {left:g} {top:g} to {right:g} {bottom:g}"
-        raise OSError(f"{where} has a box outside its image: {extent}, where the image has {width:g}x{height:g}")
-    return [max(0.0, left), max(0.0, top), min(width, right), min(height, bottom)]
+        raise ValueError(f"has a box outside its image: {extent}, where the image has {width:g}x{height:g}")
+    return [min(max(0.0, left), width), min(max(0.0, top), height), min(width, right), min(height, bottom)]
+
+
+def has_area(box: Sequence[float]) -> bool:
+    """Return whether a box has an area, also after rounding to float32."""
+    left, top, right, bottom = box
+    if min(right - left, bottom - top) >= 2:  # more than rounding changes, up to MAX_SIDE
+        return True
+    return bool(np.float32(right) > np.float32(left) and np.float32(bottom) > np.float32(top))
 
 
 class Unscaled:

@@ -6,71 +6,92 @@ without verification isn't used where verification is requested.
 
 import json
 import logging
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from datasets.pipeline.splits import Images, Loaded
+from models.loading.files import open_regular, printable, replace_file
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1  # of the cache; another number invalidates older ones
+LAYOUT = 2  # of the cache; another number invalidates older ones
+PARTS, KINDS = ("train", "test"), ("images", "labels")
+TENSORS = tuple(f"{part}_{kind}" for part in PARTS for kind in KINDS)
 
 
-def load_cached(cache: Path, files: Sequence[Path], *, verify: bool, read: Callable[[], Loaded]) -> Loaded:
+def load_cached(cache: Path, files: Sequence[Path], *, channels: int, verify: bool, read: Callable[[], Loaded]) -> Loaded:
     """Load the dataset from `cache`, or call `read`, which reads `files`, and write the cache."""
     stamp = json.dumps([LAYOUT, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)])
-    loaded = _read_cache(cache, stamp, verify)
+    loaded = _read_cache(cache, stamp, channels, verify)
     if loaded is None:
         loaded = read()
         _write_cache(cache, stamp, verify, loaded)
     return loaded
 
 
-def _read_cache(cache: Path, stamp: str, verify: bool) -> Loaded | None:
-    if not cache.is_file():
-        return None
+def _read_cache(cache: Path, stamp: str, channels: int, verify: bool) -> Loaded | None:
     try:
+        open_regular(cache).close()
         with safe_open(cache, framework="pt") as file:
             facts = file.metadata() or {}
             if facts.get("stamp") != stamp or (verify and facts.get("verified") != "true"):
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-        if facts["checksum"] != _checksum(tensors):
-            return None
-        train, test = (Images(tensors[f"{part}_images"], tensors[f"{part}_labels"]) for part in ("train", "test"))
-        return Loaded(train, test, tuple(json.loads(facts["classes"])))
-    except (SafetensorError, KeyError, ValueError, OSError):  # a damaged cache: the dataset's files are read instead
+            tensors = {name: file.get_tensor(name) for name in TENSORS}
+        loaded = _as_loaded(tensors, json.loads(facts["classes"]), channels)
+        if facts["checksum"] != _checksum(tensors, facts["classes"]):
+            raise ValueError("its checksum is wrong")
+    except FileNotFoundError:
         return None
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
+        log.warning("%s is damaged (%s); the dataset's files are read instead", cache, printable(str(error)))
+        return None
+    return loaded
+
+
+def _as_loaded(tensors: dict[str, Tensor], classes: Any, channels: int) -> Loaded:
+    """Return the splits and class names of a cache. ValueError if they don't fit together."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are not a list of names")
+    train, test = (Images(tensors[f"{part}_images"], tensors[f"{part}_labels"]) for part in PARTS)
+    for split in (train, test):
+        images, labels = split.images, split.labels
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels or not images.numel():
+            raise ValueError(f"its images are not N x {channels} x H x W bytes")
+        if (
+            labels.dtype != torch.int64
+            or labels.shape != images.shape[:1]
+            or not 0 <= labels.min() <= labels.max() < len(classes)
+        ):
+            raise ValueError("its labels are not a class for each image")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise ValueError("its splits have images of different sizes")
+    return Loaded(train, test, tuple(classes))
 
 
 def _write_cache(cache: Path, stamp: str, verify: bool, loaded: Loaded) -> None:
-    tensors = {
-        f"{part}_{kind}": getattr(getattr(loaded, part), kind) for part in ("train", "test") for kind in ("images", "labels")
-    }
-    facts = {
-        "stamp": stamp,
-        "verified": json.dumps(verify),
-        "checksum": _checksum(tensors),
-        "classes": json.dumps(loaded.classes),
-    }
-    part = cache.with_name(f"{cache.name}.{os.getpid()}")
+    tensors = {f"{part}_{kind}": getattr(getattr(loaded, part), kind) for part in PARTS for kind in KINDS}
+    classes = json.dumps(loaded.classes)
+    facts = {"stamp": stamp, "verified": json.dumps(verify), "checksum": _checksum(tensors, classes), "classes": classes}
+
+    def write(path: Path) -> None:
+        save_file(tensors, path, facts)
+        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors creates files that only their owner can read
+
     try:
-        save_file(tensors, part, facts)
-        part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors creates files that only their owner can read
-        part.replace(cache)
+        replace_file(cache, write)
     except (OSError, SafetensorError) as error:
         log.info("%s can't be written (%s); the dataset is read from its files each time", cache, error)
-        part.unlink(missing_ok=True)
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    value = 0
+def _checksum(tensors: dict[str, Tensor], classes: str) -> str:
+    value = zlib.crc32(classes.encode())
     for name in sorted(tensors):
         value = zlib.crc32(tensors[name].contiguous().view(-1).numpy().data, value)
     return str(value)

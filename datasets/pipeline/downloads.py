@@ -1,7 +1,6 @@
 """Download published files and verify their checksums."""
 
 import hashlib
-import os
 import shutil
 import tarfile
 import urllib.error
@@ -10,18 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.pipeline.splits import Source
+from models.loading.files import MalformedFile, open_regular, replace_file
 
 TIMEOUT = 5.0  # seconds without a response
 
 
 def missing_files(files: Sequence[tuple[Path, str]], *, verify: bool) -> list[Path]:
-    """Return the paths of (path, md5) that are missing or, if `verify`, differ from the published file."""
+    """Return the paths of (path, md5) that are missing or, if `verify`, differ from the published file.
+
+    A pipe or device raises MalformedFile: a download would not replace it, but write into it.
+    """
+    for path, _ in files:
+        if path.exists() and not path.is_file():
+            raise MalformedFile(path, "it is not a regular file")
     return [path for path, md5 in files if not path.is_file() or (verify and md5_of(path) != md5)]
 
 
 def md5_of(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -39,7 +45,7 @@ def fetch(files: Sequence[tuple[str, str, str]], source: Source, *, wanted: Path
             if not target.is_file():
                 _download(url, target)
             if md5_of(target) != md5:
-                raise OSError(f"{target} is not the published file (checksum {md5}); remove it and try again")
+                raise MalformedFile(target, f"not the published file (checksum {md5}); remove it and try again")
             if name.endswith((".tar.gz", ".tgz")):
                 unpack_tar(target, into)
         except (urllib.error.URLError, TimeoutError) as error:
@@ -51,13 +57,12 @@ def _download(url: str, target: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
+
+        def write(part: Path) -> None:
             with part.open("wb") as file:
                 shutil.copyfileobj(response, file, 1 << 20)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+
+        replace_file(target, write)
 
 
 def unpack_tar(archive: Path, folder: Path) -> None:
@@ -68,4 +73,4 @@ def unpack_tar(archive: Path, folder: Path) -> None:
                 tarfile.data_filter(member, str(folder))
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, EOFError) as error:
-        raise OSError(f"{archive} can't be unpacked: {error}") from error
+        raise MalformedFile(archive, f"it can't be unpacked ({error})") from error

@@ -9,6 +9,7 @@ a pixel is at most a level off for 4:4:4 and gray JPEGs at full scale, up to 19 
 import io
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,13 +26,37 @@ from torchvision.transforms import v2
 from datasets.pipeline.augment import AUGMENT
 from datasets.pipeline.counters import derive, draws
 from datasets.pipeline.preparation import Preparation
+from models.loading.files import one_line, printable, read_limited
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow would run Ghostscript for an EPS file of any name
 PILLOW_MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels, an error, is at twice the size of the warning
 
 
 class UnreadableImage(OSError):
     """A file that isn't an image, or a broken one; the message names it."""
+
+
+def max_pixels() -> int:
+    """Return the size above which Pillow refuses an image, which may be a small file that takes gigabytes of memory."""
+    return 2 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
+
+
+def read_image_file(path: str) -> bytes:
+    """Return the content of a file that may hold an image. It has no more bytes than the largest image takes decoded."""
+    content = read_limited(path, 4 * max_pixels())
+    if not content:
+        raise ValueError("it is empty")
+    return content
+
+
+def problem_of(error: Exception) -> str:
+    """Return the reason why an image can't be read, in one line."""
+    reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return printable(reason)
 
 
 @dataclass(frozen=True)
@@ -53,8 +78,7 @@ class ImageFile:
     def __init__(self, path: str) -> None:
         self.path = path
         with self._naming_the_file():
-            with open(path, "rb") as file:
-                self.data = file.read()
+            self.data = read_image_file(path)
             self.is_plain_jpeg = False
             if self.data.startswith(b"\xff\xd8"):
                 with suppress(ValueError):  # then Pillow decides whether the file is readable
@@ -62,6 +86,8 @@ class ImageFile:
                     self.is_plain_jpeg = colors in ("YCbCr", "Gray")
             if not self.is_plain_jpeg:
                 self.width, self.height = self._opened().size
+            if not 0 < self.width * self.height <= max_pixels():
+                raise ValueError(f"it has {self.width} x {self.height} pixels; from 1 to {max_pixels():,} are allowed")
 
     def decode(self) -> Image.Image:
         """Decode with Pillow, to RGB."""
@@ -96,19 +122,16 @@ class ImageFile:
         return b"".join((before, frame % (n.to_bytes(2, "big"), width), after)), n
 
     def _opened(self) -> Image.Image:
-        if not self.data:
-            raise ValueError("it is empty")
-        return Image.open(io.BytesIO(self.data))
+        return Image.open(io.BytesIO(self.data), formats=IMAGE_FORMATS)
 
     @contextmanager
     def _naming_the_file(self) -> Iterator[None]:
         try:
             yield
         except UnidentifiedImageError as error:
-            raise UnreadableImage(f"{self.path}: this image can't be read (its content is no image)") from error
+            raise UnreadableImage(f"{one_line(self.path)}: this image can't be read (its content is no image)") from error
         except Exception as error:  # Pillow's decoders raise exceptions of any type
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UnreadableImage(f"{self.path}: this image can't be read ({reason.splitlines()[0]})") from error
+            raise UnreadableImage(f"{one_line(self.path)}: this image can't be read ({problem_of(error)})") from error
 
 
 class EvaluationImages:
@@ -127,9 +150,13 @@ class EvaluationImages:
 
     def prepared(self, image: Image.Image) -> Tensor:
         width, height = (int(self.shorter_side * side / min(image.size)) for side in image.size)
-        image = image.resize((width, height), self.mode)  # the whole image: scaling only the center would round differently
         left, top = (round((side - self.img_size) / 2) for side in (width, height))
-        crop = image.crop((left, top, left + self.img_size, top + self.img_size))
+        box = (left, top, left + self.img_size, top + self.img_size)
+        if width * height <= max_pixels():
+            crop = image.resize((width, height), self.mode).crop(box)
+        else:  # a very long image: only its center, though that rounds differently
+            part = [min(edge * min(image.size) / self.shorter_side, side) for edge, side in zip(box, image.size * 2, strict=True)]
+            crop = image.resize((self.img_size, self.img_size), self.mode, (part[0], part[1], part[2], part[3]))
         return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 

@@ -6,8 +6,11 @@ side fits the network's input, and padded on the right and at the bottom.
 """
 
 import hashlib
+import io
 import json
+import logging
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,15 +26,20 @@ from torchvision.transforms import v2
 
 from datasets.pipeline.augment import AUGMENT, ColorJitter, CropAndFlip
 from datasets.pipeline.counters import derive, draws
-from datasets.pipeline.images import ImageFile, Request, UnreadableImage, jitter, seeded
+from datasets.pipeline.images import ImageFile, Request, UnreadableImage, jitter, problem_of, read_image_file, seeded
 from datasets.pipeline.loaders import EvalLoader, FileEvaluation, FileTraining, InMemoryEvaluation, TrainLoader
 from datasets.pipeline.order import Order
 from datasets.pipeline.preparation import Preparation
 from datasets.pipeline.splits import Files, Images
 from datasets.pipeline.workers import Packed, StructuredBatches, Workers
+from models.loading.files import MalformedFile, one_line, read_limited, replace_file
 
+log = logging.getLogger(__name__)
+
+MASK_ENDINGS, MASK_FORMATS = (".png", ".bmp", ".gif"), ("PNG", "BMP", "GIF")  # lossless
 IGNORED = 255  # the label of pixels that neither the loss nor a metric counts
 CHECKED = ".masks-checked"  # holds digests of the lists of files that passed check_masks
+DIGESTS, MAX_DIGESTS = re.compile(rb"([0-9a-f]{64}\n)*"), 1000
 
 Batch = tuple[Tensor, Tensor | list[Tensor]]  # normalized images B 3 H W; masks, uint8: B H W, for evaluation a list of H W
 
@@ -169,12 +177,12 @@ def read_pair(path: bytes, of_mask: bytes, ignored: int, *, fast: bool = False) 
 def read_mask(path: str) -> np.ndarray:
     """Return H W, uint8. In a file with a palette the labels are the palette's indices."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_image_file(path)), formats=MASK_FORMATS) as image:
             if image.mode not in ("P", "L", "1"):
                 raise ValueError(f"its mode is {image.mode}; a mask has one number of 8 bits per pixel")
             return np.array(image, dtype=np.uint8)
     except Exception as error:  # Pillow's decoders raise exceptions of any type
-        raise UnreadableImage(f"{path}: this mask can't be read ({str(error).splitlines()[0]})") from error
+        raise UnreadableImage(f"{one_line(path)}: this mask can't be read ({problem_of(error)})") from error
 
 
 # Checks before training
@@ -187,9 +195,10 @@ def check_masks(split: MaskedFiles, n_classes: int) -> None:
     """
     names = [os.fsdecode(name) for name in (*split.paths, *split.labels)]
     facts = [(name, status.st_size, status.st_mtime_ns) for name, status in ((name, os.stat(name)) for name in names)]
-    digest = hashlib.sha256(json.dumps([n_classes, split.ignored, facts]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([n_classes, split.ignored, facts]).encode()).hexdigest().encode()
     note = Path(os.fsdecode(split.labels[0])).parent / CHECKED
-    if note.is_file() and digest in note.read_text().split():
+    passed = _passed_before(note)
+    if digest in passed:
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release Python's global lock
         problem = next(filter(None, pool.map(lambda i: mask_problem(split, i, n_classes), range(len(split)))), None)
@@ -197,10 +206,22 @@ def check_masks(split: MaskedFiles, n_classes: int) -> None:
     if problem:
         raise OSError(problem)
     try:
-        with note.open("a") as file:
-            file.write(f"{digest}\n")
-    except OSError:
-        return  # they are checked again next time
+        replace_file(note, b"".join(line + b"\n" for line in (*passed[1 - MAX_DIGESTS :], digest)))
+    except OSError as error:
+        log.info("%s can't be written (%s); the masks are checked each time", note, error.strerror)
+
+
+def _passed_before(note: Path) -> list[bytes]:
+    if not note.exists():
+        return []
+    try:
+        content = read_limited(note, 65 * MAX_DIGESTS)
+        if not DIGESTS.fullmatch(content):
+            raise MalformedFile(note, "it is damaged")
+    except OSError as error:
+        log.warning("%s; the masks are checked again", error)
+        return []
+    return content.split()
 
 
 def mask_problem(split: MaskedFiles, i: int, n_classes: int) -> str | None:

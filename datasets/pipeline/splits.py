@@ -52,6 +52,7 @@ class Loaded:
     train: Split
     test: Split
     classes: tuple[str, ...]
+    category_ids: tuple[int | None, ...] | None = None  # of each class, where the files have other ids than 0, 1, ...
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from engine.devices.accelerator import make_accelerator
 from engine.evaluate import evaluate
 from engine.plugins import require_run_plugins
 from engine.run.checkpoint import InvalidCheckpoint, read_checkpoint
-from engine.run.folder import CLASSES, CONFIG, find_checkpoint, read_replaceable
+from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, find_checkpoint, read_replaceable
 from engine.tasks import Task
 from models import model_signature, published_with
+from models.loading.files import MalformedFile, read_json
 from models.loading.pretrained import Published, n_classes_in, published_classes, set_as_published
 
 FOR_TRAINING_ONLY: dict[str, Any] = {"distill.teacher": None, "tracking.to": []}  # overrides for using a trained model
@@ -44,6 +45,7 @@ class Trained:
     weights: str  # where they came from, for people
     checkpoint: Path | None = None  # None for a model by name
     step: int = 0
+    category_ids: Sequence[int | None] | None = None  # of the classes in the files it was trained on, where they aren't 0, 1, ...
 
     @property
     def run_dir(self) -> Path | None:
@@ -145,16 +147,30 @@ def _from_run(folder: Path, overrides: Mapping[str, Any], averaged: bool) -> Tra
     except RuntimeError as error:
         raise RunError(f"{folder} doesn't fit the config: {str(error).splitlines()[1].strip()}") from error
     trained = _trained(config, accelerator, model, classes, str(folder))
-    return replace(trained, checkpoint=folder, step=checkpoint.step)
+    return replace(trained, checkpoint=folder, step=checkpoint.step, category_ids=_category_ids(run_dir, len(classes)))
+
+
+def _category_ids(run_dir: Path, n_classes: int) -> list[int | None] | None:
+    path = run_dir / CATEGORY_IDS
+    try:
+        ids = read_json(path)
+        if not isinstance(ids, list) or len(ids) != n_classes or not all(type(i) is int or i is None for i in ids):
+            raise MalformedFile(path, f"it is not a list of {n_classes} whole numbers")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(str(error)) from error
+    return ids
 
 
 def _by_name(name: str, overrides: Mapping[str, Any], path: str | Path | None) -> Trained:
     config = _config_of(name, overrides, path)
     accelerator = make_accelerator(config.train, deterministic=config.deterministic)
-    classes = _classes_of(config, accelerator, has_data=path is not None)
+    classes, category_ids = _classes_of(config, accelerator, has_data=path is not None)
     pretrained = config.model.pretrained
     weights = f"the {'published' if pretrained else 'initial'} weights of {name}" if isinstance(pretrained, bool) else pretrained
-    return _trained(config, accelerator, build_model(config, described_data(config, classes)), classes, weights)
+    trained = _trained(config, accelerator, build_model(config, described_data(config, classes)), classes, weights)
+    return replace(trained, category_ids=category_ids)
 
 
 def _config_of(name: str, overrides: Mapping[str, Any], path: str | Path | None) -> Config:
@@ -185,11 +201,14 @@ def _prepared_as_published(config: Config, published: Published) -> dict[str, An
     return values
 
 
-def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> Sequence[str]:
-    """Return the classes of a model by name: those of its data, or of the published weights."""
+def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> tuple[Sequence[str], Sequence[int | None] | None]:
+    """Return the classes of a model by name, and their category ids: those of its data, or of the published weights."""
+    category_ids = None
     file, published = config.model.pretrained, published_with(config.model.name)
     if (has_data and file is not True) or published is None:
-        classes: Sequence[str] = load_data(config, accelerator).classes
+        data = load_data(config, accelerator)
+        classes: Sequence[str] = data.classes
+        category_ids = data.category_ids
     else:
         classes = published_classes(published.n_classes)
     if isinstance(file, str):
@@ -200,8 +219,8 @@ def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> 
         except ValueError as error:
             raise ConfigError("model.pretrained", str(error)) from error
         if n_classes != len(classes):
-            return published_classes(n_classes)
-    return classes
+            return published_classes(n_classes), None
+    return classes, category_ids
 
 
 def _trained(config: Config, accelerator: Accelerator, model: nn.Module, classes: Sequence[str], weights: str) -> Trained:

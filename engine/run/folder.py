@@ -21,7 +21,8 @@ T = TypeVar("T", dict[str, Any], list[Any])
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 MANIFEST, CLASSES, ENVIRONMENT, CONFIG, LOCK = "manifest.json", "classes.json", "environment.json", "config.yaml", ".lock"
-FILES = (CONFIG, ENVIRONMENT, CLASSES, "output.log", "metrics.jsonl", "results.json", "trackers.json")
+CATEGORY_IDS = "category_ids.json"  # of a detector whose data have other ids than the numbers of its classes
+FILES = (CONFIG, ENVIRONMENT, CLASSES, CATEGORY_IDS, "output.log", "metrics.jsonl", "results.json", "trackers.json")
 FOLDERS = ("tensorboard", "figures", "profile", "samples")
 WITHOUT = {  # a file that can be replaced -> what follows from its damage
     ENVIRONMENT: "the plugins and the machine of earlier sessions are unknown",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.schema import WITHOUT_EFFECT_ON_WEIGHTS, flatten
-from engine.run.folder import CLASSES, CONFIG, ENVIRONMENT, RunFolder, plugins_in, read_config, read_replaceable
+from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, ENVIRONMENT, RunFolder, plugins_in, read_config, read_replaceable
 from models.loading.files import printable
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,24 @@ class Result:
     exit_code: int = 0
 
 
-def write_start(folder: RunFolder, config_yaml: str, environment: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Write config.yaml, classes.json (for use without the data), and environment.json, which keeps those of earlier sessions."""
+def write_start(
+    folder: RunFolder,
+    config_yaml: str,
+    environment: Mapping[str, Any],
+    classes: Sequence[str],
+    category_ids: Sequence[int | None] | None = None,
+) -> None:
+    """Write config.yaml; classes.json and category_ids.json, for use without the data; and environment.json, which keeps those
+    of earlier sessions."""
     earlier = {} if folder.is_new else read_replaceable(folder.path, ENVIRONMENT, dict)
     sessions = earlier.pop("earlier_sessions", [])
     sessions = [*(sessions if isinstance(sessions, list) else []), earlier] if earlier else []
     folder.write_json(ENVIRONMENT, {**environment, "earlier_sessions": sessions})
     folder.write_json(CLASSES, list(classes))
+    if category_ids is not None:
+        folder.write_json(CATEGORY_IDS, list(category_ids))
+    else:
+        (folder.path / CATEGORY_IDS).unlink(missing_ok=True)
     folder.write(CONFIG, config_yaml)
     (folder.path / "results.json").unlink(missing_ok=True)
 

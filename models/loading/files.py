@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,8 @@ class MalformedFile(OSError):
     """A file whose content or kind is not what it should be. The message names the file."""
 
     def __init__(self, path: Path | str, problem: str) -> None:
-        super().__init__(f"{path}: {problem}")
+        self.problem = printable(problem, 1000)
+        super().__init__(f"{one_line(path)}: {self.problem}")
 
 
 def open_regular(path: Path | str, *, follow_link: bool = True) -> BinaryIO:
@@ -40,8 +41,11 @@ def open_regular(path: Path | str, *, follow_link: bool = True) -> BinaryIO:
 def read_limited(path: Path | str, limit: int = MAX_BYTES, *, follow_link: bool = True) -> bytes:
     """Return the content of a regular file of at most `limit` bytes."""
     with open_regular(path, follow_link=follow_link) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1) if size <= limit else b""
+        if size < len(content) <= limit:  # it grows, or has no size, as in /proc
+            content += file.read(limit + 1 - len(content))
+    if max(size, len(content)) > limit:
         raise MalformedFile(path, f"it has more than {limit:,} bytes, too many for such a file")
     return content
 
@@ -122,6 +126,17 @@ def warn_once(message: str) -> None:
     log.warning("%s", message)
 
 
-def printable(text: str) -> str:
+def printable(text: str, limit: int = 200) -> str:
     """Return the first line of a stranger's text, without characters that would control a terminal, and not too long."""
-    return "".join(c if c.isprintable() else "?" for c in text.partition("\n")[0])[:200]
+    return "".join(c if c.isprintable() else "?" for c in text.partition("\n")[0])[:limit]
+
+
+def one_line(path: Path | str) -> str:
+    """Return a path without characters that would control a terminal or break a line."""
+    return "".join(c if c.isprintable() else "?" for c in str(path))
+
+
+def stays_inside(name: str) -> bool:
+    """Return whether a name from a file is that of something in its folder. Only the name counts: a link may lead elsewhere."""
+    path = PurePath(name)
+    return "\0" not in name and not path.is_absolute() and ".." not in path.parts

@@ -13,6 +13,7 @@ from datasets import Source, find_dataset, list_datasets
 from datasets.pipeline.downloads import unpack_tar
 from datasets.pipeline.splits import hold_out
 from tests import on_disk
+from tests.faults.hostile_files import PIXELS, python2_batch
 
 
 def load(name, root, **options):
@@ -51,6 +52,19 @@ def test_cifar_has_the_pixels_and_labels_of_its_files(data_root):
     assert len(loaded.train) == 60
     assert CIFAR10.base_folder == "cifar-10-batches-py"
     assert len(load("CIFAR-100", data_root / "CIFAR-100").classes) == 100
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_cifar_is_read_as_python_2_and_3_pickle_it(tmp_path, protocol):
+    """The published files are from Python 2, in which bytes were text."""
+    folder = on_disk.write_cifar10(tmp_path, n_train=5, n_test=1) / "cifar-10-batches-py"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    (folder / "data_batch_1").write_bytes(python2_batch(2).replace(PIXELS * 2, pixels.tobytes()))
+    for i, array in ((2, pixels), (3, np.asfortranarray(pixels))):
+        (folder / f"data_batch_{i}").write_bytes(pickle.dumps({"data": array, "labels": [7, 8]}, protocol))
+    loaded = load("CIFAR-10", tmp_path).train
+    assert np.array_equal(loaded.images[:6].flatten(1).numpy(), np.concatenate([pixels] * 3))
+    assert loaded.labels[:6].tolist() == [3, 3, 7, 8, 7, 8]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -100,7 +114,7 @@ def test_a_cifar_file_that_would_run_code_is_refused_and_does_not_run(tmp_path):
 
     root = on_disk.write_cifar10(tmp_path / "set")
     (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(OSError, match="data_batch_2 is refused"):
+    with pytest.raises(OSError, match="data_batch_2: refused"):
         load("CIFAR-10", root)
     assert not (tmp_path / "executed").exists()
 
@@ -109,7 +123,7 @@ def test_the_error_names_a_truncated_archive(tmp_path):
     root = on_disk.write_mnist(tmp_path, packed=True)
     path = root / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(OSError, match=r"train-images-idx3-ubyte.gz can't be unpacked"):
+    with pytest.raises(OSError, match=r"train-images-idx3-ubyte.gz: it can't be unpacked"):
         load("MNIST", root)
 
 
@@ -137,7 +151,7 @@ def test_the_error_names_a_cifar_file_with_a_label_out_of_range(tmp_path):
     entry = pickle.loads(path.read_bytes())
     entry["labels"][2] = 10
     path.write_bytes(pickle.dumps(entry))
-    with pytest.raises(OSError, match=r"data_batch_3 holds a label outside 0 to 9"):
+    with pytest.raises(OSError, match=r"data_batch_3: it holds a label outside 0 to 9"):
         load("CIFAR-10", tmp_path)
 
 

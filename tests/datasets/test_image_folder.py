@@ -98,6 +98,28 @@ def test_a_damaged_cache_is_ignored(root, damage):
     assert np.array_equal(load(root).train.paths, first.train.paths)
 
 
+def test_a_damaged_list_is_logged_and_replaced(root, caplog, monkeypatch):
+    load(root)
+    (root / ".image-list.npz").write_bytes(b"no list")
+    load(root)
+    assert ".image-list.npz is damaged (File is not a zip file); the folders are listed again" in caplog.text
+    monkeypatch.setattr(image_folder, "_scan", never)
+    assert len(load(root).train) == 24
+    assert [path.name for path in root.glob(".*")] == [".image-list.npz"]
+
+
+def test_symlinks_to_class_folders_and_images_elsewhere_are_followed(root, tmp_path, monkeypatch):
+    elsewhere = (root / "train" / "class_1").rename(tmp_path / "elsewhere")
+    (root / "train" / "class_1").symlink_to(elsewhere)
+    image = (root / "val" / "class_0" / "0000.jpg").rename(tmp_path / "image")
+    (root / "val" / "class_0" / "0000.jpg").symlink_to(image)
+    age(root)
+    first = load(root, in_memory=True)
+    monkeypatch.setattr(image_folder, "_scan", never)
+    assert torch.equal(load(root, in_memory=True).test.images, first.test.images)
+    assert (len(first.train), len(first.test)) == (24, 9)
+
+
 def test_the_list_is_cached_in_the_users_cache_folder_if_the_data_folder_is_not_writable(root, monkeypatch, tmp_path):
     (root / ".image-list.npz").mkdir()  # root may write anywhere, but not over a folder
     first = load(root)

@@ -7,7 +7,7 @@ import re
 import resource
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,30 @@ def fuzz(
 
     `allowed` are the errors that reach users as one line; every other exception, a crash, a hang and a flood of memory are wrong.
     """
-    row, first = Row(name, must, n), 0
+
+    def open_mutant(number: int) -> None:
+        path = list(files)[number % len(files)]
+        path.write_bytes(next(mutants(files[path], 1, seed=number)))
+        try:
+            open_it()
+        finally:
+            path.write_bytes(files[path])
+
+    row = in_children(name, [f"mutant {number}" for number in range(n)], open_mutant, allowed, must)
+    for path, content in files.items():
+        path.write_bytes(content)
+    return row
+
+
+def in_children(
+    name: str, cases: Sequence[str], run: Callable[[int], Any], allowed: tuple[type[BaseException], ...], must: str
+) -> Row:
+    """Call `run` with the number of each case, in a child process with a limit on memory and time. A crash ends only its case."""
+    row, first = Row(name, must, len(cases)), 0
     context = multiprocessing.get_context("fork")
-    while first < n:
+    while first < len(cases):
         receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=_open_mutants, args=(files, open_it, allowed, range(first, n), sender))
+        child = context.Process(target=_run_cases, args=(run, allowed, range(first, len(cases)), sender))
         child.start()
         sender.close()
         try:
@@ -80,36 +99,31 @@ def fuzz(
                 number, problem = receiver.recv()
                 first = number + 1
                 if problem:
-                    row.wrong.append(f"{name}, mutant {number}: {problem}")
+                    row.wrong.append(f"{name}, {cases[number]}: {problem}")
         except EOFError:
             child.join()
-        if first < n:  # the child died of this mutant
-            row.wrong.append(f"{name}, mutant {first}: the process ended with {child.exitcode}")
+        if first < len(cases):  # the child died of this case
+            row.wrong.append(f"{name}, {cases[first]}: the process ended with {child.exitcode}")
             first += 1
-    for path, content in files.items():
-        path.write_bytes(content)
     return row
 
 
-def _open_mutants(files: Mapping[Path, bytes], open_it: Callable[[], Any], allowed: tuple, numbers: range, sender: Any) -> None:
+def _run_cases(run: Callable[[int], Any], allowed: tuple, numbers: range, sender: Any) -> None:
     faulthandler.disable()  # the parent reports a crash
     torch.set_num_threads(1)  # OpenMP's threads don't survive a fork
     _limit_memory()
     signal.signal(signal.SIGALRM, _too_long)
     for number in numbers:
-        path = list(files)[number % len(files)]
-        path.write_bytes(next(mutants(files[path], 1, seed=number)))
         signal.alarm(SECONDS)
         problem = None
         try:
-            open_it()
+            run(number)
         except allowed as error:
             if not str(error).strip() or "\n" in str(error).strip():
                 problem = f"not a line: {error!r}"
         except BaseException:
             problem = traceback.format_exc(limit=-3)
         signal.alarm(0)
-        path.write_bytes(files[path])
         sender.send((number, problem))
     sender.close()
 

@@ -13,6 +13,7 @@ from engine.config.command_line import run_tool
 from engine.inference.trained import load_trained
 from engine.plots.overlays import blend_mask, palette
 from tests.faults.campaign import SMALL
+from tests.on_disk import write_coco
 from tests.running import results, run_main, weights
 from tools.compare import main as compare
 from tools.predict import main as predict
@@ -96,6 +97,26 @@ def test_predict_writes_the_predictions_of_an_evaluation(trained, photos, tmp_pa
         corners[:, 2:] += corners[:, :2]
         np.testing.assert_allclose(corners, boxes["boxes"].numpy(), atol=1e-3)
     assert sum(len(boxes["labels"]) for boxes in predictions_of(trained)) > 0
+
+
+def test_boxes_have_the_category_ids_of_the_annotations_that_the_model_was_trained_on(tmp_path, capsys):
+    data = write_coco(tmp_path / "data", category_ids=(7, 0))
+    options = ("--task", "detection", "--data.name", "cocojson", "--data.dataroot", data, "--data.img_size", 32)
+    model = ("--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--detection.width", 64)
+    length = ("--train.n_steps", 1, "--train.batch_size", 2, "--dataloader.num_workers", 0, "--detection.score_threshold", 0)
+    assert run_main("-e", tmp_path / "run", *SMALL, *options, *model, *length) == 0
+    assert "the classes 1 to 2 are in their order" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["background", "blue", "red"]
+    assert json.loads((tmp_path / "run" / "category_ids.json").read_text()) == [None, 0, 7]
+    into = tmp_path / "boxes.json"
+    assert run(predict, tmp_path / "run", data / "val", "-o", into) == 0
+    content = json.loads(into.read_text())
+    assert content["categories"] == [{"id": 0, "name": "blue"}, {"id": 7, "name": "red"}]
+    assert {one["category_id"] for one in content["annotations"]} <= {0, 7}
+    assert content["annotations"]
+    (tmp_path / "run" / "category_ids.json").write_text("[0, 7]")
+    assert run(predict, tmp_path / "run", data / "val", "-o", into) == 1
+    assert "category_ids.json: it is not a list of 3 whole numbers" in capsys.readouterr().err
 
 
 def test_predictions_have_the_size_of_the_image(trained, tmp_path):

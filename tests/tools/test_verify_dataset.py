@@ -40,6 +40,8 @@ def test_unreadable_images_are_listed_and_training_works_without_them(config, ro
     (root / "val" / "class_0" / "0002.jpg").write_text("no image")
     (root / "val" / "class_0" / "notes.txt").write_text("not meant as one")
     bad = tmp_path / "bad.txt"
+    (tmp_path / "precious").write_text("precious")
+    bad.symlink_to(tmp_path / "precious")  # replaced, not written through
     code, printed = verify(capsys, "-c", config, "-o", bad)
     assert code == 1
     for name, why in (
@@ -50,6 +52,7 @@ def test_unreadable_images_are_listed_and_training_works_without_them(config, ro
         assert any(name in line and why in line.lower() for line in printed.out.splitlines()), printed.out
     assert "notes.txt: not used" in printed.out
     assert "3 of 33 images can't be read" in printed.out
+    assert (tmp_path / "precious").read_text() == "precious"
     assert [line for line in bad.read_text().splitlines() if not line.startswith("#")] == [
         "train/class_1/0003.jpg",
         "train/class_2/0000.jpg",

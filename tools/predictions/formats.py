@@ -74,8 +74,20 @@ def mask_paths(folder: Path, names: Sequence[str]) -> list[Path]:
 # Boxes
 
 
-def write_coco(file: IO[str], names: Sequence[str], predictions: Predictions, task: Detection) -> None:
-    """Write a dataset in COCO's format whose annotations have a score, too: annotations as they come, images at the end."""
+def write_coco(
+    file: IO[str],
+    names: Sequence[str],
+    predictions: Predictions,
+    task: Detection,
+    category_ids: Sequence[int | None] | None = None,
+) -> None:
+    """Write a dataset in COCO's format whose annotations have a score, too: annotations as they come, images at the end.
+
+    `category_ids` are those of the classes in the files that the model was trained on; None: the numbers of the classes.
+    """
+    ids = category_ids or range(len(task.classes))
+    named = ((label, name) for label, name in enumerate(task.classes) if label and name != "N/A")
+    categories = {label: {"id": ids[label], "name": name} for label, name in named}
     images: list[dict[str, Any]] = []
     n_boxes, separator = 0, "\n"
     file.write('{"annotations": [')
@@ -83,9 +95,12 @@ def write_coco(file: IO[str], names: Sequence[str], predictions: Predictions, ta
         for place, (height, width), boxes in zip(read.places, read.sizes, of_batch, strict=True):
             images.append({"id": place + 1, "file_name": names[place], "width": width, "height": height})
             for entry in task.entries(boxes, place + 1):
+                label = entry["category_id"]
+                if label not in categories:  # FCOS has a score for the background, too
+                    continue
                 n_boxes += 1
+                entry["category_id"] = categories[label]["id"]
                 area = entry["bbox"][2] * entry["bbox"][3]
                 file.write(separator + json.dumps({"id": n_boxes, **entry, "area": area, "iscrowd": 0}))
                 separator = ",\n"
-    categories = [{"id": label, "name": name} for label, name in enumerate(task.classes) if label and name != "N/A"]
-    file.write(f'\n],\n"images": {json.dumps(images)},\n"categories": {json.dumps(categories)}}}\n')
+    file.write(f'\n],\n"images": {json.dumps(images)},\n"categories": {json.dumps(list(categories.values()))}}}\n')

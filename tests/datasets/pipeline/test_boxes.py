@@ -17,6 +17,10 @@ from datasets.shapes import SHAPES, TRAIN, derive, generate
 from tests import on_disk
 
 CPU = torch.device("cpu")
+NAN, INFINITY = float("nan"), float("inf")
+BILLION_LAUGHS = f"""<!DOCTYPE annotation [<!ENTITY a0 "ha">{
+    "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 10))
+}]><annotation>&a9;"""
 PREPARE = Preparation(
     img_size=32, mean=(0.5,) * 3, std=(0.3,) * 3, augment=True, crop_padding=0, padding_mode="constant", hflip=True, cutout=0
 )
@@ -141,6 +145,37 @@ class TestCoco:
         assert (len(kept.train), len(kept.test)) == (11, 5)
         assert all(len(objects) for objects in kept.train.labels)
 
+    @pytest.mark.parametrize(
+        ("ids", "classes"),
+        [
+            ((1, 2), ("background", "red", "blue")),
+            ((2, 9_999), ("background", "N/A", "red", *["N/A"] * 9_996, "blue")),
+            ((0, 1), ("background", "red", "blue")),
+            ((7, 0), ("background", "blue", "red")),
+            ((-5, 10**20), ("background", "red", "blue")),
+            ((1, 10_000), ("background", "red", "blue")),
+        ],
+    )
+    def test_category_ids_from_1_to_9999_are_the_classes_and_others_are_mapped_in_their_order(
+        self, tmp_path, caplog, ids, classes
+    ):
+        caplog.set_level("INFO")
+        unchanged = coco(on_disk.write_coco(tmp_path / "unchanged"))
+        loaded = coco(on_disk.write_coco(tmp_path / "changed", category_ids=ids))
+        assert loaded.classes == classes
+        is_mapped = not all(0 < i < 10_000 for i in ids)
+        assert loaded.category_ids == ((None, *sorted(ids)) if is_mapped else None)
+        assert ("category ids are not all from 1 to 9,999: the classes 1 to 2 are in their order" in caplog.text) == is_mapped
+        for objects, others in zip(loaded.train.labels, unchanged.train.labels, strict=True):
+            names, expected = ([of.classes[int(c)] for c in o[:, 4]] for of, o in ((loaded, objects), (unchanged, others)))
+            assert names == expected
+
+    def test_symlinked_images_are_found(self, tmp_path):
+        root = on_disk.write_coco(tmp_path / "set")
+        image = (root / "train" / "000000.jpg").rename(tmp_path / "elsewhere.jpg")
+        (root / "train" / "000000.jpg").symlink_to(image)
+        assert len(evaluation(coco(root).train)) == 2
+
     def test_the_published_layout_is_read(self, tmp_path):
         on_disk.write_coco(tmp_path, parts=("train2017", "val2017"))
         loaded = coco(tmp_path, "COCO")
@@ -193,11 +228,34 @@ class TestErrors:
                 lambda c: c["images"][1].update(file_name="gone.jpg"),
                 r"train/gone.jpg is missing; \S+train.json has it as image 101",
             ),
-            (lambda c: c["categories"].pop(), r"the category 3, which isn't declared|declares other categories"),
-            (lambda c: c["categories"][0].update(name="green"), r"val.json declares other categories than"),
-            (lambda c: c["categories"][0].update(id=123456), r"the ids of categories must be whole numbers"),
-            (lambda c: c.pop("images"), r"train.json is not a file of COCO annotations \(KeyError: 'images'\)"),
-            (lambda c: c["annotations"][0].pop("bbox"), r"not a file of COCO annotations"),
+            (lambda c: c["categories"].pop(), r"the category 3, which isn't declared"),
+            (lambda c: c["categories"][0].update(name="green"), r"val.json: declares other categories than"),
+            (lambda c: c["categories"][0].update(id="1"), r"train.json: category number 1: id is '1'; expected a whole number"),
+            (lambda c: c["categories"].append(c["categories"][0]), r"train.json: categories have the same id twice"),
+            (lambda c: c["categories"].clear(), r"train.json: it has no categories"),
+            (lambda c: c["images"].clear(), r"train.json: it has no images"),
+            (lambda c: c["images"].append(c["images"][0]), r"train.json: images have the same id twice"),
+            (lambda c: c.pop("images"), r"train.json: it is not a file of COCO annotations: it has no list 'images'"),
+            (lambda c: c.update(images={"1": 2}), r"it has no list 'images'"),
+            (lambda c: c["annotations"].append(7), r"train.json: number \d+ of its annotations is no object with fields"),
+            (lambda c: c["annotations"][0].pop("bbox"), r"annotation 1: bbox is missing; expected left, top, width and height"),
+            (lambda c: c["annotations"][0].update(bbox=None), r"annotation 1: bbox is None"),
+            (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"annotation 1: bbox is \[1, 2, 3\]"),
+            (lambda c: c["annotations"][0].update(bbox=[1, 2, NAN, 4]), r"annotation 1: bbox is \[1, 2, nan, 4\]"),
+            (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, INFINITY]), r"annotation 1: bbox is \[1, 2, 3, inf\]"),
+            (lambda c: c["annotations"][0].update(bbox=[1, 2, True, "4"]), r"annotation 1: bbox is \[1, 2, True, '4'\]"),
+            (lambda c: c["annotations"][0].update(bbox=[9, 9, 1e-9, 5]), r"annotation 1 has a box without an area"),
+            (lambda c: c["annotations"][0].update(category_id=1.0), r"annotation 1: category_id is 1.0; expected a whole number"),
+            (lambda c: c["annotations"][0].update(id=[], image_id="100"), r"annotation number 1: image_id is '100'"),
+            (lambda c: c["annotations"][0].update(iscrowd="no"), r"annotation 1: iscrowd is 'no'; expected 0 or 1"),
+            (lambda c: c["annotations"][0].update(area=NAN), r"annotation 1: area is nan; expected a number of pixels"),
+            (lambda c: c["images"][0].update(width=INFINITY), r"image 100: width is inf; expected a number of pixels"),
+            (lambda c: c["images"][0].update(height=NAN), r"image 100: height is nan"),
+            (lambda c: c["images"][0].update(height=10**400), r"image 100: height is 1000"),
+            (lambda c: c["images"][0].update(file_name=None), r"image 100: file_name is None; expected a path inside"),
+            (lambda c: c["images"][0].update(file_name="../val/000000.jpg"), r"image 100: file_name is '../val/000000.jpg'"),
+            (lambda c: c["images"][0].update(file_name="/etc/passwd"), r"image 100: file_name is '/etc/passwd'; expected a path"),
+            (lambda c: c["images"][0].update(file_name="\ud800"), r"image 100: file_name is '\\ud800'"),
         ],
     )
     def test_an_invalid_annotation_is_an_error(self, changed, edit, expected):
@@ -209,7 +267,7 @@ class TestErrors:
             coco(tmp_path)
         root = on_disk.write_coco(tmp_path / "set")
         (root / "annotations" / "val.json").write_text("{")
-        with pytest.raises(OSError, match=r"val.json is not a file of COCO annotations \(JSONDecodeError"):
+        with pytest.raises(OSError, match=r"val.json: it is not JSON \(Expecting"):
             coco(root)
 
     def test_boxes_without_an_area_can_be_omitted(self, changed, tmp_path):
@@ -221,9 +279,10 @@ class TestErrors:
         )
 
     def test_a_box_that_exceeds_its_image_by_a_rounding_error_is_clipped(self):
-        assert clipped((-0.4, 0, 10.6, 5), 10, 6, "") == [0, 0, 10, 5]
-        with pytest.raises(OSError, match="outside its image"):
-            clipped((0, 0, 12, 5), 10, 6, "x")
+        assert clipped((-0.4, 0, 10.6, 5), 10, 6) == [0, 0, 10, 5]
+        for box in ((0, 0, 12, 5), (0, 0, NAN, 5), (NAN, 0, 1, 5)):
+            with pytest.raises(ValueError, match="outside its image"):
+                clipped(box, 10, 6)
 
     @pytest.mark.parametrize(
         ("old", "new", "expected"),
@@ -231,8 +290,20 @@ class TestErrors:
             ("<name>cat</name>", "<name>unicorn</name>", "0002.xml: unicorn is not a class of VOC"),
             ("<ymax>20</ymax>", "<ymax>900</ymax>", "0002.xml: cat has a box outside its image"),
             ("<ymax>20</ymax>", "<ymax>1</ymax>", "0002.xml: cat has a box without an area"),
-            ("<ymax>20</ymax>", "", "0002.xml: this annotation can't be read"),
-            ("</annotation>", "", "0002.xml: this annotation can't be read"),
+            ("<ymax>20</ymax>", "", "0002.xml: cat has no bndbox/ymax"),
+            ("<ymax>20</ymax>", "<ymax>nan</ymax>", "0002.xml: cat has bndbox/ymax nan, which is no number of pixels"),
+            ("<ymax>20</ymax>", "<ymax>-inf</ymax>", "0002.xml: cat has bndbox/ymax -inf, which is no number of pixels"),
+            ("<width>", "<width>inf</width><width>", "0002.xml: has size/width inf, which is no number of pixels"),
+            ("<width>", "<width>0</width><width>", "0002.xml: has size/width 0, which is no number of pixels"),
+            ("<name>cat</name>", "", "0002.xml: an object without a name is not a class of VOC"),
+            ("<difficult>0", "<difficult>7", "0002.xml: cat has difficult 7, which is neither 0 nor 1"),
+            ("</annotation>", "", r"0002.xml: this annotation can't be read \(no element found"),
+            (
+                "<annotation>",
+                "<?xml version='1.0' encoding='x'?><annotation>",
+                "0002.xml: this annotation can't",
+            ),
+            ("<annotation>", BILLION_LAUGHS, "0002.xml: it declares a document type"),
         ],
     )
     def test_an_invalid_annotation_of_voc_is_an_error(self, tmp_path, old, new, expected):

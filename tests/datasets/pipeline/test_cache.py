@@ -51,7 +51,7 @@ def test_a_changed_file_is_read_again(written):
     assert not same(first, load())
 
 
-def test_a_damaged_cache_is_not_used(written):
+def test_a_damaged_cache_is_not_used(written, caplog):
     root, load, _ = written
     first = load()
     cache = cache_of(root)
@@ -61,8 +61,10 @@ def test_a_damaged_cache_is_not_used(written):
         damaged[position] ^= 1
         cache.write_bytes(damaged)
         assert same(first, load())
+    assert caplog.text.count("is damaged") == 3
     cache.write_bytes(b"")
     assert same(first, load())
+    assert list(cache.parent.glob("*.cache*")) == [cache]
 
 
 def test_an_unverified_cache_is_not_used_with_verification(written):

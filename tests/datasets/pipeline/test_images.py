@@ -414,6 +414,34 @@ def test_the_error_names_a_broken_file_in_training_and_in_evaluation(tmp_path, k
             read(images, [path])
 
 
+def test_both_decoders_have_the_limit_of_pillows_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for ending in ("jpg", "png"):
+        Image.new("RGB", (40, 50)).save(tmp_path / f"allowed.{ending}")
+        Image.new("RGB", (40, 51)).save(tmp_path / f"large.{ending}")
+        file = ImageFile(str(tmp_path / f"allowed.{ending}"))
+        assert file.decode_fast().shape == np.asarray(file.decode()).shape == (50, 40, 3)
+        with pytest.raises(UnreadableImage, match=rf"large\.{ending}: this image can't be read \(.*2,?040|40 x 51"):
+            ImageFile(str(tmp_path / f"large.{ending}"))
+
+
+def test_an_image_below_that_limit_is_read_without_a_warning(tmp_path):
+    Image.new("RGB", (40, 50)).save(tmp_path / "x.png")
+    check = "from datasets.pipeline.images import Image, ImageFile; Image.MAX_IMAGE_PIXELS = 1000; ImageFile({!r}).decode()"
+    ended = run_command("python", "-c", check.format(str(tmp_path / "x.png")))
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_the_center_of_a_very_long_image_is_nearly_that_of_the_whole_scaled(tmp_path, monkeypatch):
+    path = str(tmp_path / "long.png")
+    photograph(60, 900).save(path)
+    images = EvaluationImages(24, 0.8, "bilinear")
+    whole = images.read(path)
+    monkeypatch.setattr(files, "max_pixels", lambda: 1000)
+    center = images.prepared(Image.open(path))
+    assert (whole.int() - center.int()).abs().float().mean() < 2
+
+
 def test_the_error_names_a_missing_file(tmp_path):
     with pytest.raises(UnreadableImage, match=r"gone\.jpg: this image can't be read \(No such file or directory\)"):
         read(training_images(), [tmp_path / "gone.jpg"])

@@ -267,6 +267,17 @@ class TestErrors:
             check_masks(split, 3)
 
 
+def test_a_damaged_note_on_checked_masks_is_logged_and_replaced(tmp_path, caplog, monkeypatch):
+    split = pairs_in(on_disk.write_pairs(tmp_path, n=3), IGNORED)
+    note = tmp_path / "masks" / ".masks-checked"
+    note.write_bytes(b"\xff\xfe")
+    check_masks(split, 3)
+    assert ".masks-checked: it is damaged; the masks are checked again" in caplog.text
+    monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda split, i, n_classes: "checked")
+    check_masks(split, 3)
+    assert len(note.read_bytes().split()) == 1
+
+
 def test_the_error_of_a_dataset_without_masks_lists_those_with_masks():
     with pytest.raises(ValueError, match=r"digits gives classes, not masks; VOC, pairs, shapes do"):
         find_dataset("digits", "masks")
