@@ -5,9 +5,12 @@ workers.
 """
 
 import atexit
+import ctypes
 import math
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 import weakref
 from collections import defaultdict, deque
@@ -22,9 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datasets.pipeline.augment import Normalize
 from datasets.pipeline.images import Request, UnreadableImage
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,27 @@ class Workers:
         return tensor.to(device)
 
 
+class WorkersFailed(OSError):
+    """Worker processes can't be started or can't hand over their batches."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; fewer dataloader.num_workers need less, and 0 needs none")
+
+
 def _start_worker(worker_id: int) -> None:
-    """Ignore signals: Ctrl-C reaches every process of the terminal, and the parent needs its batches to finish the step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ignore signals: Ctrl-C reaches every process of the terminal, and the parent needs its batches to finish the step.
+
+    Linux kills the worker when its parent dies, also while the worker reads from a disk that does not answer.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux" and parent is not None:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent.pid:  # it has died before the call
+            os._exit(1)
 
 
 def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers: Workers) -> Iterator[Any]:
@@ -71,7 +93,7 @@ def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers
     """
     loader: DataLoader = DataLoader(_Reader(read), sampler=requests, batch_size=None, **workers.options())
     others = set(multiprocessing.active_children())
-    results = iter(loader)
+    results = _Results(loader) if workers.num_workers else iter(loader)
     end = partial(_kill, set(multiprocessing.active_children()) - others)
     atexit.register(end)  # runs before the exit handler of multiprocessing, which waits for its children
     try:
@@ -82,6 +104,27 @@ def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers
     finally:
         atexit.unregister(end)
         end()
+
+
+class _Results(_MultiProcessingDataLoaderIter):
+    """The iterator of a DataLoader with workers. If one can't be started, no other is left behind."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        others = set(multiprocessing.active_children())
+        try:
+            super().__init__(loader)
+        except BaseException as error:
+            self._shutdown = True  # torch's own end of a half-started iterator fails
+            _kill(set(multiprocessing.active_children()) - others)
+            if not isinstance(error, (OSError, RuntimeError)):
+                raise
+            problem = f"{loader.num_workers} worker processes can't be started: {_first_line(error)}"
+            error.__traceback__ = None  # its frames hold pipes open
+            raise WorkersFailed(problem) from error
+
+
+def _first_line(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 @dataclass
@@ -135,7 +178,11 @@ class CroppedBatches:
         n_slots = self.workers.num_workers * self.workers.prefetch_factor + 1
         slots = torch.empty(n_slots, len(first.paths) * 3 * math.prod(self.normalize.size), dtype=torch.uint8)
         if self.workers.num_workers:
-            slots.share_memory_()
+            try:
+                slots.share_memory_()
+            except (OSError, RuntimeError) as error:
+                problem = f"no shared memory for {n_slots} batches, {slots.numel() / 1e6:.0f} MB (/dev/shm): {_first_line(error)}"
+                raise WorkersFailed(problem) from error
         in_flight: deque[tuple[Tensor, int]] = deque()  # labels, and the size of the images
 
         def keys() -> Iterator[tuple[int, Request, int]]:
