@@ -43,6 +43,7 @@ from engine.optim.layers import freeze
 from engine.optim.optimizer import arguments_of_any_optimizer, find_optimizer, make_optimizer
 from engine.optim.schedule import make_schedule
 from engine.optim.sharpness import Sharpness
+from engine.run.log import printable
 from engine.state import TrainState
 from engine.tasks import Task, TaskKind, find_task
 from engine.update import Update
@@ -245,7 +246,7 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
             part, of = part.subset(torch.arange(min(first, len(part)))), (0, 1)
         return eval_loader(part, per_device, *of, prepare, evaluation_workers, accelerator.device)
 
-    return Data(spec, loaded.classes, img_size, splits, loader)
+    return Data(spec, tuple(printable(name) for name in loaded.classes), img_size, splits, loader)
 
 
 def _check_parts(data: Data, model: nn.Module, accelerator: Accelerator) -> None:

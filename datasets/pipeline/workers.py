@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datasets.pipeline.augment import Normalize
@@ -98,8 +98,8 @@ def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers
     atexit.register(end)  # runs before the exit handler of multiprocessing, which waits for its children
     try:
         for result in results:
-            if isinstance(result, str):
-                raise UnreadableImage(result)
+            if isinstance(result, _Failure):
+                raise result.kind(result.message)
             yield result
     finally:
         atexit.unregister(end)
@@ -128,14 +128,37 @@ def _first_line(error: Exception) -> str:
 
 
 @dataclass
+class _Failure:
+    """A failure in a worker: an exception itself would arrive with its traceback."""
+
+    kind: type[OSError]
+    message: str
+
+
+@dataclass
 class _Reader(Dataset):
     read: Callable[[Any], Any]
 
     def __getitem__(self, request: Any) -> Any:
         try:
-            return self.read(request)
-        except UnreadableImage as error:  # only the message: a worker's exception would arrive with its traceback
-            return str(error)
+            result = self.read(request)
+        except UnreadableImage as error:
+            return _Failure(UnreadableImage, str(error))
+        if get_worker_info() is None:
+            return result
+        try:  # here and not in torch's thread that sends results, which only prints a failure, and the parent waits in vain
+            return _in_shared_memory(result)
+        except RuntimeError as error:
+            return _Failure(WorkersFailed, f"no shared memory for a batch (/dev/shm): {_first_line(error)}")
+
+
+def _in_shared_memory(result: Any) -> Any:
+    for part in result if isinstance(result, tuple) else (result,):
+        if isinstance(part, Tensor):
+            part.share_memory_()
+        elif isinstance(part, tuple):
+            _in_shared_memory(part)
+    return result
 
 
 def _kill(workers: set[BaseProcess]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from models.loading.files import replace_file
+
 # Okabe and Ito's palette, which is safe for color-blind readers. Further lines repeat it with other dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":")
@@ -41,7 +43,7 @@ def new_figure(*, show: bool = False) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    replace_file(path, lambda part: figure.savefig(part, dpi=DPI, format=path.suffix.removeprefix(".") or None))
 
 
 @contextmanager

@@ -2,15 +2,17 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from engine.config.schema import flatten
 from engine.run.folder import RunFolder, finite, remove_tree
-from engine.run.log import log
+from engine.run.log import log, printable
 
 
 class MetricsLog:
@@ -51,7 +53,8 @@ class MetricsLog:
         from torch.utils.tensorboard.summary import hparams
 
         flat = {
-            key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flatten(config).items()
+            key: value if isinstance(value, (bool, int, float)) else printable(str(value))
+            for key, value in flatten(config).items()
         }
         for summary in hparams(flat, dict(metrics)):
             self._try(lambda board, summary=summary: board.file_writer.add_summary(summary))  # type: ignore[misc]  # of a lambda
@@ -100,14 +103,27 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
 
+        _silence_writing_thread()
         # TensorBoard reads a folder's files in the order of their names, which hold the second in which each was opened
         newest = max((path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")), default="")
         while newest == f"{int(time.time()):010d}":
             time.sleep(0.05)
         return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-    except (ImportError, OSError) as error:
-        log.warning("no TensorBoard (%s); metrics.jsonl has everything", error)
+    except Exception as error:  # its import fails in many ways, also for lack of memory
+        log.warning("no TensorBoard (%s); metrics.jsonl has everything", str(error).partition("\n")[0])
         return None
+
+
+@cache
+def _silence_writing_thread() -> None:
+    """Let TensorBoard's writing thread print no traceback: the next call raises its failure."""
+    report = threading.excepthook
+
+    def report_others(failure: threading.ExceptHookArgs) -> None:
+        if type(failure.thread).__name__ != "_AsyncWriterThread":
+            report(failure)
+
+    threading.excepthook = report_others
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
