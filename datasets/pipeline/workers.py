@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datasets.pipeline.augment import Normalize
@@ -78,6 +79,7 @@ def _start_worker(worker_id: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
+    Queue._on_queue_feeder_error = _send_failure  # type: ignore[attr-defined]  # called in the thread that sends results
     parent = multiprocessing.parent_process()
     if sys.platform == "linux" and parent is not None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -141,24 +143,14 @@ class _Reader(Dataset):
 
     def __getitem__(self, request: Any) -> Any:
         try:
-            result = self.read(request)
+            return self.read(request)
         except UnreadableImage as error:
             return _Failure(UnreadableImage, str(error))
-        if get_worker_info() is None:
-            return result
-        try:  # here and not in torch's thread that sends results, which only prints a failure, and the parent waits in vain
-            return _in_shared_memory(result)
-        except RuntimeError as error:
-            return _Failure(WorkersFailed, f"no shared memory for a batch (/dev/shm): {_first_line(error)}")
 
 
-def _in_shared_memory(result: Any) -> Any:
-    for part in result if isinstance(result, tuple) else (result,):
-        if isinstance(part, Tensor):
-            part.share_memory_()
-        elif isinstance(part, tuple):
-            _in_shared_memory(part)
-    return result
+def _send_failure(queue: Queue, error: Exception, item: tuple[int, Any]) -> None:
+    """Send the parent a failure instead of a batch that can't be sent, for which it would wait in vain."""
+    queue.put((item[0], _Failure(WorkersFailed, f"a worker can't hand over a batch: {_first_line(error)}")))
 
 
 def _kill(workers: set[BaseProcess]) -> None:

@@ -43,6 +43,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
             outcome[1] = error
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)
+    Agreement.last_progress = time.monotonic()
     if outcome[1] is not None:
         outcome[1].on_every_rank = True
         raise outcome[1]
@@ -59,16 +60,19 @@ class Agreement:
     """Handles signals, a lost launcher and hangs, from the start of a run, by `with`, to its end.
 
     - Starting: SIGINT raises KeyboardInterrupt and the others Interrupted, once: further ones don't disturb the cleaning up.
+      With several ranks, one that makes no progress for `timeout` seconds, such as `on_main`, ends itself.
     - Between `begin` and `finish`: signals are only noted. `stop()` returns a noted signal, on every rank alike: the ranks' notes
       are combined by an all-reduce that starts at one call and is read at the next, on the CPU and in its own process group, so
       that no step waits for it. A launcher that has died without passing its signal on counts as SIGTERM, and so do `time_limit`
-      minutes. With several ranks, a rank that does not call `stop` for `timeout` seconds ends itself.
-    - After `finish`: the training is done and saved, so signals no longer stop it. A process ends itself after `timeout` seconds
-      without `progress`, also a single one.
+      minutes. Calling it is progress.
+    - After `finish`: the training is done and saved, so signals no longer stop it. A single process ends itself, too, after
+      `timeout` seconds without progress.
 
     From `begin` on, a second Ctrl-C ends the process at once. A signal that is ignored when the run starts, as SIGHUP by nohup,
     stays ignored.
     """
+
+    last_progress = 0.0  # when this process last did something that shows that it doesn't hang
 
     def __init__(self, timeout: float = 0.0, time_limit: float | None = None) -> None:
         self.noted = 0
@@ -79,7 +83,6 @@ class Agreement:
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._before: dict[int, Any] = {}
         self._launcher = _launcher()
-        self._last_progress = time.monotonic()
         self._phase: Literal["starting", "running", "finishing"] = "starting"
         self._has_ctrl_c = False
         self._watching = False
@@ -90,6 +93,9 @@ class Agreement:
             for signum in EXIT_CODES:
                 if signum == signal.SIGINT or signal.getsignal(signum) != signal.SIG_IGN:
                     self._before[signum] = signal.signal(signum, self._handle)
+        self.progress()
+        if self._several:
+            self._watch()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -101,8 +107,6 @@ class Agreement:
         """From now on a checkpoint can be saved, so signals are only noted."""
         self._phase = "running"
         self.progress()
-        if self._several:
-            self._watch()
 
     def finish(self, *, failed: bool = False) -> None:
         """From now on the run can only end. Unless it has failed, every rank must call this."""
@@ -115,13 +119,13 @@ class Agreement:
 
     def progress(self) -> None:
         """Note that this process does not hang."""
-        self._last_progress = time.monotonic()
+        Agreement.last_progress = time.monotonic()
 
     def stop(self) -> int:
         """Return the signal that all ranks have agreed to stop for; 0 for none. Every rank must call it equally often."""
         self.progress()
         launcher_is_gone = self._launcher and os.getppid() != self._launcher
-        if launcher_is_gone or self._last_progress > self._deadline:
+        if launcher_is_gone or self.last_progress > self._deadline:
             self.noted = self.noted or signal.SIGTERM
         if not self._several:
             return self.noted
@@ -154,7 +158,7 @@ class Agreement:
 
     def _end_if_hanging(self) -> None:
         while not self._left.wait(min(1.0, self.timeout / 10)):
-            if time.monotonic() - self._last_progress > self.timeout:
+            if time.monotonic() - self.last_progress > self.timeout:
                 rank = f" on rank {dist.get_rank()}" if self._several else ""
                 message = f"error{rank}: no progress for {self.timeout:g} seconds (train.timeout)"
                 print(message, file=sys.stderr, flush=True)
