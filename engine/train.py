@@ -491,7 +491,7 @@ def warned(consequence: str) -> Iterator[None]:
         yield
     except Exception as error:
         kind = "" if isinstance(error, (OSError, RunError)) else f"{type(error).__name__}: "
-        log.warning("%s: %s%s", consequence, kind, str(error).partition("\n")[0])
+        log.warning("%s: %s%s", consequence, kind, str(error).strip().partition("\n")[0])
 
 
 def _results(run: Run, clock: Clock, result: Result) -> dict[str, Any]:
