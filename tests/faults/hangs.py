@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib
 import itertools
 import os
 import resource
@@ -92,7 +93,7 @@ class SmallSharedMemory:
 
 def before_training(action: Callable[[], None]) -> None:
     """Call `action` when the run is built, so that only the training meets the fault."""
-    module = sys.modules["engine.train"]  # the package hides its name
+    module = importlib.import_module("engine.train")  # the package hides its name
     fit = module.fit
 
     def with_action(*args, **options) -> None:
@@ -242,10 +243,12 @@ MOMENTS = {  # -> whether the run has started, and can be interrupted
     "engine.train:write_results": (True, False),
     "engine.train:_draw_predictions": (True, False),
 }
-SIGNALS = (*CODES, "SIGTERM SIGINT", "SIGINT SIGTERM", "SIGINT SIGINT", "SIGTERM SIGINT SIGINT")
-ODD_MOMENTS = [(moment, signals, 1) for moment in MOMENTS for signals in SIGNALS] + [
-    (moment, signals, 2) for moment in MOMENTS for signals in CODES
-]
+SEVERAL = ("SIGTERM SIGINT", "SIGINT SIGINT", "SIGTERM SIGINT SIGINT")
+ODD_MOMENTS = (
+    *((moment, name, 1) for moment in MOMENTS for name in CODES),
+    *((moment, names, 1) for moment in list(MOMENTS)[::4] for names in SEVERAL),
+    *((moment, "SIGTERM", 2) for moment in MOMENTS),
+)
 
 
 def signals_at_odd_moments(folder: Path, cases: Iterable[tuple[str, str, int]] = ODD_MOMENTS) -> Row:
@@ -388,7 +391,7 @@ class DamagedBest:
     """Before the test, a byte of the best checkpoint is flipped."""
 
     def __call__(self, run_dir: Path) -> None:
-        test = sys.modules["engine.train"]._test_best
+        test = importlib.import_module("engine.train")._test_best
 
         def after_damage(run, outputs, agreement):
             weights = run_dir / "ckpt" / "best" / "model.safetensors"
@@ -399,7 +402,7 @@ class DamagedBest:
             run.accelerator.wait_for_everyone()
             return test(run, outputs, agreement)
 
-        sys.modules["engine.train"]._test_best = after_damage
+        importlib.import_module("engine.train")._test_best = after_damage
 
 
 END_FAULTS: Sequence[tuple[Fault, int]] = (
