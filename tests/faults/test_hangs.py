@@ -48,7 +48,6 @@ def test_signals_at_odd_moments(tmp_path):
         ("engine.update:Update.__call__", "SIGHUP", 1),
         ("engine.train:_test_best", "SIGINT", 1),
         ("engine.train:write_results", "SIGTERM", 1),
-        ("engine.train:_draw_predictions", "SIGINT", 1),
     ]
     assert hangs.signals_at_odd_moments(tmp_path, cases).wrong == []
 
