@@ -81,7 +81,7 @@ def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
     Queue._on_queue_feeder_error = _send_failure  # type: ignore[attr-defined]  # called in the thread that sends results
     parent = multiprocessing.parent_process()
-    if sys.platform == "linux" and parent is not None:
+    if sys.platform == "linux" and parent is not None and multiprocessing.get_start_method() != "forkserver":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent.pid:  # it has died before the call
             os._exit(1)
