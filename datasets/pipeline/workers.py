@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -31,6 +32,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from datasets.pipeline.augment import Normalize
 from datasets.pipeline.images import Request, UnreadableImage
 
+SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
@@ -75,9 +77,8 @@ def _start_worker(worker_id: int) -> None:
 
     Linux kills the worker when its parent dies, also while the worker reads from a disk that does not answer.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
     Queue._on_queue_feeder_error = _send_failure  # type: ignore[attr-defined]  # called in the thread that sends results
     parent = multiprocessing.parent_process()
@@ -114,7 +115,8 @@ class _Results(_MultiProcessingDataLoaderIter):
     def __init__(self, loader: DataLoader) -> None:
         others = set(multiprocessing.active_children())
         try:
-            super().__init__(loader)
+            with _signals_blocked():
+                super().__init__(loader)
         except BaseException as error:
             self._shutdown = True  # torch's own end of a half-started iterator fails
             _kill(set(multiprocessing.active_children()) - others)
@@ -123,6 +125,19 @@ class _Results(_MultiProcessingDataLoaderIter):
             problem = f"{loader.num_workers} worker processes can't be started: {_first_line(error)}"
             error.__traceback__ = None  # its frames hold pipes open
             raise WorkersFailed(problem) from error
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block signals in this thread and in processes that it starts: a worker must not get one before it can ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _first_line(error: Exception) -> str:
