@@ -28,12 +28,14 @@ from datasets.pipeline.loaders import (
 from datasets.pipeline.mixing import Mixing
 from datasets.pipeline.order import Order
 from datasets.pipeline.splits import Images, hold_out
+from engine.config.command_line import require_packages
 from engine.config.errors import ConfigError, RunError
 from engine.config.rules import check_n_classes
 from engine.config.schema import Config
 from engine.devices.agreement import on_main
 from engine.devices.memory import keep_freed_memory
 from engine.devices.recompute import recompute_blocks
+from engine.devices.sharding import is_sharded
 from engine.evaluate import readable
 from engine.optim.averaging import averaging_decay, make_average
 from engine.optim.distillation import Distillation, load_teacher
@@ -41,6 +43,7 @@ from engine.optim.layers import freeze
 from engine.optim.optimizer import arguments_of_any_optimizer, find_optimizer, make_optimizer
 from engine.optim.schedule import make_schedule
 from engine.optim.sharpness import Sharpness
+from engine.run.log import printable
 from engine.state import TrainState
 from engine.tasks import Task, TaskKind, find_task
 from engine.update import Update
@@ -92,7 +95,7 @@ class Data:
     classes: tuple[str, ...]
     img_size: int
     splits: dict[str, Split]  # train, valid and, where it is a split apart from valid, test
-    loader: Callable[[str], EvalLoader]  # evaluates a split on this rank
+    loader: Callable[..., EvalLoader]  # loader(split) reads this rank's part; loader(split, n) the first n samples on every rank
     category_ids: tuple[int | None, ...] | None = None  # of each class in the files, where they aren't 0, 1, ...
 
 
@@ -126,6 +129,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     if train.batch_size % (repeats * accelerator.num_processes):
         problem = f"{train.batch_size} is not a multiple of augment.repeats {repeats} x {accelerator.num_processes} ranks"
         raise ConfigError("train.batch_size", problem)
+    require_packages(*task_kind(config).packages, needed_by=f"task {config.task}", listed_in="requirements.txt")
     data = load_data(config, accelerator)
     order = Order(
         len(data.splits["train"]),
@@ -148,6 +152,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     ema = make_average(model, train, accelerator)
     optimizer, configured = make_optimizer(train.optim, train.base_lr, model)
     training_model, optimizer = accelerator.prepare(model, optimizer)
+    _check_parts(data, model, accelerator)
     if train.compile:
         training_model = torch.compile(training_model, mode=train.compile_mode)
 
@@ -236,10 +241,22 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
     per_device = config.eval.batch_size or config.train.micro_batch_size or -(-config.train.batch_size // world_size)
 
     @cache
-    def loader(split: str) -> EvalLoader:
-        return eval_loader(splits[split], per_device, rank, world_size, prepare, evaluation_workers, accelerator.device)
+    def loader(split: str, first: int | None = None) -> EvalLoader:
+        part, of = splits[split], (rank, world_size)
+        if first is not None:
+            part, of = part.subset(torch.arange(min(first, len(part)))), (0, 1)
+        return eval_loader(part, per_device, *of, prepare, evaluation_workers, accelerator.device)
 
-    return Data(spec, loaded.classes, img_size, splits, loader, loaded.category_ids)
+    classes = tuple(printable(name) for name in loaded.classes)
+    return Data(spec, classes, img_size, splits, loader, loaded.category_ids)
+
+
+def _check_parts(data: Data, model: nn.Module, accelerator: Accelerator) -> None:
+    """Refuse a split that leaves a rank without a sample if the weights are sharded: every forward needs all ranks."""
+    for name, split in data.splits.items():
+        if len(split) < accelerator.num_processes and is_sharded(model):
+            problem = f"the {name} split has {len(split)} samples for {accelerator.num_processes} ranks"
+            raise ConfigError("data", f"{problem}; FSDP needs one on each")
 
 
 def described_data(config: Config, classes: Collection[str]) -> Data:

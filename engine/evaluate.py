@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from datasets.pipeline.images import UnreadableImage
 from datasets.pipeline.loaders import EvalLoader
+from datasets.pipeline.workers import WorkersFailed
 from engine.config.errors import RunError
 from engine.devices.agreement import Interrupted
 from engine.devices.sharding import is_sharded
@@ -18,11 +19,13 @@ from engine.tasks import Task
 
 
 def readable(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield the batches. An unreadable file ends the run with one line that names it."""
+    """Yield the batches. An unreadable file, or workers that can't work, end the run with one line."""
     try:
         yield from batches
     except UnreadableImage as error:
         raise RunError(f"{error}; tools/verify_dataset.py finds all such files and lists them for data.exclude") from error
+    except WorkersFailed as error:
+        raise RunError(str(error)) from error
 
 
 @torch.no_grad()

@@ -23,10 +23,10 @@ from engine.config.errors import ConfigError, RunError, located
 from engine.config.resolve import ResolvedConfig
 from engine.config.schema import flatten, to_dict, to_yaml
 from engine.devices.accelerator import make_accelerator, requested_precision
-from engine.devices.agreement import EXIT_CODES, Agreement, Interrupted, on_main
+from engine.devices.agreement import EXIT_CODES, Agreement, Interrupted, all_ranks, on_main
 from engine.devices.failures import explained
 from engine.devices.memory import peak_memory, reset_peak_memory
-from engine.devices.sharding import load_weights
+from engine.devices.sharding import is_sharded, load_weights
 from engine.evaluate import evaluate, readable, share_buffers
 from engine.plugins import loaded_plugins
 from engine.run.checkpoint import Checkpoint, Checkpoints
@@ -221,18 +221,21 @@ def train(
     with located(config.origins):
         accelerator = make_accelerator(config.train, deterministic=config.deterministic)
         config = _with_precision(config)
-        agreement = Agreement(config.train.timeout, config.train.time_limit)
-        try:
-            if dry_run:
-                return _dry_run(config, accelerator, agreement, model, task)
-            resumption = find_resumption(resume, exp_dir) if isinstance(resume, str) else resume
-            opened = _open_folder(accelerator, exp_dir, resumption, may_hold_a_run=may_hold_a_run or resume == "auto")
-            with opened as folder, located(config.origins), explained(config.train, accelerator):
-                return _train_in(folder, config, accelerator, agreement, resumption, model, task)
-        finally:
-            if accelerator.num_processes > 1:
-                accelerator.end_training()
-                AcceleratorState._reset_state(reset_partial_state=True)
+        with Agreement(config.train.timeout, config.train.time_limit) as agreement:
+            try:
+                if dry_run:
+                    return _dry_run(config, accelerator, agreement, model, task)
+                resumption = find_resumption(resume, exp_dir) if isinstance(resume, str) else resume
+                opened = _open_folder(accelerator, exp_dir, resumption, may_hold_a_run=may_hold_a_run or resume == "auto")
+                with opened as folder, located(config.origins), explained(config.train, accelerator):
+                    return _train_in(folder, config, accelerator, agreement, resumption, model, task)
+            except Interrupted as interruption:
+                log.info("interrupted by %s before the first step; nothing was changed", interruption)
+                return Result(Path(exp_dir or "runs"), "interrupted", exit_code=EXIT_CODES[interruption.signum])
+            finally:
+                if accelerator.num_processes > 1:
+                    accelerator.end_training()
+                    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _train_in(
@@ -254,25 +257,25 @@ def _train_in(
         if (earlier := _finished_before(run, config, folder)) is not None:
             return earlier
     outputs = Outputs(folder, Clock(run.state.step), checkpoints)
+    agreement.begin()
     on_main(accelerator, lambda: _start(run, config, outputs, checkpoint))
     log.info("%s", _first_line(config, run, folder, resumed=resumption is not None))
     result = Result(folder.path)
     try:
-        with explained(config.train, accelerator), agreement:
-            fit(run, outputs, agreement)
-            if "test" in run.data.splits:
-                result.test = _test_best(run, outputs, agreement)
-            _draw(run, config, outputs)
-    except Interrupted as interruption:
-        result.status, result.exit_code = "interrupted", EXIT_CODES[interruption.signum]
+        with explained(config.train, accelerator):
+            try:
+                fit(run, outputs, agreement)
+                result.test = _test_best(run, outputs, agreement) if "test" in run.data.splits else {}
+            except Interrupted as interruption:
+                result.status, result.exit_code = "interrupted", EXIT_CODES[interruption.signum]
+            agreement.finish()
     except BaseException as error:
+        agreement.finish(failed=True)
         result.status, result.why = "failed", str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
         raise
     finally:
         result.step, result.best, result.last = run.state.step, run.state.best_metrics, run.state.last_metrics
-        outputs.close(result.status)
-        if accelerator.is_main_process:
-            write_results(folder, _results(run, outputs.clock, result))
+        _finish(run, config, outputs, agreement, result)
     if result.status == "completed":
         log.info("%s", final_table(result, run.task.monitor, run.state.best_step, run.state.elapsed))
     else:
@@ -355,7 +358,8 @@ def _open_folder(
     try:
         yield opened[0]
     except BaseException as error:
-        message = str(error) if isinstance(error, (ConfigError, RunError)) else traceback.format_exc()
+        is_bug = isinstance(error, Exception) and not isinstance(error, (ConfigError, RunError))
+        message = traceback.format_exc() if is_bug else str(error) or type(error).__name__
         log_file.handle(logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (message,), None))
         raise
     finally:
@@ -379,8 +383,10 @@ def _dry_run(
         if accelerator.is_main_process:
             outputs.metrics = MetricsLog(outputs.folder, 0, 0)
         try:
-            with explained(config.train, accelerator), agreement:
+            agreement.begin()
+            with explained(config.train, accelerator):
                 fit(run, outputs, agreement)
+                agreement.finish()
         finally:
             outputs.close("completed")
         log.info("dry run: everything was built, trained for two steps and evaluated on one batch")
@@ -393,13 +399,38 @@ def _dry_run(
 
 
 def _test_best(run: Run, outputs: Outputs, agreement: Agreement) -> dict[str, float]:
-    """Evaluate the test split with the weights that validation chose."""
+    """Evaluate the test split with the weights that validation chose; return no metrics if these weights are lost."""
+    state, best, problem = run.state, None, "another rank can't read it"
+    try:
+        best = Checkpoints(outputs.folder.path, keep_last=1).load("best")
+        if best.step != state.best_step:
+            best, problem = None, f"the best step {state.best_step} was not saved"
+    except RunError as error:
+        problem = str(error)
+    if not all_ranks(run.accelerator, best is not None):
+        if state.best_step != state.step:
+            log.warning("no test metrics, because the best checkpoint is lost: %s", problem)
+            return {}
+        log.warning("the best checkpoint is lost: %s; the test uses the weights of the last step, which are the same", problem)
+        best = None
     last = {name: value.clone() for name, value in run.model.state_dict().items()}
-    load_weights(run.model, Checkpoints(outputs.folder.path, keep_last=1).load("best").weights)
+    if best is not None:
+        load_weights(run.model, best.weights)
     metrics = evaluate_split(run, "test", agreement)
     run.model.load_state_dict(last)
     write_line(run, outputs, metrics)
     return metrics
+
+
+def _finish(run: Run, config: ResolvedConfig, outputs: Outputs, agreement: Agreement, result: Result) -> None:
+    """Write results.json, draw figures if the run is completed, and close all outputs. Nothing here makes a run fail."""
+    if run.accelerator.is_main_process:
+        write_results(outputs.folder, _results(run, outputs.clock, result))
+    if result.status == "completed":
+        agreement.progress()
+        _draw(run, config, outputs)
+    agreement.progress()
+    outputs.close(result.status)
 
 
 # What is shown and written around the loop
@@ -447,35 +478,61 @@ def show_batch(run: Run, outputs: Outputs, batch: Any) -> None:
     outputs.clock.start_window(run.state.step)
 
 
-@torch.no_grad()
 def _draw(run: Run, config: ResolvedConfig, outputs: Outputs) -> None:
-    """Write figures/curves.png, figures/predictions.png and TensorBoard's hyperparameters.
-
-    Every rank predicts, because sharded weights need all of them; rank 0 draws.
-    """
-    batch = tuple(part[:N_DRAWN] for part in next(iter(run.data.loader("valid").batches())))
-    run.model.eval()
-    predictions = run.task.predict(run.model, batch)
+    """Write figures/predictions.png, figures/curves.png and TensorBoard's hyperparameters."""
+    if outputs.metrics is not None or is_sharded(run.model):  # sharded weights need all ranks to predict
+        with warned("figures/predictions.png can't be drawn"):
+            _draw_predictions(run, outputs)
     if outputs.metrics is None:
         return
-    from engine.plots.curves import draw_curves
-    from engine.plots.style import new_figure, save_figure
-
     path, state, monitor = outputs.folder.path, run.state, run.task.monitor
-    title = f"{config.model.name} on {run.data.spec.name}"
-    draw_curves(curves := new_figure(), {title: read_metrics(path)}, title=title)
-    save_figure(curves, path / "figures" / "curves.png")
-    figure = run.task.draw(run.train_loader.normalize.undo(batch[0]), batch, predictions)
-    save_figure(figure, path / "figures" / "predictions.png")
+    with warned("figures/curves.png can't be drawn"):
+        from engine.plots.curves import draw_curves
+        from engine.plots.style import new_figure, save_figure
+
+        title = f"{config.model.name} on {run.data.spec.name}"
+        draw_curves(curves := new_figure(), {title: read_metrics(path)}, title=title)
+        save_figure(curves, path / "figures" / "curves.png")
     if state.best_metrics:
         best = {f"hparam/{monitor}": state.best_metrics[f"valid/{monitor}"]}
         outputs.metrics.hyperparameters(to_dict(config), best, state.step)
 
 
-def _results(run: Run, clock: Clock, result: Result) -> dict[str, Any]:
-    from engine.run.macs import macs_of
+@torch.no_grad()
+def _draw_predictions(run: Run, outputs: Outputs) -> None:
+    batch = None
+    try:
+        batch = tuple(part[:N_DRAWN] for part in next(readable(run.data.loader("valid", N_DRAWN).batches())))
+    finally:
+        all_can_predict = not is_sharded(run.model) or all_ranks(run.accelerator, batch is not None)
+    if not all_can_predict:
+        raise RunError("another rank can't read the images")
+    run.model.eval()
+    predictions = run.task.predict(run.model, batch)
+    if outputs.metrics is not None:
+        from engine.plots.style import save_figure
 
-    state, is_done = run.state, result.status == "completed"
+        figure = run.task.draw(run.train_loader.normalize.undo(batch[0]), batch, predictions)
+        save_figure(figure, outputs.folder.path / "figures" / "predictions.png")
+
+
+@contextmanager
+def warned(consequence: str) -> Iterator[None]:
+    """Turn any failure, also of a plugin, into a warning, because the training is done."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, (OSError, RunError)) else f"{type(error).__name__}: "
+        log.warning("%s: %s%s", consequence, kind, str(error).strip().partition("\n")[0])
+
+
+def _results(run: Run, clock: Clock, result: Result) -> dict[str, Any]:
+    state, macs = run.state, None
+    if result.status == "completed":
+        with warned("the multiply-accumulates can't be counted"):
+            from engine.run.macs import macs_of
+
+            macs = macs_of(run.model, run.accelerator, run.data.spec.channels, run.data.img_size)
     return {
         "status": result.status,
         "why": result.why,
@@ -489,7 +546,7 @@ def _results(run: Run, clock: Clock, result: Result) -> dict[str, Any]:
         "images_per_sec": round(clock.images / clock.seconds, 1) if clock.seconds else None,
         "peak_memory_mb": peak_memory(run.accelerator.device),
         "params": _n_params(run),
-        "macs": macs_of(run.model, run.accelerator, run.data.spec.channels, run.data.img_size) if is_done else None,
+        "macs": macs,
     }
 
 

@@ -5,26 +5,35 @@ workers.
 """
 
 import atexit
+import ctypes
 import math
 import multiprocessing
+import os
 import signal
+import sys
 import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from datasets.pipeline.augment import Normalize
 from datasets.pipeline.images import Request, UnreadableImage
+
+SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,27 @@ class Workers:
         return tensor.to(device)
 
 
+class WorkersFailed(OSError):
+    """Worker processes can't be started or can't hand over their batches."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; fewer dataloader.num_workers need less, and 0 needs none")
+
+
 def _start_worker(worker_id: int) -> None:
-    """Ignore signals: Ctrl-C reaches every process of the terminal, and the parent needs its batches to finish the step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ignore signals: Ctrl-C reaches every process of the terminal, and the parent needs its batches to finish the step.
+
+    Linux kills the worker when its parent dies, also while the worker reads from a disk that does not answer.
+    """
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
+    Queue._on_queue_feeder_error = _send_failure  # type: ignore[attr-defined]  # called in the thread that sends results
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux" and parent is not None and multiprocessing.get_start_method() != "forkserver":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent.pid:  # it has died before the call
+            os._exit(1)
 
 
 def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers: Workers) -> Iterator[Any]:
@@ -71,17 +96,60 @@ def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers
     """
     loader: DataLoader = DataLoader(_Reader(read), sampler=requests, batch_size=None, **workers.options())
     others = set(multiprocessing.active_children())
-    results = iter(loader)
+    results = _Results(loader) if workers.num_workers else iter(loader)
     end = partial(_kill, set(multiprocessing.active_children()) - others)
     atexit.register(end)  # runs before the exit handler of multiprocessing, which waits for its children
     try:
         for result in results:
-            if isinstance(result, str):
-                raise UnreadableImage(result)
+            if isinstance(result, _Failure):
+                raise result.kind(result.message)
             yield result
     finally:
         atexit.unregister(end)
         end()
+
+
+class _Results(_MultiProcessingDataLoaderIter):
+    """The iterator of a DataLoader with workers. If one can't be started, no other is left behind."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        others = set(multiprocessing.active_children())
+        try:
+            with _signals_blocked():
+                super().__init__(loader)
+        except BaseException as error:
+            self._shutdown = True  # torch's own end of a half-started iterator fails
+            _kill(set(multiprocessing.active_children()) - others)
+            if not isinstance(error, (OSError, RuntimeError)):
+                raise
+            problem = f"{loader.num_workers} worker processes can't be started: {_first_line(error)}"
+            error.__traceback__ = None  # its frames hold pipes open
+            raise WorkersFailed(problem) from error
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block signals in this thread and in processes that it starts: a worker must not get one before it can ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _first_line(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
+
+
+@dataclass
+class _Failure:
+    """A failure in a worker: an exception itself would arrive with its traceback."""
+
+    kind: type[OSError]
+    message: str
 
 
 @dataclass
@@ -91,8 +159,13 @@ class _Reader(Dataset):
     def __getitem__(self, request: Any) -> Any:
         try:
             return self.read(request)
-        except UnreadableImage as error:  # only the message: a worker's exception would arrive with its traceback
-            return str(error)
+        except UnreadableImage as error:
+            return _Failure(UnreadableImage, str(error))
+
+
+def _send_failure(queue: Queue, error: Exception, item: tuple[int, Any]) -> None:
+    """Send the parent a failure instead of a batch that can't be sent, for which it would wait in vain."""
+    queue.put((item[0], _Failure(WorkersFailed, f"a worker can't hand over a batch: {_first_line(error)}")))
 
 
 def _kill(workers: set[BaseProcess]) -> None:
@@ -135,7 +208,11 @@ class CroppedBatches:
         n_slots = self.workers.num_workers * self.workers.prefetch_factor + 1
         slots = torch.empty(n_slots, len(first.paths) * 3 * math.prod(self.normalize.size), dtype=torch.uint8)
         if self.workers.num_workers:
-            slots.share_memory_()
+            try:
+                slots.share_memory_()
+            except (OSError, RuntimeError) as error:
+                problem = f"no shared memory for {n_slots} batches, {slots.numel() / 1e6:.0f} MB (/dev/shm): {_first_line(error)}"
+                raise WorkersFailed(problem) from error
         in_flight: deque[tuple[Tensor, int]] = deque()  # labels, and the size of the images
 
         def keys() -> Iterator[tuple[int, Request, int]]:

@@ -58,13 +58,18 @@ def run_tool(main: Callable[[], int]) -> int:
         return 130
 
 
-def require_packages(*modules: str, needed_by: str) -> None:
-    """Raise RunError unless these packages of requirements-extra.txt are installed."""
-    missing = [module for module in modules if find_spec(module) is None]
+def require_packages(*modules: str, needed_by: str, listed_in: str = "requirements-extra.txt") -> None:
+    """Raise RunError unless these packages are installed."""
+    missing = [module for module in modules if not _is_installed(module)]
     if missing:
-        raise RunError(
-            f"{needed_by} needs packages that are not installed: {', '.join(missing)}; pip install -r requirements-extra.txt"
-        )
+        raise RunError(f"{needed_by} needs packages that are not installed: {', '.join(missing)}; pip install -r {listed_in}")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # sys.modules has None for it: the import is blocked
+        return False
 
 
 def parse_overrides(tokens: Sequence[str], declared: Collection[str] = ()) -> dict[str, Any]:

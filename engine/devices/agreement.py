@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 import torch
@@ -21,10 +21,12 @@ from engine.config.errors import ConfigError, RunError
 T = TypeVar("T")
 
 EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    EXIT_CODES[signal.SIGHUP] = 129
 
 
-class Interrupted(Exception):
-    """The run was asked to stop by a signal."""
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal. Not an Exception, like KeyboardInterrupt: handlers of failures must not catch it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -41,20 +43,36 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
             outcome[1] = error
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)
+    Agreement.last_progress = time.monotonic()
     if outcome[1] is not None:
         outcome[1].on_every_rank = True
         raise outcome[1]
     return outcome[0]
 
 
-class Agreement:
-    """Inside `with`, SIGINT and SIGTERM are only noted; `stop()` returns a noted signal, on every rank alike.
+def all_ranks(accelerator: Accelerator, ok: bool) -> bool:
+    """Whether `ok` is true on every rank. Each rank has to call it."""
+    failures = torch.tensor(float(not ok), device=accelerator.device)
+    return accelerator.reduce(failures, reduction="sum").item() == 0
 
-    The ranks' notes are combined by an all-reduce that starts at one call and is read at the next, on the CPU and in its own
-    process group, so that no step waits for it. A second Ctrl-C ends the process at once. A launcher that dies without passing
-    its signal on, as accelerate-launch does, counts as SIGTERM, and so do `time_limit` minutes. With several ranks, a rank that
-    does not call `stop` for `timeout` seconds ends itself.
+
+class Agreement:
+    """Handles signals, a lost launcher and hangs, from the start of a run, by `with`, to its end.
+
+    - Starting: SIGINT raises KeyboardInterrupt and the others Interrupted, once: further ones don't disturb the cleaning up.
+      With several ranks, one that makes no progress for `timeout` seconds, such as `on_main`, ends itself.
+    - Between `begin` and `finish`: signals are only noted. `stop()` returns a noted signal, on every rank alike: the ranks' notes
+      are combined by an all-reduce that starts at one call and is read at the next, on the CPU and in its own process group, so
+      that no step waits for it. A launcher that has died without passing its signal on counts as SIGTERM, and so do `time_limit`
+      minutes. Calling it is progress.
+    - After `finish`: the training is done and saved, so signals no longer stop it. A single process ends itself, too, after
+      `timeout` seconds without progress.
+
+    From `begin` on, a second Ctrl-C ends the process at once. A signal that is ignored when the run starts, as SIGHUP by nohup,
+    stays ignored.
     """
+
+    last_progress = 0.0  # when this process last did something that shows that it doesn't hang
 
     def __init__(self, timeout: float = 0.0, time_limit: float | None = None) -> None:
         self.noted = 0
@@ -64,30 +82,50 @@ class Agreement:
         self._group: Any = dist.new_group(backend="gloo") if self._several else None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._before: dict[int, Any] = {}
-        self._launcher = _accelerate_launch()
-        self._last_call = time.monotonic()
+        self._launcher = _launcher()
+        self._phase: Literal["starting", "running", "finishing"] = "starting"
+        self._has_ctrl_c = False
+        self._watching = False
         self._left = threading.Event()
 
     def __enter__(self) -> "Agreement":
         if threading.current_thread() is threading.main_thread():
             for signum in EXIT_CODES:
-                self._before[signum] = signal.signal(signum, self._note)
-        if self._several and self.timeout:
-            threading.Thread(target=self._watch, name="watch", daemon=True).start()
+                if signum == signal.SIGINT or signal.getsignal(signum) != signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._handle)
+        self.progress()
+        if self._several:
+            self._watch()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._left.set()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        if self._pending is not None and exc[0] is None:
-            self._pending[0].wait()
+
+    def begin(self) -> None:
+        """From now on a checkpoint can be saved, so signals are only noted."""
+        self._phase = "running"
+        self.progress()
+
+    def finish(self, *, failed: bool = False) -> None:
+        """From now on the run can only end. Unless it has failed, every rank must call this."""
+        if self._pending is not None and not failed:
+            self._pending[0].wait()  # the process group must not end with work in flight
+            self._pending = None
+        self._phase = "finishing"
+        self.progress()
+        self._watch()
+
+    def progress(self) -> None:
+        """Note that this process does not hang."""
+        Agreement.last_progress = time.monotonic()
 
     def stop(self) -> int:
         """Return the signal that all ranks have agreed to stop for; 0 for none. Every rank must call it equally often."""
-        self._last_call = time.monotonic()
+        self.progress()
         launcher_is_gone = self._launcher and os.getppid() != self._launcher
-        if launcher_is_gone or self._last_call > self._deadline:
+        if launcher_is_gone or self.last_progress > self._deadline:
             self.noted = self.noted or signal.SIGTERM
         if not self._several:
             return self.noted
@@ -101,21 +139,36 @@ class Agreement:
         self._pending = (started, notes)
         return agreed
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.noted == signal.SIGINT and signum == signal.SIGINT:
-            os._exit(EXIT_CODES[signal.SIGINT])
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._phase == "starting":
+            if self.noted:
+                return
+            self.noted = signum
+            raise KeyboardInterrupt if signum == signal.SIGINT else Interrupted(signum)
+        if signum == signal.SIGINT:
+            if self._has_ctrl_c:
+                os._exit(EXIT_CODES[signal.SIGINT])
+            self._has_ctrl_c = True
         self.noted = max(self.noted, signum)
 
     def _watch(self) -> None:
+        if self.timeout and not self._watching:
+            self._watching = True
+            threading.Thread(target=self._end_if_hanging, name="watch", daemon=True).start()
+
+    def _end_if_hanging(self) -> None:
         while not self._left.wait(min(1.0, self.timeout / 10)):
-            if time.monotonic() - self._last_call > self.timeout:
-                message = f"error on rank {dist.get_rank()}: no progress for {self.timeout:g} seconds (train.timeout)"
+            if time.monotonic() - self.last_progress > self.timeout:
+                rank = f" on rank {dist.get_rank()}" if self._several else ""
+                message = f"error{rank}: no progress for {self.timeout:g} seconds (train.timeout)"
                 print(message, file=sys.stderr, flush=True)
                 os._exit(RunError.exit_code)
 
 
-def _accelerate_launch() -> int:
-    """Return the parent process id if the parent is accelerate-launch, otherwise 0."""
+def _launcher() -> int:
+    """Return the parent process id if the parent is torchrun or accelerate-launch, otherwise 0."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun, whatever starts it
+        return os.getppid()
     try:
         command = " ".join(psutil.Process(os.getppid()).cmdline()[:4])
     except psutil.Error:

@@ -53,6 +53,10 @@ def _explain(error: Exception, train: TrainConfig, accelerator: Accelerator) -> 
     if text.startswith("DataLoader worker"):
         reason = "; the kernel kills processes when memory runs out: fewer dataloader.num_workers need less" * ("Killed" in text)
         return f"a worker that reads data has died: {first_line.strip().rstrip('.')}{reason}"
+    if "Too many open files" in text or text.startswith("received 0 items of ancdata"):
+        return "the process may not open more files: ulimit -n allows more, fewer dataloader.num_workers need less"
+    if "can't start new thread" in text:
+        return "the system allows no more threads or processes (ulimit -u, or the limit of a container)"
     if isinstance(error, dist.DistError) or ("gloo" in text and any(message in text for message in LOST_PEER)):
         return f"another rank has ended or hasn't answered for {train.timeout} seconds (train.timeout); what it says comes first"
     return None

@@ -28,6 +28,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "grid.alpha": 0.3,
     "legend.frameon": False,
+    "text.parse_math": False,  # a class name may contain $
 }
 DPI = 120
 

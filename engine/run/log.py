@@ -50,7 +50,12 @@ class LogFile(logging.FileHandler):
 class Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return f"{level}{record.getMessage()}"
+        return printable(f"{level}{record.getMessage()}")
+
+
+def printable(text: str) -> str:
+    """Escape what UTF-8 can't encode, such as the bytes of a file name in another encoding."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def without_following(path: str, flags: int) -> int:

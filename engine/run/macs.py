@@ -68,11 +68,11 @@ def macs_of(model: nn.Module, accelerator: Accelerator, in_channels: int, img_si
     """Count on a copy without Accelerate's wrappers; None for a sharded model, or a plugin's that can't be traced."""
     if is_sharded(model):
         return None
-    copied = accelerator.unwrap_model(copy.deepcopy(model), keep_fp32_wrapper=False).float()
     try:
+        copied = accelerator.unwrap_model(copy.deepcopy(model), keep_fp32_wrapper=False).float()
         return count(copied, in_channels, img_size).macs
-    except Exception as error:  # whatever tracing that model raises
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever copying or tracing that model raises
+        reason = str(error).partition("\n")[0] or type(error).__name__
         log.warning("the multiply-accumulates of %s could not be counted: %s", type(model).__name__, reason)
         return None
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -13,7 +15,7 @@ from typing import Any
 
 from engine.config.schema import flatten
 from engine.run.folder import RunFolder, finite
-from engine.run.log import log, without_following
+from engine.run.log import log, printable, without_following
 from models.loading.files import open_regular
 
 EVENTS = "events.out.tfevents"  # the beginning of the names of TensorBoard's files
@@ -59,7 +61,8 @@ class MetricsLog:
         from torch.utils.tensorboard.summary import hparams
 
         flat = {
-            key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flatten(config).items()
+            key: value if isinstance(value, (bool, int, float)) else printable(str(value))
+            for key, value in flatten(config).items()
         }
         for summary in hparams(flat, dict(metrics)):
             self._try(lambda board, summary=summary: board.file_writer.add_summary(summary))  # type: ignore[misc]  # of a lambda
@@ -108,10 +111,11 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
 
+        _silence_writing_thread()
         with _later_than(folder):
             return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-    except (ImportError, OSError) as error:
-        log.warning("no TensorBoard (%s); metrics.jsonl has everything", error)
+    except Exception as error:  # its import fails in many ways, also for lack of memory
+        log.warning("no TensorBoard (%s); metrics.jsonl has everything", str(error).partition("\n")[0])
         return None
 
 
@@ -130,6 +134,18 @@ def _later_than(folder: Path) -> Iterator[None]:
         yield
     finally:
         event_file_writer.time = time
+
+
+@cache
+def _silence_writing_thread() -> None:
+    """Let TensorBoard's writing thread print no traceback: the next call raises its failure."""
+    report = threading.excepthook
+
+    def report_others(failure: threading.ExceptHookArgs) -> None:
+        if type(failure.thread).__name__ != "_AsyncWriterThread":
+            report(failure)
+
+    threading.excepthook = report_others
 
 
 def _whole_lines(path: Path, n_bytes: int) -> int:

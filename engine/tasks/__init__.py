@@ -68,6 +68,7 @@ class TaskKind:
     create_model: Callable[..., nn.Module] = create_classifier  # create_model(config, n_classes=..., in_channels=..., ...)
     targets: str = "classes"  # of a dataset: classes, masks, boxes
     other_keys: tuple[str, ...] = ()  # keys that are for other tasks only
+    packages: tuple[str, ...] = ()  # that its metric imports; a training checks them before it reads data
 
 
 def _entries(table: Mapping[str, TaskKind | MakeTask]) -> dict[str, TaskKind]:

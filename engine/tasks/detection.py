@@ -176,4 +176,6 @@ OTHER_KEYS += ("augment.zoom",)
 OTHER_KEYS += ("augment.crop_padding", "augment.padding_mode", "train.loss", "train.label_smoothing", "train.aux_weight")
 OTHER_KEYS += ("distill.teacher", "eval.img_size", "eval.tta")
 
-TASKS = {"detection": TaskKind(from_config, create_network, targets="boxes", other_keys=OTHER_KEYS)}
+PACKAGES = ("pycocotools", "torchmetrics")
+
+TASKS = {"detection": TaskKind(from_config, create_network, targets="boxes", other_keys=OTHER_KEYS, packages=PACKAGES)}

@@ -128,7 +128,7 @@ def differences(run: Path, reference: Path) -> Iterator[str]:
     if untimed(metrics(run)) != untimed(metrics(reference)):
         yield f"other lines: {[line['step'] for line in metrics(run)]}"
     steps = tensorboard_steps(run)
-    if steps != [line["step"] for line in metrics(reference)]:
+    if steps != [line["step"] for line in metrics(reference) if "train/lr" in line]:
         yield f"TensorBoard zigzags: {steps}"
 
 

@@ -4,17 +4,23 @@ The faults are real: SIGKILL, signals, a file size limit.
 """
 
 import contextlib
+import functools
+import importlib
 import itertools
 import multiprocessing
 import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from tests.running import run_main
 
@@ -114,6 +120,44 @@ class AtStep:
 
 
 @dataclass
+class At:
+    """Do something before the n-th call of a function, named as "module:function" or "module:Class.method"."""
+
+    function: str
+    what: str  # "hang", "crash", "full disk", or names of signals
+    call: int = 1
+    rank: int | None = None  # None: on all ranks
+
+    def __call__(self, run_dir: Path) -> None:
+        module, _, name = self.function.partition(":")
+        *owner, name = name.split(".")
+        place = functools.reduce(getattr, owner, importlib.import_module(module))
+        if self.what == "full disk":  # which a pipe is not part of, unlike the file with the output
+            cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+            os.dup2(cat.stdin.fileno(), 1)
+            os.dup2(cat.stdin.fileno(), 2)
+        function, calls = getattr(place, name), itertools.count(1)
+
+        def faulty(*args, **options):
+            if next(calls) == self.call and self.rank in (None, int(os.environ.get("RANK", "0"))):
+                self._apply()
+            return function(*args, **options)
+
+        setattr(place, name, faulty)
+
+    def _apply(self) -> None:
+        if self.what == "hang":
+            threading.Event().wait()
+        if self.what == "crash":
+            raise ZeroDivisionError("crashed on purpose")
+        if self.what == "full disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            return
+        for name in self.what.split():
+            os.kill(os.getpid(), getattr(signal, name))
+
+
+@dataclass
 class InEvaluation:
     """Send a signal to this process at the second batch of the first evaluation."""
 
@@ -160,6 +204,7 @@ class Ended:
 
     codes: list[int]  # exit code of each rank; -9 after SIGKILL
     output: str  # stdout and stderr of all ranks
+    left: list[str] = field(default_factory=list)  # processes that outlive it
 
 
 def train(run_dir: Path, *argv: object, fault: Fault | None = None, ranks: int = 1, timeout: float = 120) -> Ended:
@@ -176,14 +221,34 @@ def train(run_dir: Path, *argv: object, fault: Fault | None = None, ranks: int =
     for process in processes:
         process.join(timeout)
         if process.is_alive():
-            process.kill()
+            for other in processes:
+                other.kill()
             raise TimeoutError(f"{argv} has not ended; its output:\n{log.read_text()}")
-    return Ended([process.exitcode for process in processes], log.read_text())
+    left = left_behind(lambda process: os.getsid(process.pid) in {rank.pid for rank in processes})
+    return Ended([process.exitcode for process in processes], log.read_text(), left)
+
+
+def left_behind(belongs: Callable[[psutil.Process], bool], patience: float = 10) -> list[str]:
+    """Return the processes that still run after `patience` seconds, after killing them."""
+    deadline = time.monotonic() + patience
+    while True:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):  # it has ended in the meantime
+                if process.status() != psutil.STATUS_ZOMBIE and belongs(process):
+                    found.append(process)
+        if not found or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    for process in found:
+        process.kill()
+    return [f"{process.pid} {process.name()}" for process in found]
 
 
 def _train(run_dir: Path, argv: Sequence[str], fault: Fault | None, log: Path, rank: int, ranks: int, port: int) -> None:
     import torch
 
+    os.setsid()  # its processes are known by their session
     fd = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(fd, 1)
     os.dup2(fd, 2)

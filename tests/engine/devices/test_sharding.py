@@ -96,3 +96,9 @@ def test_gpu_only_option_is_an_error_without_a_gpu(tmp_path, key):
     assert key in line
     assert "GPU" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_fewer_validation_samples_than_ranks_are_refused_before_the_training(tmp_path):
+    finished = on_two_ranks("-e", tmp_path / "run", *ARGV, "--data.n_test", 1)
+    assert finished.stderr.count("error: data: the valid split has 1 samples for 2 ranks; FSDP needs one on each") == 1
+    assert not (tmp_path / "run").exists()
