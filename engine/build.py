@@ -44,7 +44,7 @@ from engine.optim.sharpness import Sharpness
 from engine.state import TrainState
 from engine.tasks import Task, TaskKind, find_task
 from engine.update import Update
-from models import list_models, model_signature
+from models import describes_network, list_models, model_signature
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,9 @@ class Catalog:
 
     def model(self, name: str) -> inspect.Signature | None:
         return model_signature(name)
+
+    def describes_network(self, argument: str) -> bool:
+        return describes_network(argument)
 
     def model_arguments(self) -> frozenset[str]:
         return _arguments_of_any_model()
