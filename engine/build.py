@@ -184,7 +184,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
             most_skipped=train.most_skipped if train.nonfinite == "skip" else 0,
         ),
         train_loader=loader,
-        mix=_mixing(config, len(data.classes)),
+        mix=_mixing(config, len(data.classes), accelerator),
         steps_per_epoch=order.steps_per_epoch,
         n_steps=n_steps,
         print_freq=train.print_freq or order.steps_per_epoch,
@@ -302,12 +302,13 @@ def workers(config: Config) -> Workers:
     return Workers(n_workers, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
 
 
-def _mixing(config: Config, n_classes: int) -> Mixing | None:
+def _mixing(config: Config, n_classes: int, accelerator: Accelerator) -> Mixing | None:
     augment = config.augment
     if augment.mixup == augment.cutmix == 0:
         return None
     log.info("batches are mixed: train/acc@1 counts an image as right when the class of its larger share is predicted")
-    return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed)
+    ranks = accelerator.process_index, accelerator.num_processes
+    return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed, *ranks)
 
 
 # The model
