@@ -1,7 +1,7 @@
 """All that a run must remember. The learning rate, the position in the data and all randomness follow from `step`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +84,14 @@ class TrainState:
         return is_best
 
     def is_finite(self, accelerator: Accelerator) -> bool:
-        """Whether all weights are, on every rank alike: buffers such as BatchNorm's may differ between ranks."""
-        tensors = [own_part(t) for t in self.model.state_dict().values() if t.is_floating_point()]
-        n_bad = torch.stack([t.isfinite().logical_not().any() for t in tensors]).sum().float()
+        """Whether the weights, their average and the optimizer's state are, on every rank alike.
+
+        Lion, for one, takes a NaN gradient into its state and keeps finite weights. Buffers may differ between ranks.
+        """
+        averaged = self.ema.module.state_dict() if self.ema is not None else {}
+        values = [*self.model.state_dict().values(), *averaged.values(), *self.optimizer.state.values()]
+        flags = [own_part(t).isfinite().all().to(accelerator.device) for t in _numbers(values)]
+        n_bad = torch.stack(flags).logical_not().sum().float()
         return accelerator.reduce(n_bad, reduction="sum").item() == 0
 
     def content(self, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -129,3 +134,12 @@ class TrainState:
         """Return the window's sums as one tensor on the device, for one transfer."""
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return torch.stack([self.window[name].to(device, dtype) for name in names])
+
+
+def _numbers(value: Any) -> Iterator[Tensor]:
+    """Yield all floating point numbers in nested values."""
+    if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
+        yield torch.as_tensor(value)
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)

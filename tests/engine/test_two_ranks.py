@@ -215,7 +215,9 @@ MIXING = {
 }
 
 
-@pytest.mark.parametrize("kind", MIXING)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "with micro-batches" else pytest.param(kind, marks=pytest.mark.slow) for kind in MIXING]
+)
 def test_mixing_is_a_function_of_the_global_batch(kind, tmp_path):
     words = {"IMAGES": (), "TEACHER": ()}
     if "IMAGES" in MIXING[kind]:
@@ -233,6 +235,7 @@ def test_mixing_is_a_function_of_the_global_batch(kind, tmp_path):
         assert _largest_difference(run, tmp_path / "1") < 1e-6
 
 
+@pytest.mark.slow
 def test_mixing_on_two_ranks_resumes_on_one(tmp_path):
     for ranks in (1, 2):
         assert train(tmp_path / str(ranks), *MIXED, ranks=ranks).codes == [0] * ranks
