@@ -62,7 +62,7 @@ class ResolvedConfig(Config):
 def resolve(layers: Sequence[Layer], catalog: Catalog) -> ResolvedConfig:
     origins: dict[str, Origin] = {}
     for layer in layers:
-        _check_values(layer.values, "", layer.origin)
+        check_values(layer.values, "", layer.origin)
         _check_keys(layer.values, Config, "", layer.origin)
         origins |= dict.fromkeys(flatten(layer.values), layer.origin)
     with located(origins):
@@ -88,16 +88,16 @@ def _find(key: str, find: Callable[..., T], *names: str) -> T:
         raise ConfigError(key, problem, hint) from error
 
 
-def _check_values(value: Any, path: str, origin: Origin) -> None:
+def check_values(value: Any, path: str, origin: Origin) -> None:
     """Raise ConfigError for a value that no key can hold, such as NaN, and for a key that is not a string."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str) or unusable(key):
                 raise ConfigError(path or "the config", "a key is not a plain word", origin=origin.name)
-            _check_values(item, f"{path}.{key}" if path else key, origin)
+            check_values(item, f"{path}.{key}" if path else key, origin)
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
-            _check_values(item, f"{path}.{i}", origin)
+            check_values(item, f"{path}.{i}", origin)
     elif problem := "must be given" if value == REQUIRED else unusable(value):
         raise ConfigError(path, problem, origin=origin.name)
 

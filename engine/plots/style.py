@@ -26,6 +26,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "grid.alpha": 0.3,
     "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a name is no formula
 }
 DPI = 120
 

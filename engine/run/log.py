@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from engine.config.text import printable
+
 PACKAGES = ("engine", "models", "datasets")  # whose log is shown
 log = logging.getLogger("engine")
 
@@ -46,7 +48,11 @@ class LogFile(logging.FileHandler):
 class Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return f"{level}{record.getMessage()}"
+        return printable(f"{level}{record.getMessage()}", keep="\n\t")
+
+
+if logging.lastResort is not None:  # prints the warnings of tools, which set up no log
+    logging.lastResort.setFormatter(Line())
 
 
 def millions(n: float) -> str:

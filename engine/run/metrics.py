@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from engine.config.schema import flatten
 from engine.run.folder import RunFolder, finite, remove_tree
 from engine.run.log import log
+
+MAX_LINE = 1_000_000  # bytes
 
 
 class MetricsLog:
@@ -111,10 +114,39 @@ def _open_tensorboard(folder: Path, step: int) -> Any:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, without one that is being written."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Return the lines of metrics.jsonl, without one that is being written. Damaged lines are skipped with a warning."""
+    from models.loading.files import open_regular  # imports torch, which the tools that compare runs don't need
+
+    path, lines, damaged = run_dir / "metrics.jsonl", [], []
+    if not path.exists():
+        return []
+    with open_regular(path) as file:
+        for number in count(1):
+            line = file.readline(MAX_LINE)
+            if not line.endswith(b"\n") and len(line) < MAX_LINE:
+                break
+            try:
+                lines.append(_metrics_of(line))
+            except (ValueError, RecursionError):
+                damaged.append(number)
+    if damaged:
+        log.warning("%s: %d damaged lines are skipped, number %d first", path, len(damaged), damaged[0])
+    return lines
+
+
+def _metrics_of(line: bytes) -> dict[str, Any]:
+    values = json.loads(line)
+    is_line = isinstance(values, dict) and type(values.get("step")) is int
+    if not is_line or not all(value is None or is_number(value) for value in values.values()):
+        raise ValueError("no metrics")
+    if not all(is_number(values.get(key)) for key in ("step", "epoch", "elapsed")):
+        raise ValueError("no place on an x-axis")
+    return values
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value of a JSON file is a number that can be drawn and formatted: finite, and not true or false."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 class Clock:

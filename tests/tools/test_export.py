@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,45 @@ def test_the_model_card_has_the_metrics_the_data_and_the_command(small_runs, fol
     assert "python " in card
     config = re.search(r"```yaml\n(.+?)```", card, re.DOTALL)[1]
     assert yaml12.parse(config)["model"] == {"name": "resnet18", "pretrained": False, "layers": [1, 1, 1, 1]}
+
+
+def test_names_can_not_change_the_model_card_and_private_paths_are_not_in_it(small_runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_runs["lenet"], run, symlinks=True)
+    names = ["```", "</script><b>", "[x](http://evil)", "a\n# title", *map(str, range(4, 10))]
+    (run / "classes.json").write_text(json.dumps(names))
+    environment = json.loads((run / "environment.json").read_text())
+    command = ["main.py", "-c", "/home/alice/secret configs/a.yaml", "--data.dataroot", "/data/patients", "-e", "~/runs/x", "```"]
+    environment["command"] = [
+        *command,
+        "--data.dataroot=/data/patients",
+        "--model.freeze=[/home/alice/x]",
+        "--train.n_steps",
+        "5",
+    ]
+    (run / "environment.json").write_text(json.dumps(environment))
+    config = yaml12.parse((run / "config.yaml").read_text())
+    config["data"]["dataroot"] = "/data/patients"
+    config["distill"]["pretrained"], config["tracking"]["project"] = "/home/alice/weights.pth", "```\n# title"
+    (run / "config.yaml").write_text(yaml12.dump(config).replace("\\n", " "))
+    assert export("timm", run) == 0
+    folder = run / "export" / "lenet"
+    card = (folder / "README.md").read_text()
+    for text in (card, (folder / "config.json").read_text()):
+        assert not any(private in text for private in ("alice", "patients", "~/runs", str(tmp_path)))
+    assert r"(\`\`\`, \</script\>\<b\>, \[x\](http://evil), a\\n# title, 4" in card
+    assert "python main.py -c .../a.yaml -e .../x '```' '--train.freeze=[.../x]' --train.n_steps 5" in card
+    assert "pretrained: .../weights.pth" in card
+    assert "````sh\n" in card
+    assert re.search(r"````yaml\n(.+?)\n````\n", card, re.DOTALL)
+
+
+@pytest.mark.parametrize("file", ["results.json", "environment.json"])
+def test_a_card_of_a_run_with_a_damaged_file_is_a_one_line_error(small_runs, tmp_path, capsys, file):
+    shutil.copytree(small_runs["lenet"], tmp_path / "run", symlinks=True)
+    (tmp_path / "run" / file).write_text("[1]")
+    assert export("timm", tmp_path / "run") == 1
+    assert f"{file}: it is not a mapping" in capsys.readouterr().err
 
 
 def test_the_code_in_the_card_loads_the_folder(small_runs, tmp_path):
