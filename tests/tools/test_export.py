@@ -187,7 +187,17 @@ def test_names_can_not_change_the_model_card_and_private_paths_are_not_in_it(sma
     names = ["```", "</script><b>", "[x](http://evil)", "a\n# title", *map(str, range(4, 10))]
     (run / "classes.json").write_text(json.dumps(names))
     environment = json.loads((run / "environment.json").read_text())
-    command = ["main.py", "-c", "/home/alice/secret configs/a.yaml", "--data.dataroot", "/data/patients", "-e", "~/runs/x", "```"]
+    command = [
+        "python",
+        "main.py",
+        "-c",
+        "/home/alice/secret configs/a.yaml",
+        "--data.dataroot",
+        "/data/patients",
+        "-e",
+        "~/runs/x",
+        "```",
+    ]
     environment["command"] = [
         *command,
         "--data.dataroot=/data/patients",
@@ -198,8 +208,8 @@ def test_names_can_not_change_the_model_card_and_private_paths_are_not_in_it(sma
     (run / "environment.json").write_text(json.dumps(environment))
     config = yaml12.parse((run / "config.yaml").read_text())
     config["data"]["dataroot"] = "/data/patients"
-    config["distill"]["pretrained"], config["tracking"]["project"] = "/home/alice/weights.pth", "```\n# title"
-    (run / "config.yaml").write_text(yaml12.dump(config).replace("\\n", " "))
+    config["distill"]["pretrained"], config["tracking"]["project"] = "/home/alice/weights.pth", "```"
+    (run / "config.yaml").write_text(yaml12.dump(config))
     assert export("timm", run) == 0
     folder = run / "export" / "lenet"
     card = (folder / "README.md").read_text()
@@ -212,12 +222,11 @@ def test_names_can_not_change_the_model_card_and_private_paths_are_not_in_it(sma
     assert re.search(r"````yaml\n(.+?)\n````\n", card, re.DOTALL)
 
 
-@pytest.mark.parametrize("file", ["results.json", "environment.json"])
-def test_a_card_of_a_run_with_a_damaged_file_is_a_one_line_error(small_runs, tmp_path, capsys, file):
+def test_a_card_of_a_run_with_damaged_results_is_a_one_line_error(small_runs, tmp_path, capsys):
     shutil.copytree(small_runs["lenet"], tmp_path / "run", symlinks=True)
-    (tmp_path / "run" / file).write_text("[1]")
+    (tmp_path / "run" / "results.json").write_text("[1]")
     assert export("timm", tmp_path / "run") == 1
-    assert f"{file}: it is not a mapping" in capsys.readouterr().err
+    assert "results.json: it is not a mapping" in capsys.readouterr().err
 
 
 def test_the_code_in_the_card_loads_the_folder(small_runs, tmp_path):
