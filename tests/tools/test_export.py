@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from engine.config.errors import RunError
 from engine.inference.trained import Trained, load_trained
 from models import create_model, list_models, model_signature
 from tests.models.test_every_model import build, small_sizes
-from tests.running import results, run_command
+from tests.running import ROOT, results, run_command
 from tools.export import main
 from tools.exports.exportable import Exportable, expect_equal
 from tools.exports.fold import fold_batch_norm
@@ -123,8 +124,9 @@ def onnx_of_lenet(small_runs, tmp_path_factory) -> Path:
     return path
 
 
-def test_an_onnx_file_describes_itself(onnx_of_lenet):
+def test_an_onnx_file_describes_itself_but_not_the_folders_of_this_machine(onnx_of_lenet):
     model = onnx.load(onnx_of_lenet)
+    assert str(ROOT).encode() not in onnx_of_lenet.read_bytes()
     onnx.checker.check_model(model)
     assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", 20)]
     assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 1, 28, 28]
@@ -139,6 +141,8 @@ def test_a_torch_export_file_accepts_normalized_images_and_has_no_folded_batch_n
     path = tmp_path / "resnet18.pt2"
     assert export("torch", small_runs["resnet18"], "--input", "float32", "--fold_bn", "-o", path) == 0
     assert "12 BatchNorms folded, 0 left" in capsys.readouterr().out  # of the stem, of four blocks and of three shortcuts
+    with zipfile.ZipFile(path) as archive:
+        assert not any(str(ROOT).encode() in archive.read(name) for name in archive.namelist())
     held = {DESCRIPTION: ""}
     program = torch.export.load(path, extra_files=held)
     assert not [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
