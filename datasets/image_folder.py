@@ -25,7 +25,7 @@ import torch
 from datasets.pipeline.cache import load_cached
 from datasets.pipeline.images import IMAGE_ENDINGS, EvaluationImages
 from datasets.pipeline.splits import PHOTOGRAPHS, Files, Images, Loaded, Source
-from models.loading.files import MalformedFile, open_regular, printable, read_limited, replace_file
+from models.loading.files import MalformedFile, first_line, open_regular, read_limited, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _read_cache(cache: Path, stamp: str, folders: dict[str, dict[str, Path]]) ->
     except FileNotFoundError:
         return None
     except Exception as error:  # zipfile and numpy raise exceptions of many types for a damaged file
-        log.warning("%s is damaged (%s); the folders are listed again", cache, printable(str(error)) or type(error).__name__)
+        log.warning("%s is damaged (%s); the folders are listed again", cache, first_line(str(error)) or type(error).__name__)
         return None
     return listing
 

@@ -32,6 +32,7 @@ from engine.config.command_line import require_packages
 from engine.config.errors import ConfigError, RunError
 from engine.config.rules import check_n_classes
 from engine.config.schema import Config
+from engine.config.text import printable
 from engine.devices.agreement import on_main
 from engine.devices.memory import keep_freed_memory
 from engine.devices.recompute import recompute_blocks
@@ -43,15 +44,15 @@ from engine.optim.layers import freeze
 from engine.optim.optimizer import arguments_of_any_optimizer, find_optimizer, make_optimizer
 from engine.optim.schedule import make_schedule
 from engine.optim.sharpness import Sharpness
-from engine.run.log import printable
 from engine.state import TrainState
 from engine.tasks import Task, TaskKind, find_task
 from engine.update import Update
-from models import list_models, model_signature
+from models import describes_network, list_models, model_signature
 
 log = logging.getLogger(__name__)
 
 MAX_WORKERS = 16  # that num_workers `auto` starts
+MAX_GRAPHS = 1_000  # that train.compile makes, one for each size of the images and each size of a micro-batch
 N_FOR_INITIALIZATION = 5000  # training images for a model with `initialize_from`
 INITIALIZATION = 8  # separates this use of the seed from the others
 
@@ -70,6 +71,9 @@ class Catalog:
 
     def model(self, name: str) -> inspect.Signature | None:
         return model_signature(name)
+
+    def describes_network(self, argument: str) -> bool:
+        return describes_network(argument)
 
     def model_arguments(self) -> frozenset[str]:
         return _arguments_of_any_model()
@@ -154,7 +158,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     training_model, optimizer = accelerator.prepare(model, optimizer)
     _check_parts(data, model, accelerator)
     if train.compile:
-        training_model = torch.compile(training_model, mode=train.compile_mode)
+        training_model = _compiled(training_model, train.compile_mode, sizes_vary=data.spec.targets == "boxes")
 
     n_steps = train.n_steps or (train.n_epochs or 0) * order.steps_per_epoch
     growth = None
@@ -187,7 +191,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
             most_skipped=train.most_skipped if train.nonfinite == "skip" else 0,
         ),
         train_loader=loader,
-        mix=_mixing(config, len(data.classes)),
+        mix=_mixing(config, len(data.classes), accelerator),
         steps_per_epoch=order.steps_per_epoch,
         n_steps=n_steps,
         print_freq=train.print_freq or order.steps_per_epoch,
@@ -317,12 +321,13 @@ def workers(config: Config) -> Workers:
     return Workers(n_workers, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
 
 
-def _mixing(config: Config, n_classes: int) -> Mixing | None:
+def _mixing(config: Config, n_classes: int, accelerator: Accelerator) -> Mixing | None:
     augment = config.augment
     if augment.mixup == augment.cutmix == 0:
         return None
     log.info("batches are mixed: train/acc@1 counts an image as right when the class of its larger share is predicted")
-    return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed)
+    ranks = accelerator.process_index, accelerator.num_processes
+    return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed, *ranks)
 
 
 # The model
@@ -373,6 +378,25 @@ def _prepared_model(model: nn.Module, config: Config, data: Data, accelerator: A
         problem = f"model.name {config.model.name} does not offer it, because it is not made of blocks; a ResNet or a ViT is"
         raise ConfigError("train.grad_checkpointing", problem)
     return model
+
+
+def _compiled(model: nn.Module, mode: str, *, sizes_vary: bool) -> Any:
+    """Compile a graph for each size of the images, so that a resumed run computes with the same ones.
+
+    By default, the second size would be compiled for all sizes, and from the ninth graph on the rest would not be compiled.
+    """
+    if sizes_vary:
+        log.warning(
+            "train.compile: images of many sizes share graphs that depend on the first ones, so resuming is not bit exact"
+        )
+        return torch.compile(model, mode=mode)
+    if mode == "max-autotune":
+        log.warning("train.compile_mode max-autotune chooses kernels by their speed, so resuming is not bit exact")
+    import torch._dynamo.config as dynamo  # takes a second
+
+    for limit in ("cache_size_limit", "accumulated_cache_size_limit"):
+        setattr(dynamo, limit, max(MAX_GRAPHS, getattr(dynamo, limit)))
+    return torch.compile(model, mode=mode, dynamic=False)
 
 
 def _initialize_from_data(model: nn.Module, config: Config, data: Data, accelerator: Accelerator) -> None:

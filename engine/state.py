@@ -1,7 +1,7 @@
 """All that a run must remember. The learning rate, the position in the data and all randomness follow from `step`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from engine.config.errors import RunError
 from engine.devices.sharding import gathered, load_weights, own_part, sharded_state
 from engine.run.checkpoint import Checkpoint
-from models.loading.files import printable
+from models.loading.files import first_line
 
 if TYPE_CHECKING:
     from timm.utils import ModelEmaV3
@@ -98,9 +98,14 @@ class TrainState:
         return is_best
 
     def is_finite(self, accelerator: Accelerator) -> bool:
-        """Whether all weights are, on every rank alike: buffers such as BatchNorm's may differ between ranks."""
-        tensors = [own_part(t) for t in self.model.state_dict().values() if t.is_floating_point()]
-        n_bad = torch.stack([t.isfinite().logical_not().any() for t in tensors]).sum().float()
+        """Whether the weights, their average and the optimizer's state are, on every rank alike.
+
+        Lion, for one, takes a NaN gradient into its state and keeps finite weights. Buffers may differ between ranks.
+        """
+        averaged = self.ema.module.state_dict() if self.ema is not None else {}
+        values = [*self.model.state_dict().values(), *averaged.values(), *self.optimizer.state.values()]
+        flags = [own_part(t).isfinite().all().to(accelerator.device) for t in _numbers(values)]
+        n_bad = torch.stack(flags).logical_not().sum().float()
         return accelerator.reduce(n_bad, reduction="sum").item() == 0
 
     def content(self, accelerator: Accelerator) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -125,7 +130,7 @@ class TrainState:
             self.load_state_dict(checkpoint.train_state, rank, world_size)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise RunError(
-                f"{checkpoint.path} doesn't fit the config: {printable(str(error)) or type(error).__name__}"
+                f"{checkpoint.path} doesn't fit the config: {first_line(str(error)) or type(error).__name__}"
             ) from error
 
     def load_state_dict(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
@@ -150,6 +155,15 @@ class TrainState:
         return torch.stack([self.window[name].to(device, dtype) for name in names])
 
 
+def _numbers(value: Any) -> Iterator[Tensor]:
+    """Yield all floating point numbers in nested values."""
+    if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
+        yield torch.as_tensor(value)
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
+
+
 def _require_valid(saved: dict[str, Any], optimizer: Optimizer) -> None:
     """Raise ValueError if a saved value is of a type that would end the training later."""
     for name, is_valid in COUNTERS.items():
@@ -161,7 +175,7 @@ def _require_valid(saved: dict[str, Any], optimizer: Optimizer) -> None:
         for name, value in restored.items():
             own = group.get(name)
             if None not in (own, value) and name != "params" and _kind(own) != _kind(value):
-                raise ValueError(f"{printable(name)} of its optimizer is not valid")
+                raise ValueError(f"{first_line(name)} of its optimizer is not valid")
 
 
 def _kind(option: Any) -> Any:

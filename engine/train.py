@@ -169,12 +169,12 @@ def write_line(run: Run, outputs: Outputs, metrics: dict[str, float]) -> None:
 
 
 def save(run: Run, outputs: Outputs, *, must: bool = False) -> None:
-    """Commit a checkpoint of this step. A weight that is not finite ends the run instead; a dry run saves nothing."""
+    """Commit a checkpoint of this step. If part of it is not finite, the run ends instead; a dry run saves nothing."""
     state, checkpoints = run.state, outputs.checkpoints
     if checkpoints is None:
         return
     if not state.is_finite(run.accelerator):
-        raise diverged(run, outputs, "a weight is not finite")
+        raise diverged(run, outputs, "a weight or the optimizer's state is not finite")
     state.elapsed += outputs.clock.tick()
     weights, remembered = state.content(run.accelerator)
     ema_weights = state.ema.module.state_dict() if state.ema is not None else None

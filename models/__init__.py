@@ -23,6 +23,6 @@ and, if published weights need it:
     PUBLISHED_WITH                      attributes that the published weights were trained with
 """
 
-from models.loading.factory import create_model, list_models, model_signature, published_with
+from models.loading.factory import create_model, describes_network, list_models, model_signature, published_with
 
-__all__ = ["create_model", "list_models", "model_signature", "published_with"]
+__all__ = ["create_model", "describes_network", "list_models", "model_signature", "published_with"]

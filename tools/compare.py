@@ -17,7 +17,7 @@ from tools.comparison.rows import rows_of
 from tools.comparison.runs import RunRecord, is_run, read_runs
 from tools.comparison.text import as_csv, as_markdown, as_text, differences_as_text
 from tools.comparison.training import environments, find_configs, is_done, make_variants, train_all
-from tools.tables import write_text
+from tools.tables import print_lines, write_text
 
 EXAMPLES = """
 A RUN is a run folder, a folder of run folders, a checkpoint, or a glob. Completed runs that differ only in their seed are one
@@ -67,9 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = read_runs(args.runs or args.diff)
     if not args.diff:
         return _report(runs, args, overrides)
+    if unreadable := [run for run in runs if not run.is_readable]:
+        raise RunError(unreadable[0].results["why"])
     if len(runs) != 2:
         raise ConfigError(f"--diff {' '.join(args.diff)}: expected two runs, these are {len(runs)}")
-    print(differences_as_text(*runs))
+    print_lines(differences_as_text(*runs))
     return 0
 
 
@@ -116,11 +118,11 @@ def _train(args: Namespace, overrides: dict[str, Any]) -> int:
     slots = environments(args.jobs or 1)
     done = [variant for variant in variants if is_done(variant)]
     for variant in done:
-        print(f"{variant.name}: is done already")
+        print_lines(f"{variant.name}: is done already")
     signum, incomplete = train_all([variant for variant in variants if variant not in done], slots, args.plugin)
     reasons = "; ".join(f"{name} {why}" for name, why in incomplete.items())
     if signum:
-        print(f"interrupted: {reasons}; the same command goes on", file=sys.stderr)
+        print_lines(f"interrupted: {reasons}; the same command goes on", file=sys.stderr)
         return 128 + signum
     folders = [str(variant.folder) for variant in variants if is_run(variant.folder)]
     if folders:
@@ -132,7 +134,9 @@ def _train(args: Namespace, overrides: dict[str, Any]) -> int:
 
 def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any]) -> int:
     rows = rows_of(runs)
-    print(as_text(rows))
+    print_lines(as_text(rows))
+    if n_unreadable := sum(not run.is_readable for run in runs):
+        print_lines(f"warning: {n_unreadable} of {len(runs)} runs can't be read", file=sys.stderr)
     for path, text in ((args.markdown, as_markdown), (args.csv, as_csv)):
         if path is not None:
             write_text(path, text(rows))

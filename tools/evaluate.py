@@ -13,6 +13,7 @@ from engine.config.command_line import run_tool
 from engine.plots.metrics import IN_PERCENT
 from engine.plugins import Parser
 from tools.pictures.options import SOURCE_HELP, add_source, add_split
+from tools.tables import print_lines
 
 EXAMPLES = """
 examples:
@@ -56,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({**source, "split": args.split, **metrics}))
         return 0
     per_class = metrics.pop("per_class", {})
-    print(f"{args.split}: {', '.join(_format(name, value) for name, value in metrics.items())} ({trained.weights})")
+    print_lines(f"{args.split}: {', '.join(_format(name, value) for name, value in metrics.items())} ({trained.weights})")
     width = max(map(len, per_class), default=0)
     for name, accuracy in per_class.items():
-        print(f"  {name:<{width}}  {'no sample' if accuracy is None else f'{100 * accuracy:6.2f} %'}")
+        print_lines(f"  {name:<{width}}  {'no sample' if accuracy is None else f'{100 * accuracy:6.2f} %'}")
     return 0
 
 

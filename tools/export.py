@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config.command_line import require_packages, run_tool
 from engine.config.errors import ConfigError
 from engine.plugins import Parser
+from tools.tables import print_lines
 
 # torch and everything that needs it is imported inside a function, so that --help starts fast.
 
@@ -91,7 +92,7 @@ def _export(format: str, args: Namespace, overrides: dict[str, Any]) -> int:
 
         graph = trace(exportable, args.input, fold_bn=args.fold_bn)
         summary = write_onnx(graph, path, args.opset) if format == "onnx" else write_torch(graph, path)
-    print(f"wrote {path}: {summary}")
+    print_lines(f"wrote {path}: {summary}")
     return 0
 
 

@@ -18,6 +18,7 @@ from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError, RunError
 from engine.plugins import Parser
 from tools.pictures.output import add_output, check_picture_path, save_pictures
+from tools.tables import print_lines
 
 if TYPE_CHECKING:  # functions import what needs torch, so that --help doesn't
     from matplotlib.figure import Figure
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     save_pictures({"find_lr": figure}, args)
     print(f"the loss is lowest at a learning rate of {curve.lowest:.2g}; a tenth of it is a good start:")
-    print(f"  --train.optim.lr {as_option(curve.suggestion, config)}")
+    print_lines(f"  --train.optim.lr {as_option(curve.suggestion, config)}")
     return 0
 
 

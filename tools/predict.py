@@ -15,8 +15,10 @@ if __package__ in (None, ""):  # run as a file, from any folder
 
 from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError, RunError
+from engine.config.text import printable
 from engine.plugins import Parser
 from tools.pictures.options import SOURCE_HELP, add_source
+from tools.tables import print_lines
 
 if TYPE_CHECKING:  # functions import what needs torch, so that --help doesn't
     from engine.inference.images import ReadBatch
@@ -63,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     unreadable: list[str] = []
     write(trained, args, names, predict(trained, names, args.batch_size, unreadable))
     if args.output is not None:
-        print(f"wrote {args.output}")
+        print_lines(f"wrote {args.output}")
     for reason in unreadable:
-        print(reason, file=sys.stderr)
+        print_lines(reason, file=sys.stderr)
     if unreadable:
         raise RunError(f"{len(unreadable):,} of {len(names):,} images can't be read; the others are predicted")
     return 0
@@ -100,8 +102,10 @@ def write(trained: "Trained", args: Namespace, names: Sequence[str], predictions
         if args.top_k > len(trained.classes):
             raise ConfigError(f"--top_k {args.top_k}: {trained.weights} has {len(trained.classes)} classes")
         is_json = args.json or (args.output is not None and args.output.suffix == ".json")
+        is_on_terminal = args.output is None and sys.stdout.isatty()  # elsewhere, names are kept as they are
+        names, classes = ([printable(name) for name in of] if is_on_terminal else of for of in (names, trained.classes))
         with opened(args.output) as file:
-            (write_json if is_json else write_csv)(file, top_classes(names, predictions, trained.classes, args.top_k))
+            (write_json if is_json else write_csv)(file, top_classes(names, predictions, classes, args.top_k))
     elif args.top_k > 1:
         raise ConfigError(f"--top_k {args.top_k}: only for classification, and {trained.weights} is for {kind}")
     elif isinstance(task, Detection):

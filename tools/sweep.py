@@ -18,7 +18,7 @@ from engine.config.schema import flatten, to_dict
 from engine.plugins import Parser
 from tools.comparison.training import WITHOUT_EFFECT_ON_RESULTS, as_option
 from tools.sweeps.space import Dimension, grid_points, read_space
-from tools.tables import write_text
+from tools.tables import print_lines, write_text
 
 # torch, matplotlib and Optuna are imported inside functions, so that --help starts fast.
 
@@ -103,16 +103,18 @@ def _sweep(args: Any, space: Sequence[Dimension], overrides: dict[str, Any], n_t
     while (taken := take_trial(study, args.output, n_trials, config.seed)) is not None:
         with taken.lock:
             values = {dimension.key: dimension.suggest(taken.trial) for dimension in space}
-            print(f"{taken.run.name}: {_as_options(values)}", flush=True)
+            print_lines(f"{taken.run.name}: {_as_options(values)}", flush=True)
             options = {**overrides, **values}
             signum = run_trial(study, taken, args.config, options, args.metric, args.plugin, may_prune=not args.no_prune)
         if signum:
             print("interrupted; the same command continues the sweep", file=sys.stderr)
             return 128 + signum
-        print(f"{taken.run.name}: {History(study, space, args.metric, args.output).outcome(taken.trial.number)}", flush=True)
+        print_lines(
+            f"{taken.run.name}: {History(study, space, args.metric, args.output).outcome(taken.trial.number)}", flush=True
+        )
 
     history = History(study, space, args.metric, args.output)
-    print(f"\n{history.as_text()}")
+    print_lines(f"\n{history.as_text()}")
     if args.markdown is not None:
         write_text(args.markdown, history.as_text(as_markdown=True))
     if args.csv is not None:
@@ -121,9 +123,11 @@ def _sweep(args: Any, space: Sequence[Dimension], overrides: dict[str, Any], n_t
         raise RunError(f"no trial of {args.output} was completed, so there is no best one")
     history.draw(figure := new_figure())
     save_picture(figure, args.output / "history.png")
-    print(f"best: {trial_name(best.number)}, {history.metric} {history.formatted(best.value)}")
+    print_lines(f"best: {trial_name(best.number)}, {history.metric} {history.formatted(best.value)}")
     config_option = "" if args.config == DEFAULT_CONFIG else f"-c {args.config} "
-    print(f"  python main.py {config_option}{_as_options({**overrides, **{key: best.params[key] for key in history.keys}})}")
+    print_lines(
+        f"  python main.py {config_option}{_as_options({**overrides, **{key: best.params[key] for key in history.keys}})}"
+    )
     return 0
 
 

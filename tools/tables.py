@@ -1,17 +1,23 @@
 """Tables and numbers as text, and writing them to files."""
 
+import re
+import sys
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from engine.config.errors import RunError
+from engine.config.text import printable
+
+MARKUP = re.compile(r"[\\|`*<>\[\]&~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # an underscore within a word is none
 
 Rows = Sequence[Sequence[str]]  # the first one is the head
 
 
 def markdown(rows: Rows, right: Container[int] = ()) -> str:
     """Format a Markdown table, aligned so that the source is readable; the columns `right` are numbers."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * (width - 1) + ":" if i in right else "-" * width for i, width in enumerate(widths)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in _aligned([rows[0], rule, *rows[1:]], widths, right))
@@ -19,6 +25,7 @@ def markdown(rows: Rows, right: Container[int] = ()) -> str:
 
 def plain(rows: Rows, right: Container[int] = ()) -> str:
     """Format a table for a terminal."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join("  ".join(cells).rstrip() for cells in _aligned([rows[0], rule, *rows[1:]], widths, right))
@@ -29,6 +36,22 @@ def _aligned(rows: Rows, widths: Sequence[int], right: Container[int]) -> list[l
         [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
         for row in rows
     ]
+
+
+def escaped(text: str) -> str:
+    """Escape text for Markdown: it is shown as it is, on one line."""
+    return MARKUP.sub(r"\\\g<0>", printable(text))
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Return a Markdown block of code that no line of the text can close."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{printable(text, keep=chr(10)).strip(chr(10))}\n{fence}"
+
+
+def print_lines(text: str, file: TextIO | None = None, *, flush: bool = False) -> None:
+    """Print lines for people, in which control characters from files and names are escaped."""
+    print(printable(text, keep="\n"), file=file or sys.stdout, flush=flush)
 
 
 def giga(n: float) -> str:
@@ -51,7 +74,7 @@ def writing(path: Path, *, say: bool = True) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{path} can't be written: {error.strerror}") from error
     if say:
-        print(f"wrote {path}")
+        print_lines(f"wrote {path}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,9 @@ if __package__ in (None, ""):  # run as a file, from any folder
 
 from engine.config.command_line import run_tool
 from engine.config.errors import RunError
+from engine.config.text import printable
 from engine.plugins import Parser
+from tools.tables import print_lines
 
 EXAMPLES = """
 The exit code is 1 if an image can't be read.
@@ -46,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     n = sum(map(len, splits))
     in_files = [split for split in splits if isinstance(split, Files)]
     if len(in_files) < len(splits):
-        print(f"{config.data.name}: all of its {n:,} images can be read")
+        print_lines(f"{config.data.name}: all of its {n:,} images can be read")
         return 0
     for path in _other_files(root, loaded.classes):
-        print(f"{path}: not used, since it doesn't have the suffix of an image")
+        print_lines(f"{path}: not used, since it doesn't have the suffix of an image")
     unreadable = _find_unreadable([os.fsdecode(path) for split in in_files for path in split.paths])
     print(f"{len(unreadable):,} of {n:,} images can't be read")
     if not unreadable:
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         replace_file(Path(args.output), os.fsencode(text))
     except OSError as error:
         raise RunError(f"{args.output} can't be written: {error.strerror}") from error
-    print(f"{args.output} lists them; --data.exclude {args.output} trains without them")
+    print_lines(f"{args.output} lists them; --data.exclude {args.output} trains without them")
     return 1
 
 
@@ -73,7 +75,7 @@ def _find_unreadable(paths: Sequence[str]) -> list[str]:
         for path, reason in zip(paths, reasons, strict=True):
             if reason is not None:
                 unreadable.append(path)
-                tqdm.write(reason)
+                tqdm.write(printable(reason))
     return unreadable
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datasets.pipeline.splits import Images, Loaded
-from models.loading.files import open_regular, printable, replace_file
+from models.loading.files import first_line, open_regular, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def _read_cache(cache: Path, stamp: str, channels: int, verify: bool) -> Loaded 
     except FileNotFoundError:
         return None
     except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
-        log.warning("%s is damaged (%s); the dataset's files are read instead", cache, printable(str(error)))
+        log.warning("%s is damaged (%s); the dataset's files are read instead", cache, first_line(str(error)))
         return None
     return loaded
 

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 from datasets.pipeline.augment import AUGMENT
 from datasets.pipeline.counters import derive, draws
 from datasets.pipeline.preparation import Preparation
-from models.loading.files import one_line, printable, read_limited
+from models.loading.files import first_line, one_line, read_limited
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow would run Ghostscript for an EPS file of any name
@@ -56,7 +56,7 @@ def read_image_file(path: str) -> bytes:
 def problem_of(error: Exception) -> str:
     """Return the reason why an image can't be read, in one line."""
     reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return printable(reason)
+    return first_line(reason)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 Mixup: Zhang, Cisse, Dauphin, Lopez-Paz (2018): mixup: Beyond Empirical Risk Minimization. https://arxiv.org/abs/1710.09412
 CutMix: Yun et al. (2019): CutMix: Regularization Strategy to Train Strong Classifiers. https://arxiv.org/abs/1905.04899
 
-Each batch is mixed with itself in reverse order, all images in the same proportion. The method, the proportion and the box are
-functions of (seed, step). Labels become rows of probabilities.
+Each global batch is mixed with itself in reverse order, all images in the same proportion. The method, the proportion and the box
+are functions of (seed, step). Labels become rows of probabilities.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,6 +28,8 @@ class Mixing:
     switch_prob: float  # of CutMix, if both are on
     prob: float  # of mixing a batch
     seed: int
+    rank: int = 0
+    world_size: int = 1
 
     def __call__(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images, labels = batch
@@ -40,11 +43,22 @@ class Mixing:
         if use_cutmix:
             top, bottom, left, right = _box(random, share, images.shape[-2], images.shape[-1])
             mixed = images.clone()
-            mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+            mixed[..., top:bottom, left:right] = self._reversed(images[..., top:bottom, left:right])
             share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
         else:
-            mixed = torch.lerp(images.flip(0), images, share)
-        return mixed, torch.lerp(soft.flip(0), soft, share)
+            mixed = torch.lerp(self._reversed(images), images, share)
+        return mixed, torch.lerp(self._reversed(soft), soft, share)
+
+    def _reversed(self, part: Tensor) -> Tensor:
+        """Return this rank's part of the global batch in reverse order: the reversed part of the opposite rank."""
+        other = self.world_size - 1 - self.rank
+        if other == self.rank or part.numel() == 0:  # a box may be empty
+            return part.flip(0)
+        received = torch.empty_like(part, memory_format=torch.contiguous_format)
+        operations = [dist.P2POp(dist.isend, part.contiguous(), other), dist.P2POp(dist.irecv, received, other)]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        return received.flip(0)
 
 
 def _box(random: np.random.Generator, share: float, height: int, width: int) -> tuple[int, int, int, int]:

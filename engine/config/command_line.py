@@ -11,6 +11,9 @@ from engine.config import yaml12
 from engine.config.errors import ConfigError, RunError
 from engine.config.schema import keys
 from engine.config.suggestions import nearest, nearest_key
+from engine.config.text import printable
+
+MAX_LINE = 4_000  # characters of an error message, which may quote a file
 
 
 class OverrideParser(argparse.ArgumentParser):
@@ -51,7 +54,7 @@ def run_tool(main: Callable[[], int]) -> int:
         return main()
     except (ConfigError, RunError) as error:
         if rank == "0" or not error.on_every_rank:
-            print(f"error{f' on rank {rank}' if rank != '0' else ''}: {error}", file=sys.stderr)
+            print(printable(f"error{f' on rank {rank}' if rank != '0' else ''}: {error}")[:MAX_LINE], file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # before the first step, or in a tool: there is nothing to save
         print("interrupted", file=sys.stderr)

@@ -19,7 +19,7 @@ from engine.config.layers import DEFAULT, Layer
 from engine.config.rules import RULES
 from engine.config.schema import REQUIRED, Config, flatten, keys, leaves, to_dict
 from engine.config.suggestions import nearest, nearest_key
-from engine.config.types import as_float, mismatch, out_of_bounds
+from engine.config.types import as_float, mismatch, out_of_bounds, unusable
 
 SET_BY_ENGINE = ("n_classes", "in_channels", "img_size", "pretrained", "features_only", "out_indices")  # arguments of a model
 OPEN_SECTIONS = ("data", "model", "train.optim", "distill")  # their further keys are arguments
@@ -36,6 +36,9 @@ class Catalog(Protocol):
 
     def model(self, name: str) -> inspect.Signature | None:
         """The constructor's signature; None for a timm model, which checks its arguments when it is built."""
+
+    def describes_network(self, argument: str) -> bool:
+        """Whether a timm model may get this argument. Others choose weights or files, or are set by the engine."""
 
     def model_arguments(self) -> frozenset[str]:
         """The names of all arguments that some model accepts."""
@@ -59,6 +62,7 @@ class ResolvedConfig(Config):
 def resolve(layers: Sequence[Layer], catalog: Catalog) -> ResolvedConfig:
     origins: dict[str, Origin] = {}
     for layer in layers:
+        check_values(layer.values, "", layer.origin)
         _check_keys(layer.values, Config, "", layer.origin)
         origins |= dict.fromkeys(flatten(layer.values), layer.origin)
     with located(origins):
@@ -82,6 +86,20 @@ def _find(key: str, find: Callable[..., T], *names: str) -> T:
     except ValueError as error:
         problem, _, hint = str(error).partition(": ")
         raise ConfigError(key, problem, hint) from error
+
+
+def check_values(value: Any, path: str, origin: Origin) -> None:
+    """Raise ConfigError for a value that no key can hold, such as NaN, and for a key that is not a string."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str) or unusable(key):
+                raise ConfigError(path or "the config", "a key is not a plain word", origin=origin.name)
+            check_values(item, f"{path}.{key}" if path else key, origin)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            check_values(item, f"{path}.{i}", origin)
+    elif problem := "must be given" if value == REQUIRED else unusable(value):
+        raise ConfigError(path, problem, origin=origin.name)
 
 
 def _check_keys(values: dict[str, Any], section: type, prefix: str, origin: Origin) -> None:
@@ -162,8 +180,16 @@ def _settle_model_arguments(draft: Draft, catalog: Catalog) -> None:
         if is_of_another and argument in catalog.model_arguments() - set(SET_BY_ENGINE):
             del given[argument]
             draft.warn(f"model.{argument}", f"is dropped: {name} does not take it")
+    _check_model_arguments("model", given, signature, catalog)
+
+
+def _check_model_arguments(section: str, given: Mapping[str, Any], signature: inspect.Signature | None, catalog: Catalog) -> None:
     if signature is not None:
-        check_arguments("model", given, signature, SET_BY_ENGINE)
+        check_arguments(section, given, signature, SET_BY_ENGINE)
+    for name in given if signature is None else ():
+        if name in SET_BY_ENGINE or not catalog.describes_network(name):
+            problem = "is not an argument of the network, and a config can't set it"
+            raise ConfigError(f"{section}.{name}", problem, f"{section}.pretrained names a file of weights")
 
 
 def _settle_optimizer_arguments(draft: Draft, catalog: Catalog) -> None:
@@ -197,8 +223,7 @@ def _check_teacher(draft: Draft, catalog: Catalog) -> None:
         signature = catalog.model(teacher)
     except ValueError as error:
         raise ConfigError("distill.teacher", f"neither a run folder nor a model: {error}") from error
-    if signature is not None:
-        check_arguments("distill", given, signature, SET_BY_ENGINE)
+    _check_model_arguments("distill", given, signature, catalog)
     if draft["distill.pretrained"] is False:
         raise ConfigError("distill.teacher", f"{teacher} has learned nothing", "distill.pretrained names its weights")
 

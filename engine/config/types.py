@@ -1,9 +1,12 @@
 """Whether a value from YAML fits a type annotation, and words for people where it does not."""
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from operator import ge, gt, le, lt
 from typing import Any, Literal, Union, get_args, get_origin
+
+from engine.config.text import CONTROL
 
 UNIONS = (Union, types.UnionType)
 SEQUENCES = (list, tuple, Sequence)
@@ -24,6 +27,17 @@ def out_of_bounds(value: Any, bounds: Mapping[str, float]) -> str | None:
         words, holds = BOUNDS[kind]
         if not holds(value, bound):
             return f"must be {words} {bound}, got {value}"
+    return None
+
+
+def unusable(value: Any) -> str | None:
+    """Say why no key can hold `value`, whatever its type; None if one can."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, got {value}"
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return "must be a number of at most 64 bits"
+    if isinstance(value, str) and CONTROL.search(value):
+        return f"must not contain control characters, got {value!r}"
     return None
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-MAX_NODES = 100_000  # with aliases expanded; a config has hundreds
+MAX_NODES = 20_000  # with aliases expanded; a config has hundreds
 MAX_DEPTH = 50
+TOO_LARGE = f"it expands to more than {MAX_NODES:,} values"
 
 SCALARS = (  # tag, pattern, first characters
     ("null", r"~|null|Null|NULL|", "~nN\0"),
@@ -27,6 +28,12 @@ SCALARS = (  # tag, pattern, first characters
 
 class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.n_nodes = getattr(self, "n_nodes", 0) + 1
+        if self.n_nodes > MAX_NODES:  # before the rest is read, which is slow
+            raise yaml.constructor.ConstructorError(None, None, TOO_LARGE, self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -102,7 +109,7 @@ def _measure(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
         children = node.value if isinstance(node, yaml.SequenceNode) else []
     size = 1 + sum(_measure(child, known, depth + 1) for child in children)
     if size > MAX_NODES:
-        raise ValueError("its anchors expand to more than a config can hold")
+        raise ValueError(TOO_LARGE)
     known[id(node)] = size
     return size
 

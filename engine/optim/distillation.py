@@ -98,7 +98,7 @@ def _from_run(path: Path, sizes: dict[str, Any], data: DataConfig) -> nn.Module:
     except InvalidCheckpoint as error:
         raise RunError(f"distill.teacher: {error}") from error
     arguments = {key: value for key, value in config["model"].items() if key not in ("name", "pretrained")}
-    teacher = create_model(config["model"]["name"], **sizes, **arguments)
+    teacher = create_model(config["model"]["name"], **sizes, features_only=False, out_indices=None, **arguments)
     _require_same_classes({name: len(weights[name]) for name in classifier(teacher) if name in weights}, sizes["n_classes"], data)
     try:
         teacher.load_state_dict(weights)

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.config.text import printable
+
 PACKAGES = ("engine", "models", "datasets")  # whose log is shown
 log = logging.getLogger("engine")
 
@@ -50,12 +52,11 @@ class LogFile(logging.FileHandler):
 class Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        return printable(f"{level}{record.getMessage()}")
+        return printable(f"{level}{record.getMessage()}", keep="\n\t")
 
 
-def printable(text: str) -> str:
-    """Escape what UTF-8 can't encode, such as the bytes of a file name in another encoding."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+if logging.lastResort is not None:  # prints the warnings of tools, which set up no log
+    logging.lastResort.setFormatter(Line())
 
 
 def without_following(path: str, flags: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.config.schema import WITHOUT_EFFECT_ON_WEIGHTS, flatten
 from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, ENVIRONMENT, RunFolder, plugins_in, read_config, read_replaceable
-from models.loading.files import printable
+from models.loading.files import first_line
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +64,15 @@ def log_changes(
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             effect = "" if key.startswith(WITHOUT_EFFECT_ON_WEIGHTS) else INEXACT
-            log.info("%s is now %s, was %s%s", printable(key), now.get(key), printable(str(before.get(key))), effect)
+            log.info("%s is now %s, was %s%s", first_line(key), now.get(key), first_line(str(before.get(key))), effect)
     earlier = read_replaceable(run_dir, ENVIRONMENT, dict) or environment
     digests = {Path(plugin).name: digest for plugin, digest in environment["plugins"].items()}
     for plugin, digest in plugins_in(earlier).items():
         if digests.get(Path(plugin).name) != digest:
-            log.info("the plugin %s was changed%s", printable(Path(plugin).name), INEXACT)
+            log.info("the plugin %s was changed%s", first_line(Path(plugin).name), INEXACT)
     for key, name in (("world_size", "ranks"), ("threads", "threads"), ("device", "device")):
         if earlier.get(key) != environment[key]:
-            change = f"now {environment[key]}, was {printable(str(earlier.get(key)))}"
+            change = f"now {environment[key]}, was {first_line(str(earlier.get(key)))}"
             log.info("%s: %s: the same batches, but sums in another order%s", name, change, INEXACT)
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 # timm and the weights are imported where they are needed: timm takes a second to start.
 TIMM = "timm/"
+# Arguments of timm.create_model that don't describe the network: they read weights, or set what `create_model` here sets
+NOT_OF_THE_NETWORK = (
+    *("checkpoint_path", "cache_dir", "pretrained*", "model_cfg", "kwargs_filter", "feature_cfg", "feature_cls", "features_only"),
+    *("out_indices", "num_classes", "in_chans", "device", "dtype", "scriptable", "exportable", "no_jit"),
+)
 Constructor = Callable[..., nn.Module]
 
 
@@ -35,6 +41,11 @@ def model_signature(name: str) -> inspect.Signature | None:
     """Return the signature of the model's constructor, or None for a timm model, which has none before it is built."""
     _require_model(name)
     return None if name.startswith(TIMM) else inspect.signature(MODELS.entries[name])
+
+
+def describes_network(argument: str) -> bool:
+    """Tell whether an argument of a timm model describes its network; others could name a file with code in it."""
+    return not any(fnmatchcase(argument, pattern) for pattern in NOT_OF_THE_NETWORK)
 
 
 def published_with(name: str) -> "Published | None":
@@ -72,6 +83,8 @@ def create_model(
     if name.startswith(TIMM):
         import timm
 
+        if refused := [argument for argument in kwargs if not describes_network(argument)]:
+            raise ValueError(f"{refused[0]} is not an argument of the network {name}")
         timm_name = name.removeprefix(TIMM)
         published = timm.get_pretrained_cfg(timm_name)
         if img_size is not None and published is not None and published.fixed_input_size:

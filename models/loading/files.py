@@ -23,7 +23,7 @@ class MalformedFile(OSError):
     """A file whose content or kind is not what it should be. The message names the file."""
 
     def __init__(self, path: Path | str, problem: str) -> None:
-        self.problem = printable(problem, 1000)
+        self.problem = first_line(problem, 1000)
         super().__init__(f"{one_line(path)}: {self.problem}")
 
 
@@ -126,9 +126,9 @@ def warn_once(message: str) -> None:
     log.warning("%s", message)
 
 
-def printable(text: str, limit: int = 200) -> str:
-    """Return the first line of a stranger's text, without characters that would control a terminal, and not too long."""
-    return "".join(c if c.isprintable() else "?" for c in text.partition("\n")[0])[:limit]
+def first_line(text: str, limit: int = 200) -> str:
+    """Return the first line of a stranger's text, shortened, without characters that would control a terminal."""
+    return one_line(text.partition("\n")[0])[:limit]
 
 
 def one_line(path: Path | str) -> str:

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models.loading.files import printable
+from models.loading.files import first_line
 
 MAX_PICKLE = 10_000_000  # bytes; a thousand tensors need half a million
 MAX_HEADER = 10_000_000  # bytes of a safetensors file's header
@@ -70,7 +70,7 @@ def load_pickled(file: BinaryIO) -> Any:
         raise ValueError("it is too large for this machine's memory") from error
     except ERRORS as error:
         has_words = isinstance(error, (ValueError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile))
-        raise ValueError((has_words and printable(str(error))) or "it is damaged or ends too early") from error
+        raise ValueError((has_words and first_line(str(error))) or "it is damaged or ends too early") from error
 
 
 def load_safetensors(content: bytes) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ def load_safetensors(content: bytes) -> dict[str, Tensor]:
     except MemoryError as error:
         raise ValueError("it is too large for this machine's memory") from error
     except ERRORS as error:
-        raise ValueError(printable(str(error))) from error
+        raise ValueError(first_line(str(error))) from error
 
 
 def check_safetensors_header(start: bytes) -> None:
@@ -142,7 +142,7 @@ class _Reader(pickle._Unpickler):
             return dtype
         if module in ("torch", "torch.storage") and name in STORAGES:
             return _Storage(torch.empty(0), STORAGES[name])
-        raise ForbiddenContent(printable(full))
+        raise ForbiddenContent(first_line(full))
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage, key, _, n_items, *view = pid

@@ -1,6 +1,7 @@
 """The effect of each recipe key."""
 
 import copy
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
+from torch import nn
 
 from engine import build as builder
 from engine import load_config
@@ -103,11 +105,70 @@ def test_dropout_and_drop_path_are_passed_to_the_model():
     assert max(getattr(module, "drop_prob", 0.0) or 0.0 for module in run.model.modules()) == pytest.approx(0.3)
 
 
-def test_compile_mode_is_passed_to_the_compiler(monkeypatch):
+def test_compile_mode_is_passed_to_the_compiler(monkeypatch, caplog):
     compile_options = []
     monkeypatch.setattr(torch, "compile", lambda model, **options: compile_options.append(options) or model)
     build_run(("train.n_steps", 1), ("train.compile", "true"), ("train.compile_mode", "max-autotune"))
-    assert compile_options == [{"mode": "max-autotune"}]
+    assert compile_options == [{"mode": "max-autotune", "dynamic": False}]
+    assert "max-autotune chooses kernels by their speed" in caplog.text
+
+
+GROWING = ("--model.name", "timm/test_resnet", "--data.name", "shapes", "--data.img_size", 32, "--data.n_train", 48)
+GROWING += ("--data.n_test", 16, "--train.eval_freq", 99, "--train.batch_size", 24, "--train.num_threads", 1)
+GROWING += ("--train.optim.lr", 0.01, "--augment.resize_from", 16)
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+def test_each_image_size_and_micro_batch_has_its_own_compiled_graph(monkeypatch):
+    graphs, compile_model = [], torch.compile
+
+    def record(graph, inputs):
+        graphs.append(next(tuple(value.shape) for value in inputs if value.ndim == 4 and value.shape[-1] > 1))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, mode, **options: compile_model(model, backend=record, **options))
+    argv = (
+        *GROWING,
+        "--augment.resize_step",
+        2,
+        "--train.n_epochs",
+        9,
+        "--train.micro_batch_size",
+        16,
+        "--train.compile",
+        "true",
+    )
+    config = load_config(None, [str(word) for word in argv])
+    run = builder.build(config, make_accelerator(config.train, deterministic=True), model=Tiny())
+    for batch in train_batches(run, 0):
+        run.update(run.state, batch, measure=False)
+    sizes = [run.train_loader.size(epoch) for epoch in range(9)]
+    assert sorted(graphs) == sorted((n, 3, size, size) for size in set(sizes) for n in (8, 16))
+    assert len(graphs) > 8  # torch's limit
+
+
+@pytest.mark.slow
+def test_a_compiled_run_with_growing_images_resumes_bit_exactly(tmp_path):
+    argv = (*GROWING, "--augment.resize_step", 8, "--train.n_epochs", 4, "--train.save_freq", 1, "--train.keep_last", 9)
+    whole, eager = tmp_path / "whole", tmp_path / "eager"
+    assert run_main("-e", whole, *argv, "--train.compile", "true") == 0
+    assert run_main("-e", eager, *argv) == 0
+    for name, value in weights(eager).items():
+        torch.testing.assert_close(weights(whole)[name], value, rtol=1e-3, atol=1e-4)
+    for step in (3, 5, 7):  # at images of 16, 24 and 32 pixels
+        resumed = tmp_path / f"from-{step}"
+        shutil.copytree(whole, resumed, symlinks=True)
+        ended = run_command("python", "main.py", "-r", resumed / "ckpt" / f"step-{step:06d}")  # with nothing compiled yet
+        assert ended.returncode == 0, ended.stderr
+        assert_same_weights(weights(whole), weights(resumed))
 
 
 def test_mixing_stops_after_mix_epochs():

@@ -13,8 +13,13 @@ import torch
 
 from engine import ConfigError, load_config, train
 from engine.devices.memory import peak_memory
-from engine.run.folder import RunFolder
+from engine.optim.optimizer import _classes_of_timm, _of_torch
+from engine.run.checkpoint import read_checkpoint
+from engine.run.folder import RunFolder, committed_checkpoints
+from engine.state import _numbers
 from engine.tasks.classification import Classification
+from engine.update import Update
+from tests.faults.children import AtStep
 from tests.running import (
     ROOT,
     assert_same_weights,
@@ -38,6 +43,7 @@ SHORT = (
     "--train.save_freq",
     20,
 )
+CLASSES = [cls.__name__ for cls in (*_of_torch().values(), *_classes_of_timm().values())]
 WITH_RANDOMNESS = (*SHORT, "--model.pdrop", 0.3, "--train.optim.lr", 0.05)
 
 
@@ -415,6 +421,33 @@ def test_diverging_run_stops_and_no_checkpoint_contains_nan(tmp_path, capsys, sa
         json.loads(line, parse_constant=pytest.fail)  # NaN is not valid JSON
     for file in run.glob("ckpt/step-*/model.safetensors"):
         assert all(bool(value.isfinite().all()) for value in weights(run, file.parent.name).values())
+
+
+ABSORBING = ("Adopt", "Lion", "Rprop")  # take a NaN into their state, and keep the weights finite for a step or more
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [name if name in ABSORBING else pytest.param(name, marks=pytest.mark.slow) for name in dict.fromkeys((*ABSORBING, *CLASSES))],
+)
+def test_after_a_nan_batch_every_checkpoint_is_finite_and_resumable(optimizer, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    argv = ("--train.n_steps", 8, "--train.batch_size", 16, "--train.save_freq", 1, "--train.keep_last", 20)
+    argv += ("--train.print_freq", 100, "--train.eval_freq", 100, "--train.ema", 0.9, "--train.optim.lr", 1e-3)
+    with monkeypatch.context() as patch, torch.compiler.set_stance("force_eager"):  # compiling Kron takes half a minute
+        patch.setattr(Update, "__call__", Update.__call__)
+        AtStep(3, "nan")(run)
+        assert run_main("-e", run, *argv, "--train.optim.type", optimizer) == 1
+    assert "the training diverged at step" in capsys.readouterr().err
+    checkpoints = committed_checkpoints(run)
+    assert [path.name for path in checkpoints] == ["step-000001", "step-000002", "step-000003"]
+    for path in checkpoints:
+        checkpoint = read_checkpoint(path)
+        values = (checkpoint.weights, checkpoint.ema_weights, checkpoint.train_state["optimizer"])
+        assert all(bool(number.isfinite().all()) for value in values for number in _numbers(value))
+    with torch.compiler.set_stance("force_eager"):
+        assert run_main("-r", run) == 0
+    assert results(run)["step"] == 8
 
 
 def test_custom_model_and_task_replace_those_of_the_config(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.faults.children import train
+from tests.on_disk import write_image_folder
 from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, run_on_two_ranks, untimed, weights
 
 ARGV = (
@@ -176,6 +177,75 @@ def test_two_ranks_report_the_loss_that_one_rank_computes(tmp_path, data_root):
     assert finished.returncode == 0, finished.stderr
     evaluated = run_command("python", "tools/evaluate.py", tmp_path / "run" / "ckpt" / "latest", "--json")
     assert json.loads(evaluated.stdout)["loss"] == pytest.approx(results(tmp_path / "run")["last"]["valid/loss"], rel=1e-6)
+
+
+MIXED = (
+    "--train.n_steps",
+    12,
+    "--train.batch_size",
+    48,
+    "--train.print_freq",
+    1,
+    "--train.eval_freq",
+    12,
+    "--train.num_threads",
+    1,
+)
+MIXED += ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--train.save_freq", 6, "--train.optim.lr", 0.05)
+MIXING = {
+    "with micro-batches": ("--train.micro_batch_size", 5),
+    "in half of the batches of the first epoch": (
+        "--augment.mix_prob",
+        0.5,
+        "--augment.mix_epochs",
+        1,
+        "--train.batch_size",
+        240,
+    ),
+    "with repeats of images in files": (
+        "IMAGES",
+        "--augment.repeats",
+        2,
+        "--train.batch_size",
+        12,
+        "--dataloader.num_workers",
+        0,
+    ),
+    "with a teacher": ("TEACHER",),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "with micro-batches" else pytest.param(kind, marks=pytest.mark.slow) for kind in MIXING]
+)
+def test_mixing_is_a_function_of_the_global_batch(kind, tmp_path):
+    words = {"IMAGES": (), "TEACHER": ()}
+    if "IMAGES" in MIXING[kind]:
+        data = write_image_folder(tmp_path / "data", n_classes=4, n_train=24)
+        words["IMAGES"] = ("--data.name", "imagefolder", "--data.dataroot", data, "--data.img_size", 28)
+    if "TEACHER" in MIXING[kind]:
+        assert train(tmp_path / "teacher", *MIXED, "--seed", 5).codes == [0]
+        words["TEACHER"] = ("--distill.teacher", tmp_path / "teacher")
+    argv = (*MIXED, *(part for word in MIXING[kind] for part in words.get(word, (word,))))
+    for ranks in (1, 2, 3):
+        run = tmp_path / str(ranks)
+        ended = train(run, *argv, ranks=ranks)
+        assert ended.codes == [0] * ranks, ended.output
+        assert json.loads((run / "environment.json").read_text())["world_size"] == ranks
+        assert _largest_difference(run, tmp_path / "1") < 1e-6
+
+
+@pytest.mark.slow
+def test_mixing_on_two_ranks_resumes_on_one(tmp_path):
+    for ranks in (1, 2):
+        assert train(tmp_path / str(ranks), *MIXED, ranks=ranks).codes == [0] * ranks
+    assert train(tmp_path / "2", "-r", tmp_path / "2" / "ckpt" / "step-000006").codes == [0]
+    assert _largest_difference(tmp_path / "2", tmp_path / "1") < 1e-6
+
+
+def _largest_difference(run, other):
+    ours, theirs = weights(run), weights(other)
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
 
 
 def test_batch_size_not_divisible_by_the_ranks_is_a_one_line_error(tmp_path):

@@ -362,18 +362,23 @@ def test_wrong_options_are_one_line_errors(runs, tmp_path, monkeypatch, capsys, 
     assert expected in line
 
 
-def test_damaged_file_is_a_one_line_error(runs, tmp_path, capsys):
-    shutil.copytree(runs / "completed", tmp_path / "run", symlinks=True)
-    for name, content in (
-        ("metrics.jsonl", "{\n"),
-        ("results.json", '{"status": '),
-        ("results.json", "[1]\n"),
-        ("config.yaml", "[1, 2]\n"),
-    ):
-        (tmp_path / "run" / name).write_text(content)
-        capsys.readouterr()
-        compare(tmp_path / "run", code=1)
-        assert f"{name} can't be read: " in capsys.readouterr().err
+def test_a_damaged_run_has_a_row_and_a_reason_in_every_output(runs, tmp_path, capsys):
+    shutil.copytree(runs / "completed", tmp_path / "damaged", symlinks=True)
+    (tmp_path / "damaged" / "results.json").write_text('{"status": ')
+    outputs = ("--markdown", tmp_path / "a.md", "--csv", tmp_path / "a.csv", "--html", tmp_path / "a.html", "--mistakes", 0)
+    compare(runs / "completed", tmp_path / "damaged", *outputs, "--png", tmp_path / "a.png")
+    printed = capsys.readouterr()
+    reason = "results.json: it is not JSON"
+    assert "unreadable" in printed.out
+    assert reason in printed.out
+    assert printed.err == "warning: 1 of 2 runs can't be read\n"
+    assert reason in (tmp_path / "a.md").read_text()
+    assert reason in (tmp_path / "a.html").read_text()
+    assert table(tmp_path / "a.csv")["damaged"]["status"] == "unreadable"
+    compare(tmp_path / "damaged", code=1)
+    assert reason in capsys.readouterr().err
+    compare("--diff", runs / "completed", tmp_path / "damaged", code=1)
+    assert reason in capsys.readouterr().err
 
 
 def test_help_has_examples_and_does_not_import_torch():

@@ -1,6 +1,8 @@
 import json
 import re
+import shutil
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from engine.config.errors import RunError
 from engine.inference.trained import Trained, load_trained
 from models import create_model, list_models, model_signature
 from tests.models.test_every_model import build, small_sizes
-from tests.running import results, run_command
+from tests.running import ROOT, results, run_command
 from tools.export import main
 from tools.exports.exportable import Exportable, expect_equal
 from tools.exports.fold import fold_batch_norm
@@ -122,8 +124,9 @@ def onnx_of_lenet(small_runs, tmp_path_factory) -> Path:
     return path
 
 
-def test_an_onnx_file_describes_itself(onnx_of_lenet):
+def test_an_onnx_file_describes_itself_but_not_the_folders_of_this_machine(onnx_of_lenet):
     model = onnx.load(onnx_of_lenet)
+    assert str(ROOT).encode() not in onnx_of_lenet.read_bytes()
     onnx.checker.check_model(model)
     assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", 20)]
     assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 1, 28, 28]
@@ -138,6 +141,8 @@ def test_a_torch_export_file_accepts_normalized_images_and_has_no_folded_batch_n
     path = tmp_path / "resnet18.pt2"
     assert export("torch", small_runs["resnet18"], "--input", "float32", "--fold_bn", "-o", path) == 0
     assert "12 BatchNorms folded, 0 left" in capsys.readouterr().out  # of the stem, of four blocks and of three shortcuts
+    with zipfile.ZipFile(path) as archive:
+        assert not any(str(ROOT).encode() in archive.read(name) for name in archive.namelist())
     held = {DESCRIPTION: ""}
     program = torch.export.load(path, extra_files=held)
     assert not [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
@@ -178,6 +183,54 @@ def test_the_model_card_has_the_metrics_the_data_and_the_command(small_runs, fol
     assert "python " in card
     config = re.search(r"```yaml\n(.+?)```", card, re.DOTALL)[1]
     assert yaml12.parse(config)["model"] == {"name": "resnet18", "pretrained": False, "layers": [1, 1, 1, 1]}
+
+
+def test_names_can_not_change_the_model_card_and_private_paths_are_not_in_it(small_runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_runs["lenet"], run, symlinks=True)
+    names = ["```", "</script><b>", "[x](http://evil)", "a\n# title", *map(str, range(4, 10))]
+    (run / "classes.json").write_text(json.dumps(names))
+    environment = json.loads((run / "environment.json").read_text())
+    command = [
+        "python",
+        "main.py",
+        "-c",
+        "/home/alice/secret configs/a.yaml",
+        "--data.dataroot",
+        "/data/patients",
+        "-e",
+        "~/runs/x",
+        "```",
+    ]
+    environment["command"] = [
+        *command,
+        "--data.dataroot=/data/patients",
+        "--model.freeze=[/home/alice/x]",
+        "--train.n_steps",
+        "5",
+    ]
+    (run / "environment.json").write_text(json.dumps(environment))
+    config = yaml12.parse((run / "config.yaml").read_text())
+    config["data"]["dataroot"] = "/data/patients"
+    config["distill"]["pretrained"], config["tracking"]["project"] = "/home/alice/weights.pth", "```"
+    (run / "config.yaml").write_text(yaml12.dump(config))
+    assert export("timm", run) == 0
+    folder = run / "export" / "lenet"
+    card = (folder / "README.md").read_text()
+    for text in (card, (folder / "config.json").read_text()):
+        assert not any(private in text for private in ("alice", "patients", "~/runs", str(tmp_path)))
+    assert r"(\`\`\`, \</script\>\<b\>, \[x\](http://evil), a\\n# title, 4" in card
+    assert "python main.py -c .../a.yaml -e .../x '```' '--train.freeze=[.../x]' --train.n_steps 5" in card
+    assert "pretrained: .../weights.pth" in card
+    assert "````sh\n" in card
+    assert re.search(r"````yaml\n(.+?)\n````\n", card, re.DOTALL)
+
+
+def test_a_card_of_a_run_with_damaged_results_is_a_one_line_error(small_runs, tmp_path, capsys):
+    shutil.copytree(small_runs["lenet"], tmp_path / "run", symlinks=True)
+    (tmp_path / "run" / "results.json").write_text("[1]")
+    assert export("timm", tmp_path / "run") == 1
+    assert "results.json: it is not a mapping" in capsys.readouterr().err
 
 
 def test_the_code_in_the_card_loads_the_folder(small_runs, tmp_path):

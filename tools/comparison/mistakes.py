@@ -17,6 +17,7 @@ from engine.inference.trained import load_trained
 from tools.comparison.rows import Row
 from tools.pictures.predictions import find_mistakes
 from tools.pictures.subject import read_samples, require_classification
+from tools.tables import print_lines
 
 MAX_SIDE = 128  # pixels
 LOSSLESS_SIDE = 64  # images of at most so many pixels are kept as they are
@@ -42,7 +43,7 @@ def mistakes_of(rows: Sequence[Row], n: int, overrides: Mapping[str, Any]) -> li
             else:
                 why_none = "it makes no mistake"
         except (ConfigError, RunError) as error:
-            print(f"no mistakes of {row.name}: {error}", file=sys.stderr)
+            print_lines(f"no mistakes of {row.name}: {error}", file=sys.stderr)
             why_none = str(error)
         found.append({"name": row.name, "step": step, "samples": samples, "why_none": why_none})
     return found

@@ -38,7 +38,7 @@ def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]
         loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of Bokeh's models: definitions precede references
-    table = []
+    table, readable = [], [row for row in rows if row.first.is_readable]
     for i, row in enumerate(rows):
         color, dashes = color_and_dashes(line_style(i))
         key = {"color": "currentColor" if color == BLACK else color, "dashes": SVG_DASHES[dashes]}
@@ -52,12 +52,12 @@ def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]
         reasons=failure_reasons(rows),
         library=Resources(mode="inline", components=["bokeh"], log_level="error").render(),
         data=_chart_data(rows),
-        mistakes=mistakes_of(rows, n_mistakes, overrides) if n_mistakes else [],
-        names=[row.name for row in rows],
+        mistakes=mistakes_of(readable, n_mistakes, overrides) if n_mistakes else [],
+        names=[row.name for row in readable],
         n_runs=sum(len(row.runs) for row in rows),
         differences={
-            "config": differences([{**row.first.config, "seed": row.seeds} for row in rows]),
-            "versions and machine": differences([machine_of(row.first) for row in rows]),
+            "config": differences([{**row.first.config, "seed": row.seeds} for row in readable]),
+            "versions and machine": differences([machine_of(row.first) for row in readable]),
         },
     )
 

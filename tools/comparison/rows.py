@@ -28,7 +28,7 @@ class Row:
 
     @property
     def seeds(self) -> str:
-        return " ".join(str(run.seed) for run in self.runs)
+        return " ".join(str(run.seed) for run in self.runs if run.is_readable)
 
 
 def rows_of(runs: Sequence[RunRecord]) -> list[Row]:
@@ -85,8 +85,8 @@ def _per_seed(value: Callable[[RunRecord], float | None]) -> Callable[[Row], lis
 
 _COLUMNS = (
     Column("run", "run", lambda row: row.name, is_number=False),
-    Column("model", "model", lambda row: row.first.config["model.name"], is_number=False),
-    Column("data", "data", lambda row: row.first.config["data.name"], is_number=False),
+    Column("model", "model", lambda row: row.first.config.get("model.name", "-"), is_number=False),
+    Column("data", "data", lambda row: row.first.config.get("data.name", "-"), is_number=False),
     Column("status", "status", lambda row: row.first.status, is_number=False),
     Column("n", "n", lambda row: len(row.runs)),
     Column("params", "parameters", lambda row: row.first.results.get("params"), millions),
@@ -106,7 +106,7 @@ def columns_for(rows: Sequence[Row]) -> list[Column]:
     """Choose the columns of a table for people: without those that are the same for all of these rows."""
     metrics = {row.first.monitor for row in rows}
     is_hidden = {
-        "data": len({row.first.config["data.name"] for row in rows}) == 1,
+        "data": len({row.first.config["data.name"] for row in rows if row.first.is_readable}) == 1,
         "n": all(len(row.runs) == 1 for row in rows),
         "metric": len(metrics) == 1,
         "test": all(run.test is None for row in rows for run in row.runs),

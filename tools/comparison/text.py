@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from engine.config.schema import flatten
 from tools.comparison.rows import COLUMNS, Row, columns_for, differences, failure_reasons, machine_of
 from tools.comparison.runs import RunRecord
-from tools.tables import Rows, markdown, plain
+from tools.tables import Rows, escaped, markdown, plain
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -16,7 +16,7 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    return "\n\n".join([markdown(*_cells(rows)), *failure_reasons(rows)]) + "\n"
+    return "\n\n".join([markdown(*_cells(rows)), *map(escaped, failure_reasons(rows))]) + "\n"
 
 
 def _cells(rows: Sequence[Row]) -> tuple[Rows, set[int]]:

@@ -65,6 +65,8 @@ def trace(exportable: Exportable, input_type: Literal["uint8", "float32"], *, fo
         else:
             traced, *batches = map(normalize, (traced, *batches))
         program = torch.export.export(model, (traced,), dynamic_shapes=({0: Dim("batch")},))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # names the folders of this machine
     values = {"uint8": "0 to 255, normalized by the graph", "float32": "(value / 255 - mean) / std"}[input_type]
     description = {**exportable.describe(), "input": f"{input_type}, batch x {shape}, {values}"}
     return Graph(program, description, eager, batches, summary)

@@ -19,6 +19,7 @@ from engine.optim.schedule import make_schedule, warmup_and_cooldown
 from engine.plots.style import line_style, new_figure, style
 from tools.pictures.output import save_pictures
 from tools.pictures.subject import require_positive, short_labels
+from tools.tables import print_lines
 
 BROAD: dict[str, Any] = {"linewidth": 8, "alpha": 0.3, "solid_capstyle": "butt"}  # under the line of a warm-up or cool-down
 NOMINAL_STEPS = 1000  # in an epoch of unknown length
@@ -56,7 +57,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> None:
 def read_schedule(name: str, path: str, overrides: dict[str, Any], n_images: int | None) -> Schedule:
     config = load_config(path, overrides)
     for note in config.notes:
-        print(f"{path}: {note}", file=sys.stderr)
+        print_lines(f"{path}: {note}", file=sys.stderr)
     train, sched = config.train, config.train.sched
     steps_per_epoch = find_steps_per_epoch(config, n_images)
     if steps_per_epoch is None:  # updates and epochs can't be drawn together

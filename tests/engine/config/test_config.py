@@ -1,3 +1,5 @@
+import math
+import os
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
@@ -118,6 +120,16 @@ def test_resolved_config_round_trips(write):
         ("augment.scale", [0.5], "two numbers"),
         ("data.args", {}, "no such key"),
         ("eval.batch_size", "${train.nothing}", "nothing"),
+        ("train.optim.lr", math.inf, "must be a finite number, got inf"),
+        ("train.optim.betas", [0.9, math.nan], "train.optim.betas.1: must be a finite number"),
+        ("data.std", [math.nan], "must be a finite number"),
+        ("seed", 10**23, "at most 64 bits"),
+        ("model.layers", [16**6000], "at most 64 bits"),
+        ("model.layers", [-(2**63) - 1], "at most 64 bits"),
+        ("augment", {1: 2}, "a key is not a plain word"),
+        ("augment", {16**6000: 2}, "a key is not a plain word"),
+        ("model.first_block", "\x1b[31m", "must not contain control characters"),
+        ("seed", "???", "must be given"),
     ],
 )
 def test_invalid_key_or_value_is_a_one_line_error_with_the_key_and_a_remedy(write, key, value, expected):
@@ -164,6 +176,19 @@ def test_binary_or_huge_config_is_an_error(tmp_path):
     assert "a.yaml" in error_message(tmp_path / "a.yaml")
     assert "larger than" in error_message(tmp_path / "b.yaml")
     assert "can't be read" in error_message(tmp_path)
+
+
+@pytest.mark.parametrize("special", ["pipe", "/dev/zero"])
+def test_a_config_or_base_that_is_not_a_regular_file_is_an_error(write, tmp_path, special):
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in error_message(tmp_path / special)
+    assert "not a regular file" in error_message(write(f"base: {special}\n{MINIMAL}"))
+
+
+def test_bases_that_multiply_are_an_error(write):
+    for i in range(30):
+        write(f"base: [{i + 1}.yaml, {i + 1}.yaml]" if i < 29 else MINIMAL, f"{i}.yaml")
+    assert "more than 100 files" in error_message(write("base: 0.yaml"))
 
 
 class TestRunLength:
@@ -389,6 +414,15 @@ class TestModelArguments:
         assert load_config(path, {"model.name": "timm/resnet18"}).model.args == {}
         given = load_config(path, {"model.name": "timm/resnet18", "model.drop_rate": 0.1}).model.args
         assert given == {"drop_rate": 0.1}
+
+    @pytest.mark.parametrize(
+        "argument", ["checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "scriptable", "num_classes"]
+    )
+    def test_a_timm_model_or_teacher_gets_no_argument_that_loads_files(self, write, argument):
+        model = write(FULL_CONFIG.replace("name: resnet18\n", f"name: timm/resnet18\n  {argument}: evil.pth\n"))
+        assert f"model.{argument}: is not an argument of the network" in error_message(model)
+        teacher = {"distill.teacher": "timm/resnet18", "distill.pretrained": "w.pth", f"distill.{argument}": "evil.pth"}
+        assert f"distill.{argument}: is not an argument of the network" in error_message(write(MINIMAL), teacher)
 
     def test_an_argument_that_no_model_has_is_an_error(self, write):
         assert "no such argument" in error_message(write(FULL_CONFIG), {"model.first_blok": "cifar10"})

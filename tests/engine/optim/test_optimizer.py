@@ -8,6 +8,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from timm.optim import get_optimizer_class, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from engine import ConfigError, load_config
@@ -116,6 +117,25 @@ class TestNames:
                 torch.manual_seed(1)  # as the training loop does in each step
                 take_steps(m, optimizer)
         assert_same_weights(model.state_dict(), again.state_dict())
+
+    @pytest.mark.parametrize("name", RUNNABLE)
+    def test_a_nan_gradient_is_found_in_the_weights_or_the_state_of_every_optimizer(self, name):
+        torch.manual_seed(0)
+        state, accelerator = train_state(name, ConvNet()), Accelerator(cpu=True)
+        with torch.compiler.set_stance("force_eager"):
+            take_steps(state.model, state.optimizer)
+            assert state.is_finite(accelerator)
+            for parameter in state.model.parameters():
+                parameter.grad = torch.full_like(parameter, torch.nan)
+            state.optimizer.step()
+        assert not state.is_finite(accelerator)
+
+    def test_nan_in_averaged_weights_is_found(self):
+        state, accelerator = train_state("SGD", ConvNet()), Accelerator(cpu=True)
+        state.ema = ModelEmaV3(state.model)
+        assert state.is_finite(accelerator)
+        state.ema.module.fc.bias.data[0] = torch.nan
+        assert not state.is_finite(accelerator)
 
     def test_names_are_case_insensitive_and_prefer_torch(self):
         assert type(optimizer_of("ADAMW")) is torch.optim.AdamW

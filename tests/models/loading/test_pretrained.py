@@ -444,3 +444,9 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch):
     with pytest.raises(OSError, match=r"can't be fetched \(no network\); download them elsewhere") as error:
         load_pretrained(model, "hrnet_w18_small", True)
     one_line(error)
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
+def test_create_model_passes_no_argument_to_timm_that_loads_files(argument):
+    with pytest.raises(ValueError, match=f"{argument} is not an argument of the network timm/resnet18"):
+        create_model("timm/resnet18", **{argument: "evil.pth"})
