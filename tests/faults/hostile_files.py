@@ -407,12 +407,18 @@ def png(width: int, height: int) -> bytes:
 def jpeg(folder: Path, width: int, height: int) -> bytes:
     """Return a JPEG whose header declares this size."""
     Image.new("RGB", (16, 16)).save(folder / "small.jpg")
-    size = struct.pack(">HH", 16, 16)
-    return (
-        (folder / "small.jpg")
-        .read_bytes()
-        .replace(b"\xff\xc0\x00\x11\x08" + size, b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", height, width))
-    )
+    frame = b"\xff\xc0\x00\x11\x08"
+    content = (folder / "small.jpg").read_bytes()
+    return content.replace(frame + struct.pack(">HH", 16, 16), frame + struct.pack(">HH", height, width))
+
+
+def gif(width: int, height: int) -> bytes:
+    size = struct.pack("<HH", width, height)
+    return b"GIF89a%b\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0%b\0\x02\x02D\x01\0;" % (size, size)
+
+
+def bmp(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, width, height, 1, 24, *[0] * 6)
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n0 0 moveto 16 16 lineto stroke\nshowpage\n%%EOF\n"
@@ -432,16 +438,10 @@ IMAGES: dict[str, Callable[[Path], bytes]] = {
     "a PNG of 2 billion x 2 billion": lambda f: png(2**31 - 1, 2**31 - 1),
     "a PNG without pixels": lambda f: png(0, 16),
     "a PNG of which most is missing": lambda f: png(10_000, 10_000),
-    "a GIF of 65,535 x 65,535": lambda f: (
-        b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;"
-    ),
-    "a GIF of 0 x 0": lambda f: b"GIF89a\0\0\0\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\0\0\0\0\0\x02\x02D\x01\0;",
-    "a BMP of 30,000 x 30,000": lambda f: (
-        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0)
-    ),
-    "a BMP of negative width": lambda f: (
-        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, -16, 16, 1, 24, 0, 0, 0, 0, 0, 0)
-    ),
+    "a GIF of 65,535 x 65,535": lambda f: gif(65_535, 65_535),
+    "a GIF of 0 x 0": lambda f: gif(0, 0),
+    "a BMP of 30,000 x 30,000": lambda f: bmp(30_000, 30_000),
+    "a BMP of negative width": lambda f: bmp(-16, 16),
     "nothing": lambda f: b"",
 }
 
@@ -608,62 +608,29 @@ CASES |= {f"a cache of decoded data is a {kind}": partial(_with_cache, partial(n
 
 # Annotations
 
-NAN, INFINITY = float("nan"), float("inf")
+_BOXES = (
+    '[null, [], {}, "1234", [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, null], [NaN, 1, 2, 3], [1, 1, NaN, 3], [1, 1, 3, Infinity], '
+)
+_BOXES += (
+    '[-Infinity, 1, 3, 3], [1, 1, "3", 3], [1, 1, true, 3], [1, 1, 1e999, 3], [[1], 1, 3, 3], [1, 1, 1e-30, 3], [1, 1, -3, 3]]'
+)
+_NAMES = '[null, 1, "", ".", "..", "../val/000000.jpg", "/etc/passwd", "a\\u0000b", "a\\nb", "\\u001b[31m", "\\ud800"]'
+_CATEGORIES = '[null, [], {}, {"id": 1, "name": "red"}, {"id": "5", "name": "a"}, {"id": 5}, {"id": 5, "name": null}]'
+_SIZES = f'[null, "40", [], NaN, Infinity, -40, 0, true, {10**400}]'
+WRONG_VALUES: dict[tuple[str, str], str] = {  # JSON, for the first entry of a part
+    ("annotations", "bbox"): _BOXES,
+    **{("annotations", key): f'[null, "1", 1.5, true, [], {{}}, NaN, {10**30}]' for key in ("image_id", "category_id")},
+    **{("annotations", key): f'[null, "1", [], NaN, Infinity, -1, {10**400}]' for key in ("iscrowd", "area")},
+    **{("images", key): _SIZES for key in ("width", "height")},
+    ("images", "file_name"): _NAMES,
+}
 ANNOTATIONS: dict[str, Callable[[Any], Any]] = {
     **{
-        f"bbox {box!r}": lambda c, box=box: c["annotations"][0].update(bbox=box)
-        for box in (
-            None,
-            [],
-            {},
-            "1234",
-            [1, 2, 3],
-            [1, 2, 3, 4, 5],
-            [1, 2, 3, None],
-            [NAN, 1, 2, 3],
-            [1, 1, NAN, 3],
-            [1, 1, 3, INFINITY],
-            [-INFINITY, 1, 3, 3],
-            [1, 1, "3", 3],
-            [1, 1, True, 3],
-            [1, 1, 10**400, 3],
-            [[1], 1, 3, 3],
-            [1, 1, 1e-30, 3],
-            [1, 1, -3, 3],
-        )
+        f"{key} {value!r:.30}": lambda c, part=part, key=key, value=value: c[part][0].update({key: value})
+        for (part, key), values in WRONG_VALUES.items()
+        for value in json.loads(values)
     },
-    **{
-        f"{key} {value!r}": lambda c, key=key, value=value: c["annotations"][0].update({key: value})
-        for key in ("image_id", "category_id")
-        for value in (None, "1", 1.5, True, [], {}, NAN, 10**30)
-    },
-    **{
-        f"{key} {value!r}": lambda c, key=key, value=value: c["annotations"][0].update({key: value})
-        for key in ("iscrowd", "area")
-        for value in (None, "1", [], NAN, INFINITY, -1, 10**400)
-    },
-    **{
-        f"{key} {value!r}": lambda c, key=key, value=value: c["images"][0].update({key: value})
-        for key in ("width", "height")
-        for value in (None, "40", [], NAN, INFINITY, -40, 0, True, 10**400)
-    },
-    **{
-        f"file name {name!r}": lambda c, name=name: c["images"][0].update(file_name=name)
-        for name in (None, 1, "", ".", "..", "../val/000000.jpg", "/etc/passwd", "a\0b", "a\nb", "\x1b[31m", "\ud800", "a" * 5000)
-    },
-    **{
-        f"category {entry!r}": lambda c, entry=entry: c["categories"].append(entry)
-        for entry in (
-            None,
-            [],
-            {},
-            {"id": 1, "name": "red"},
-            {"id": "5", "name": "a"},
-            {"id": 5},
-            {"id": 5, "name": None},
-            {"id": 5, "name": "\x1b"},
-        )
-    },
+    **{f"category {entry!r}": lambda c, entry=entry: c["categories"].append(entry) for entry in json.loads(_CATEGORIES)},
     **{
         f"{part} {value!r}": lambda c, part=part, value=value: c.update({part: value})
         for part in ("images", "annotations", "categories")
