@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError, RunError
 from engine.plugins import Parser
-from tools.pictures.options import SOURCE_HELP, add_source
+from tools.pictures.output import SOURCE_HELP, add_source
 
 if TYPE_CHECKING:  # functions import what needs torch, so that --help doesn't
     from engine.inference.images import ReadBatch

@@ -12,8 +12,7 @@ from engine.inference.trained import load_trained
 from models import create_model, list_models
 from models.loading.factory import MODELS
 from tests.running import run_main
-from tools.pictures.attention import global_attention, rollout, rollout_maps
-from tools.pictures.gradcam import default_layer, find_class, gradcam, heat_of
+from tools.pictures.gradcam import default_layer, find_class, global_attention, gradcam, heat_of, rollout, rollout_maps
 
 # the smallest member of each family of this project, with an image size it supports
 FAMILIES = {
