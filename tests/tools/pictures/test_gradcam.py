@@ -6,11 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from datasets.pipeline.counters import derive
-from datasets.shapes import SHAPES, TEST, generate
+from datasets.shapes import SHAPES, TEST
 from engine.config.errors import ConfigError
 from engine.inference.trained import load_trained
 from models import create_model, list_models
 from models.loading.factory import MODELS
+from tests.generated_shapes import generate
 from tests.running import run_main
 from tools.pictures.gradcam import default_layer, find_class, global_attention, gradcam, heat_of, rollout, rollout_maps
 
