@@ -26,19 +26,16 @@ N_CIFAR, N_RANKS = 50_000, 2
 def start(options: Options) -> Report:
     mnist = write_mnist(options.folder / "data", n_train=60_000, n_test=10_000)
     on_mnist = ["-c", "configs/lenet_mnist.yaml", "--data.dataroot", str(mnist), "--data.verify", "false"]
-    actions = {
-        IMPORTS: partial(run_python, ["-c", IMPORTS]),
-        "main.py, LeNet-5 on digits: to the first step": partial(run_to_first_step, options.folder, []),
-        "main.py, LeNet-5 on MNIST: to the first step": partial(run_to_first_step, options.folder, on_mnist),
-        "main.py --help": partial(run_python, ["main.py", "--help"]),
+    programs = {  # -> how many times as long as the imports they may take, and how to run them
+        "main.py, LeNet-5 on digits: to the first step": (1.5, partial(run_to_first_step, options.folder, [])),
+        "main.py, LeNet-5 on MNIST: to the first step": (1.5, partial(run_to_first_step, options.folder, on_mnist)),
+        "main.py --help": (0.3, partial(run_python, ["main.py", "--help"])),
     }
+    actions = {IMPORTS: partial(run_python, ["-c", IMPORTS]), **{name: action for name, (_, action) in programs.items()}}
     times = take_turns(options.choose(4, 1), actions, "starts")
-    imports, *seconds = (median(of_action[1:] or of_action) for of_action in times.values())
-    rival, whats = f'python -c "{IMPORTS}"', list(actions)[1:]
-    return report(
-        ratio(what, rival, "s", mine, imports, at_most=at_most)
-        for what, mine, at_most in zip(whats, seconds, (1.5, 1.5, 0.3), strict=True)
-    )
+    seconds = {name: median(of_action[1:] or of_action) for name, of_action in times.items()}
+    rival = f'python -c "{IMPORTS}"'
+    return report(ratio(name, rival, "s", seconds[name], seconds[IMPORTS], at_most=aim) for name, (aim, _) in programs.items())
 
 
 def run_to_first_step(folder: Path, words: list[str]) -> float:
