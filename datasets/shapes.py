@@ -4,8 +4,8 @@ An image is a textured background, clutter behind and in front, one or more obje
 rotation and position, light from one side, and noise. Image i of a seed is a function of (seed, i) alone: it does not depend on
 how many are generated, in what order or in what batches.
 
-`generate` returns a class, a box and a mask for each object. `load` makes a classification dataset of it, with one object per
-image, and `load_objects` datasets for segmentation and detection, with several.
+`chunks` renders images, with a class and a mask for each object. `load` makes a classification dataset of them, with one object
+per image, and `load_objects` datasets for segmentation and detection, with several.
 Shapes and textures are read from lookup tables, which are computed once, through an affine map per image. A batch costs a few
 lookups per figure and no loop over samples. The arithmetic is a sequence of single float operations, whose bits don't depend on
 the position in a batch; those of functions such as sin and lerp may.
@@ -36,17 +36,9 @@ TURNS = 4096  # possible rotations
 STAMP = 1.3  # a stamp covers its figure, of radius 1, from -STAMP to STAMP
 CHUNK = 1 << 18  # pixels that are rendered at a time, to fit into a processor's caches
 
-Rendered = tuple[Tensor, Tensor, Tensor]  # images, labels and masks, as below
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Images with up to K objects in each. A missing object has the label -1, the box 0 0 0 0 and an empty mask."""
-
-    images: Tensor  # N 3 H W, uint8
-    labels: Tensor  # N K, int64; the first object always exists
-    boxes: Tensor  # N K 4, int64: left, top, right, bottom of the mask; right and bottom are the first pixels outside
-    masks: Tensor  # N K H W, bool: the pixels in which the object is visible
+# Images N 3 H W, uint8; the labels of up to K objects, N K, of which the first one always exists, and -1 is a missing one; their
+# masks, N K H W, bool: the pixels in which an object is visible, none of a missing one.
+Rendered = tuple[Tensor, Tensor, Tensor]
 
 
 def load(source: Source, *, n_train: int = 20000, n_test: int = 4000, size: int | None = None, difficulty: float = 0.5) -> Loaded:
@@ -73,15 +65,14 @@ def load_objects(
     if n_train < 1 or n_test < 1:
         raise ValueError(f"n_train and n_test are {n_train} and {n_test}; they must be at least 1")
     size = next(given for given in (size, source.img_size, IMG_SIZE) if given is not None)
-    _check(size, difficulty, max_objects)
     splits = []
     for part, n in ((TRAIN, n_train), (TEST, n_test)):
-        images, targets = torch.empty((n, 3, size, size), dtype=torch.uint8), torch.empty(0)
-        chunks = _chunks(derive(source.seed, SHAPES, part), torch.arange(n), size, difficulty, max_objects)
-        for some, (rendered, labels, masks) in chunks:
+        images = targets = torch.empty(0)
+        seed = derive(source.seed, SHAPES, part)
+        for some, (rendered, labels, masks) in chunks(seed, torch.arange(n), size, difficulty, max_objects):
             made = targets_of(labels, masks)
             if some.start == 0:
-                targets = made.new_empty(n, *made.shape[1:])
+                images, targets = (one.new_empty(n, *one.shape[1:]) for one in (rendered, made))
             images[some], targets[some] = rendered, made
         splits.append(split(images, targets))
     train, test = splits
@@ -101,19 +92,12 @@ def box_targets(labels: Tensor, masks: Tensor) -> Tensor:
     return objects
 
 
-def generate(seed: int, indices: Tensor, *, size: int, difficulty: float = 0.5, max_objects: int = 1) -> Shapes:
-    """Generate the images of these indices, each with 1 to `max_objects` objects, of which a later one covers an earlier one.
+def chunks(seed: int, indices: Tensor, size: int, difficulty: float, max_objects: int) -> Iterator[tuple[slice, Rendered]]:
+    """Render the images of these indices, a few at a time; yield their positions in `indices` and the result.
 
-    A higher `difficulty`, from 0 to 1, means more noise and clutter, stronger textures, objects that differ less from the
-    background, and smaller ones.
+    Each image has 1 to `max_objects` objects, of which a later one covers an earlier one. A higher `difficulty`, from 0 to 1,
+    means more noise and clutter, stronger textures, objects that differ less from the background, and smaller ones.
     """
-    _check(size, difficulty, max_objects)
-    chunks = (rendered for _, rendered in _chunks(seed, indices, size, difficulty, max_objects))
-    images, labels, masks = map(torch.cat, zip(*chunks, strict=True))
-    return Shapes(images, labels, boxes_of(masks), masks)
-
-
-def _check(size: int, difficulty: float, max_objects: int) -> None:
     if max_objects < 1:
         raise ValueError(f"max_objects is {max_objects}; it must be at least 1")
     least = math.ceil(SMALLEST * math.sqrt(max_objects))
@@ -122,10 +106,6 @@ def _check(size: int, difficulty: float, max_objects: int) -> None:
         raise ValueError(f"shapes are distinguishable in images of {least}x{least} and more{objects}; the size is {size}")
     if not 0 <= difficulty <= 1:
         raise ValueError(f"difficulty is {difficulty}; it can be 0 to 1")
-
-
-def _chunks(seed: int, indices: Tensor, size: int, difficulty: float, max_objects: int) -> Iterator[tuple[slice, Rendered]]:
-    """Render a few images at a time; yield their positions in `indices` and the result."""
     done = 0
     for chunk in indices.split(max(1, CHUNK // size**2)):
         yield slice(done, done + len(chunk)), _render(seed, chunk, size, difficulty, max_objects)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -72,12 +71,16 @@ class Update:
     def _gradients(self, step: int, batch: Any) -> dict[str, Any]:
         """Accumulate gradients over the micro-batches; return the sums for the log."""
         torch.manual_seed(derive(self.seed, STEP, step, self.accelerator.process_index))
-        weight = self._weight(batch)
+        weight = self.task.weight(batch)
+        if isinstance(weight, Tensor):  # this rank's share of all ranks' weight: gradients are averaged over ranks, not added
+            weight = self.accelerator.reduce(weight, reduction="sum") / self.accelerator.num_processes
         window: dict[str, Any] = {"weight": weight}
-        parts = list(self._micro_batches(batch))
-        for i, part in enumerate(parts, start=1):
-            with self.accelerator.no_sync(self.model) if i < len(parts) else nullcontext():
-                loss_sum, sums = self.task.loss_sum(self.model, part)
+        n_samples = len(batch[0])
+        size = self.micro_batch_size or n_samples
+        for first in range(0, n_samples, size):
+            micro_batch = tuple(part[first : first + size] for part in batch)
+            with self.accelerator.no_sync(self.model) if first + size < n_samples else nullcontext():
+                loss_sum, sums = self.task.loss_sum(self.model, micro_batch)
                 self.accelerator.backward(loss_sum / weight)
             for name, value in sums.items():
                 window[name] = window[name] + value.detach() if name in window else value.detach()
@@ -107,15 +110,3 @@ class Update:
         if self.clip_grad_value:
             torch.nn.utils.clip_grad_value_(parameters, self.clip_grad_value)
         return gathered(norm)
-
-    def _weight(self, batch: Any) -> float | Tensor:
-        """Return this rank's share of the global batch's weight: gradients are averaged over ranks, not added."""
-        weight = self.task.weight(batch)
-        if isinstance(weight, Tensor):
-            weight = self.accelerator.reduce(weight, reduction="sum") / self.accelerator.num_processes
-        return weight
-
-    def _micro_batches(self, batch: Any) -> Iterator[Any]:
-        size = self.micro_batch_size or len(batch[0])
-        for first in range(0, len(batch[0]), size):
-            yield tuple(part[first : first + size] for part in batch)

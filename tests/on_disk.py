@@ -1,12 +1,36 @@
 """Small datasets in the formats of the published ones."""
 
+import gzip
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from tools.benchmarks.random_sets import write_cifar10, write_cifar100, write_mnist
+from tools.benchmarks import random_sets
+from tools.benchmarks.random_sets import write_cifar10
+
+
+def write_cifar100(root: Path) -> Path:
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, n in (("train", 60), ("test", 20)):
+        pixels = random.integers(0, 256, (n, 3072), dtype=np.uint8)
+        content = {"data": pixels, "fine_labels": random.integers(0, 100, n).tolist()}
+        (folder / part).write_bytes(pickle.dumps(content, protocol=2))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]}, protocol=2))
+    return root
+
+
+def write_mnist(root: Path, name: str = "MNIST", *, packed: bool = False) -> Path:
+    """Write the four files, as .gz if they are `packed`."""
+    random_sets.write_mnist(root, name)
+    for path in sorted((root / name / "raw").iterdir()) if packed else []:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    return root
 
 
 def write_image_folder(root: Path, n_classes: int = 3, n_train: int = 8, n_val: int = 3, seed: int = 0) -> Path:

@@ -95,7 +95,8 @@ it never wrote to. The run saves one checkpoint per epoch, which is the default;
 """,
 }
 # Functions in tools/benchmarks, "<command>:measure" by default. They need torch, so only the chosen one is imported.
-FUNCTIONS = {"all": "everything:measure"} | {name: f"loops:{name}" for name in ("evaluation", "memory", "ranks", "checkpoint")}
+IN_LOOPS = ("start", "evaluation", "memory", "ranks", "checkpoint")
+FUNCTIONS = {"all": "everything:measure", **{name: f"loops:{name}" for name in IN_LOOPS}}
 WITH_THREADS = ("model", "training", "evaluation", "memory", "growth", "checkpoint")
 WITH_KEYS = ("model", "training")  # config keys as options
 

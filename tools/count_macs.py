@@ -4,12 +4,12 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -18,7 +18,6 @@ from engine import load_config
 from engine.config import yaml12
 from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError
-from engine.config.resolve import ResolvedConfig
 from engine.plugins import Parser
 from engine.run.log import millions
 from tools.tables import giga, markdown
@@ -26,6 +25,8 @@ from tools.tables import giga, markdown
 # Torch and the models are imported inside functions: --help and a mistyped option shouldn't wait for them.
 if TYPE_CHECKING:
     from torch import nn
+
+T = TypeVar("T")
 
 EXAMPLES = """
 examples:
@@ -91,21 +92,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--model and --config: give one of the two")
     if args.model is None and args.config is None and overrides:
         raise ConfigError(f"--{next(iter(overrides))} needs --config or --model: the table of all models uses their defaults")
-    rows: Sequence[Row | ModelRow]
+    models: list[ModelRow] = []
     if args.model is not None:
-        rows = counted = [_of_model(args.model, args.n_classes or 1000, args.in_channels or 3, args.img_size or 224, overrides)]
+        rows = [of_model(args.model, args.n_classes or 1000, args.in_channels or 3, args.img_size or 224, overrides)]
     elif args.config:
-        rows = counted = of_configs(args.config, overrides)
+        rows = of_configs(args.config, overrides)
     else:
-        rows = models = of_models()
-        counted = [row.own_size for row in models]
+        models = of_models()
+        rows = [row.own_size for row in models]
     if args.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print(json.dumps([asdict(row) for row in models or rows], indent=2))
         return 0
-    print(table(counted) if rows is counted else model_tables(models))
-    if args.verbose:
-        for row in counted:
-            print(f"\n{_stages(row)}")
+    print(model_tables(models) if models else table(rows))
+    for row in rows if args.verbose else []:
+        print(f"\n{_stages(row)}")
     return 0
 
 
@@ -142,49 +142,77 @@ def _stages(row: Row) -> str:
 
 def of_models() -> list[ModelRow]:
     """Count every model of this project, which takes about a minute."""
-    from tqdm import tqdm
-
-    published = yaml12.parse(PUBLISHED.read_text())
-    models = list(_models())
-    progress = tqdm(models, unit="model", leave=False, disable=not sys.stderr.isatty())
-    return [_model_row(name, family, documentation, published) for name, family, documentation in progress]
-
-
-def _models() -> Iterator[tuple[str, str, str]]:
-    """Yield every model with the name and the documentation of its family's module."""
     import pkgutil
 
     import models
-
-    for module in (import_module(f"models.{info.name}") for info in pkgutil.iter_modules(models.__path__) if not info.ispkg):
-        for name in module.MODELS:
-            yield name, module.__name__.rpartition(".")[2], module.__doc__ or ""
-
-
-def _model_row(name: str, family: str, documentation: str, published: dict[str, Any]) -> ModelRow:
     from models import create_model, model_signature
 
-    signature = model_signature(name)
-    assert signature is not None, "only timm's models have none"
+    published = yaml12.parse(PUBLISHED.read_text())
+    families = [import_module(f"models.{info.name}") for info in pkgutil.iter_modules(models.__path__) if not info.ispkg]
+    rows = []
+    for module, name in _progress([(family, name) for family in families for name in family.MODELS], "model"):
+        family = module.__name__.rpartition(".")[2]
+        title, _, text = (module.__doc__ or "").partition("\n")
+        citation = CITATION.match(" ".join(text.split()))
+        signature = model_signature(name)
+        assert signature is not None, "only timm's models have none"
+        defaults = {key: parameter.default for key, parameter in signature.parameters.items()}
+        small: dict[str, Any] = {
+            key: value for key, value in {"first_block": "cifar10", "patch_size": 4}.items() if key in defaults
+        }
+        sizes = (defaults["n_classes"], defaults["in_channels"], defaults["img_size"])
+        row = ModelRow(
+            model=name,
+            family=re.split(r"[.,]", title)[0],
+            paper="{authors} ({year}): {title}. {link}".format(**citation.groupdict()) if citation else "",
+            checked_against=published["checked_against"].get(name) or published["checked_against"].get(family, ""),
+            published="; ".join(map(_accuracy, published["accuracies"].get(name, []))),
+            own_size=_count(name, partial(create_model, name), *sizes),
+            at_32x32=_count(name, partial(create_model, name, **small), 10, 3, 32),
+        )
+        rows.append(row)
+    return rows
 
-    def count(n_classes: int, in_channels: int, img_size: int, **arguments: Any) -> Row:
-        build = partial(create_model, name, n_classes=n_classes, in_channels=in_channels, img_size=img_size, **arguments)
-        return _row("", name, build, n_classes, in_channels, img_size, "")
 
-    defaults = {key: parameter.default for key, parameter in signature.parameters.items()}
-    small = {key: value for key, value in {"first_block": "cifar10", "patch_size": 4}.items() if key in defaults}
-    title, _, text = documentation.partition("\n")
-    citation = CITATION.match(" ".join(text.split()))
-    accuracies = published["accuracies"].get(name, [])
-    return ModelRow(
-        model=name,
-        family=re.split(r"[.,]", title)[0],
-        paper="{authors} ({year}): {title}. {link}".format(**citation.groupdict()) if citation else "",
-        checked_against=published["checked_against"].get(name) or published["checked_against"].get(family, ""),
-        published="; ".join(map(_accuracy, accuracies)),
-        own_size=count(defaults["n_classes"], defaults["in_channels"], defaults["img_size"]),
-        at_32x32=count(10, 3, 32, **small),
-    )
+def of_configs(paths: Sequence[str], overrides: dict[str, Any]) -> list[Row]:
+    from engine.build import dataset_spec, task_kind
+
+    accuracies = yaml12.parse(PUBLISHED.read_text())["accuracies"].values()
+    rows = []
+    for path, config in _progress([(Path(path), load_config(path, overrides)) for path in paths], "config"):
+        spec, build = dataset_spec(config), partial(task_kind(config).create_model, config)
+        n_classes, img_size = config.data.n_classes or spec.n_classes or UNKNOWN_CLASSES, config.data.img_size or spec.img_size
+        published = [_accuracy(entry) for entries in accuracies for entry in entries if entry.get("config") == path.stem]
+        row = _count(config.model.name, build, n_classes, spec.channels, img_size)
+        rows.append(replace(row, config=path.stem, published="; ".join(published)))
+    return rows
+
+
+def of_model(name: str, n_classes: int, in_channels: int, img_size: int, overrides: dict[str, Any]) -> Row:
+    from engine.build import task_kind
+
+    config = load_config(None, {**overrides, "model.name": name})
+    return _count(name, partial(task_kind(config).create_model, config), n_classes, in_channels, img_size)
+
+
+def _count(name: str, build: Callable[..., "nn.Module"], n_classes: int, in_channels: int, img_size: int) -> Row:
+    """Count a model whose weights are all zero: initializing them would take longer than counting."""
+    import torch
+
+    from engine.run.macs import count
+
+    on_meta = not name.startswith("timm/")  # timm computes with weights while it builds
+    try:
+        with torch.device("meta" if on_meta else "cpu"):
+            model = build(n_classes=n_classes, in_channels=in_channels, img_size=img_size)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model {name}: {error}") from error
+    if on_meta:
+        model.to_empty(device="cpu")
+        for tensor in (*model.parameters(), *model.buffers()):  # a detector's proposals must be finite
+            tensor.detach().zero_()
+    counts = count(model, in_channels, img_size)
+    return Row("", name, img_size, n_classes, counts.params, counts.macs, "", counts.stages, counts.not_counted)
 
 
 def _accuracy(entry: dict[str, str]) -> str:
@@ -194,67 +222,10 @@ def _accuracy(entry: dict[str, str]) -> str:
     return f"{entry['data']} {metric}{entry['accuracy']} ({entry['source']}{config})"
 
 
-def of_configs(paths: Sequence[str], overrides: dict) -> list[Row]:
+def _progress(items: list[T], unit: str) -> Iterable[T]:
     from tqdm import tqdm
 
-    configs = [(path, load_config(path, overrides)) for path in paths]
-    progress = tqdm(configs, unit="config", leave=False, disable=len(configs) < 3 or not sys.stderr.isatty())
-    return [_of_config(path, config) for path, config in progress]
-
-
-def _of_config(path: str, config: ResolvedConfig) -> Row:
-    from engine.build import dataset_spec
-
-    spec = dataset_spec(config)
-    n_classes = config.data.n_classes or spec.n_classes or UNKNOWN_CLASSES
-    img_size = config.data.img_size or spec.img_size
-    every = yaml12.parse(PUBLISHED.read_text())["accuracies"].values()
-    published = [_accuracy(entry) for entries in every for entry in entries if entry.get("config") == Path(path).stem]
-    return _row_of(Path(path).stem, config, n_classes, spec.channels, img_size, "; ".join(published))
-
-
-def _of_model(name: str, n_classes: int, in_channels: int, img_size: int, overrides: dict) -> Row:
-    config = load_config(None, {**overrides, "model.name": name})
-    return _row_of("", config, n_classes, in_channels, img_size, "")
-
-
-def _row_of(config_name: str, config: ResolvedConfig, n_classes: int, in_channels: int, img_size: int, published: str) -> Row:
-    from engine.build import task_kind
-
-    def build() -> "nn.Module":
-        return task_kind(config).create_model(config, n_classes=n_classes, in_channels=in_channels, img_size=img_size)
-
-    return _row(config_name, config.model.name, build, n_classes, in_channels, img_size, published)
-
-
-def _row(
-    config_name: str,
-    model_name: str,
-    build: Callable[[], "nn.Module"],
-    n_classes: int,
-    in_channels: int,
-    img_size: int,
-    published: str,
-) -> Row:
-    """Count a model whose weights are all zero: initializing them would take longer than counting."""
-    import torch
-
-    from engine.run.macs import count
-
-    on_meta = not model_name.startswith("timm/")  # timm computes with weights while it builds
-    try:
-        with torch.device("meta" if on_meta else "cpu"):
-            model = build()
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model {model_name}: {error}") from error
-    if on_meta:
-        model.to_empty(device="cpu")
-        for tensor in (*model.parameters(), *model.buffers()):  # a detector's proposals must be finite
-            tensor.detach().zero_()
-    counts = count(model, in_channels, img_size)
-    return Row(
-        config_name, model_name, img_size, n_classes, counts.params, counts.macs, published, counts.stages, counts.not_counted
-    )
+    return tqdm(items, unit=unit, leave=False, disable=len(items) < 3 or not sys.stderr.isatty())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config.command_line import run_tool
 from engine.plots.metrics import IN_PERCENT
 from engine.plugins import Parser
-from tools.pictures.options import SOURCE_HELP, add_source, add_split
+from tools.pictures.output import SOURCE_HELP, add_source, add_split
 from tools.tables import print_lines
 
 EXAMPLES = """

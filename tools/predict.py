@@ -17,7 +17,7 @@ from engine.config.command_line import run_tool
 from engine.config.errors import ConfigError, RunError
 from engine.config.text import printable
 from engine.plugins import Parser
-from tools.pictures.options import SOURCE_HELP, add_source
+from tools.pictures.output import SOURCE_HELP, add_source
 from tools.tables import print_lines
 
 if TYPE_CHECKING:  # functions import what needs torch, so that --help doesn't

@@ -91,8 +91,7 @@ def _sweep(args: Any, space: Sequence[Dimension], overrides: dict[str, Any], n_t
     from engine.plots.style import new_figure
     from tools.pictures.output import save_picture
     from tools.sweeps.history import History
-    from tools.sweeps.study import open_study, take_trial, trial_name
-    from tools.sweeps.trial import run_trial
+    from tools.sweeps.study import open_study, run_trial, take_trial, trial_name
 
     config = load_config(args.config, overrides)
     definition = {"search": args.search, "space": sorted(args.space), "metric": args.metric, "minimize": args.minimize}

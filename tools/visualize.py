@@ -13,8 +13,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
 
 from engine.config.command_line import run_tool
 from engine.plugins import Parser
-from tools.pictures.options import SOURCE_HELP, add_images, add_source, add_split
-from tools.pictures.output import add_output, check_picture_path
+from tools.pictures.output import SOURCE_HELP, add_images, add_output, add_source, add_split, check_picture_path
 
 EXAMPLES = """
 `visualize.py WHAT --help` lists the options of each. A picture of a run is written into its folder figures/ and its TensorBoard;

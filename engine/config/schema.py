@@ -67,8 +67,7 @@ class AugmentConfig:
     color_jitter: float = key(0.0, "largest relative change of brightness, contrast and saturation; 0: off", least=0, most=1)
     erasing: float = key(0.0, "image folders: probability of masking a rectangle (Random Erasing)", least=0, most=1)
     zoom: list[float] = key(
-        [0.5, 2.0],
-        "segmentation of files: range of the factor from data.img_size to the image's shorter side before the crop",
+        [0.5, 2.0], "segmentation of files: range of the factor from data.img_size to the image's shorter side before the crop"
     )
     resize_from: int | None = key(
         None, "progressive resizing: height and width of the first epochs' images, which grow to data.img_size", least=1
@@ -172,17 +171,14 @@ class TrainConfig:
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = key("default", "torch.compile's mode")
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass to save memory, for models that support it")
     nonfinite: Literal["stop", "skip"] = key(
-        "stop",
-        "on a non-finite loss or gradient, stop the run or skip the update (which waits for the device each step)",
+        "stop", "on a non-finite loss or gradient, stop the run or skip the update (which waits for the device each step)"
     )
     most_skipped: int = key(10, "updates in a row that train.nonfinite skip may skip before the run stops", least=1)
     channels_last: bool = key(False, "channels_last memory format for weights and feature maps")
     clip_grad_norm: float | None = key(None, "largest norm of the gradients; larger ones are scaled down", above=0)
     clip_grad_value: float | None = key(None, "largest absolute value of a gradient's elements", above=0)
     sam: float | None = key(
-        None,
-        "rho of sharpness-aware minimization (0.05 is usual), which doubles the cost of an update",
-        above=0,
+        None, "rho of sharpness-aware minimization (0.05 is usual), which doubles the cost of an update", above=0
     )
     sam_adaptive: bool = key(False, "train.sam in units of each weight (ASAM, with a rho about ten times as large)")
     scale_lr: int | None = key(
@@ -204,11 +200,7 @@ class TrainConfig:
         None, "minutes after which the run saves a checkpoint and ends as with SIGTERM; -r continues it", above=0
     )
     timeout: int = key(600, "seconds without an answer from a worker or another rank after which the run ends; 0: never", least=0)
-    profile: int = key(
-        0,
-        "updates to record with torch's profiler, after the first 11, into profile/ of the run folder",
-        least=0,
-    )
+    profile: int = key(0, "updates to record with torch's profiler, after the first 11, into profile/ of the run folder", least=0)
     sync_batchnorm: bool = key(False, "synchronize BatchNorm over all GPUs")
     num_threads: int | None = key(None, "torch's CPU threads per process; null: torch's default", least=1)
     loss: Literal["cross_entropy", "bce"] = key(
@@ -223,8 +215,7 @@ class TrainConfig:
     )
     aux_weight: float = key(0.3, "weight of the loss of each auxiliary head, for models that have them", least=0)
     freeze: list[str] = key(
-        [],
-        "parts to freeze: trunk (all but the classifier), stem, stage1, ..., or patterns of names, such as layer1.*",
+        [], "parts to freeze: trunk (all but the classifier), stem, stage1, ..., or patterns of names, such as layer1.*"
     )
     optim: OptimConfig = field(default_factory=OptimConfig)
     sched: SchedConfig = field(default_factory=SchedConfig)
@@ -284,10 +275,7 @@ class DetectionConfig:
         None, "largest longer side; the shorter one is data.img_size if that fits; null: 5/3 of data.img_size", least=1
     )
     score_threshold: float | None = key(
-        None,
-        "lowest score of a detection; null: torchvision's 0.2 for fcos, 0.05 for fasterrcnn",
-        least=0,
-        below=1,
+        None, "lowest score of a detection; null: torchvision's 0.2 for fcos, 0.05 for fasterrcnn", least=0, below=1
     )
 
 
@@ -312,14 +300,9 @@ class Config:
 SCHEDULES_WITH_AN_END = ("CosineAnnealingLR", "LinearLR", "PolynomialLR", "OneCycleLR")
 
 # A resumed run that differs in these keys alone still ends with the same weights.
-WITHOUT_EFFECT_ON_WEIGHTS: tuple[str, ...] = (
-    "train.print_freq",
-    "train.save_freq",
-    "train.eval_freq",
-    "train.keep_last",
-    "train.profile",
-)
-WITHOUT_EFFECT_ON_WEIGHTS += ("dataloader.", "eval.", "tracking.", "data.dataroot", "data.verify", "data.download")
+WITHOUT_EFFECT_ON_WEIGHTS: tuple[str, ...] = ("train.print_freq", "train.save_freq", "train.eval_freq", "train.keep_last")
+WITHOUT_EFFECT_ON_WEIGHTS += ("train.profile", "dataloader.", "eval.", "tracking.")
+WITHOUT_EFFECT_ON_WEIGHTS += ("data.dataroot", "data.verify", "data.download")
 
 
 def leaves(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:

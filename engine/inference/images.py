@@ -97,51 +97,31 @@ Batched = Callable[[Packed, list[tuple[int, int]]], Any]  # makes the task's inp
 
 
 def _reader(trained: Trained) -> tuple[Read, Batched]:
-    spec = dataset_spec(trained.config)
+    """Return how to read an image, as for an evaluation, and how to make the task's input of a batch."""
+    config, prepare, spec = trained.config, trained.prepare, dataset_spec(trained.config)
     if spec.channels not in (1, 3):
         raise RunError(f"{spec.name} has {spec.channels} channels; an image in a file has 3, or is converted to gray")
-    return {"classes": _for_classes, "masks": _for_masks, "boxes": _for_boxes}[spec.targets](trained)
+    if spec.targets == "boxes":
+        return _pixels, lambda packed, sizes: ([image / 255 for image in packed.unpacked()], None)
+    normalize = trained.normalize
+    assert isinstance(normalize, Normalize), "only detectors normalize images themselves"
 
+    def batched(packed: Packed, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[Tensor] | None]:
+        inputs = normalize(packed.flat.view(len(packed.shapes), *packed.shapes[0]))
+        if spec.targets == "classes":
+            return inputs, None
+        ignored = torch.tensor(IGNORED, dtype=torch.uint8, device=inputs.device)  # each pixel of the masks
+        return inputs, [ignored.expand(size) for size in sizes]
 
-def _for_classes(trained: Trained) -> tuple[Read, Batched]:
-    """Prepare images as those of the dataset for an evaluation.
-
-    For a dataset in memory, an image is first scaled to the size of the dataset's images, and from there to the model's size.
-    """
-    config, prepare, spec = trained.config, trained.prepare, dataset_spec(trained.config)
+    if spec.targets == "masks":
+        return partial(_whole, ReadForEvaluation(prepare, IGNORED)), batched
     if spec.in_files and not config.data.args.get("in_memory"):
         read = EvaluationImages(prepare.img_size, prepare.crop_pct, prepare.interpolation).prepared
-    else:
+    else:  # first scaled to the size of the dataset's images, and from there to the model's size
         is_of_any_size = spec.in_files or spec.any_size
         own_size = (config.data.img_size or spec.img_size) if is_of_any_size else spec.img_size
         read = EvaluationImages(own_size, crop_pct=1.0, interpolation="bilinear").prepared
-    normalize = _normalize(trained)
-    return partial(_gray, read) if spec.channels == 1 else read, lambda packed, sizes: (normalize(_stacked(packed)), None)
-
-
-def _for_masks(trained: Trained) -> tuple[Read, Batched]:
-    """Prepare the whole image, with a mask of its size in which every pixel is ignored."""
-
-    normalize = _normalize(trained)
-
-    def batched(packed: Packed, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[Tensor]]:
-        ignored = torch.tensor(IGNORED, dtype=torch.uint8, device=trained.accelerator.device)
-        return normalize(_stacked(packed)), [ignored.expand(size) for size in sizes]
-
-    return partial(_whole, ReadForEvaluation(trained.prepare, IGNORED)), batched
-
-
-def _for_boxes(trained: Trained) -> tuple[Read, Batched]:
-    return _pixels, lambda packed, sizes: ([image / 255 for image in packed.unpacked()], None)
-
-
-def _normalize(trained: Trained) -> Normalize:
-    assert isinstance(trained.normalize, Normalize), "only detectors normalize images themselves"
-    return trained.normalize
-
-
-def _stacked(packed: Packed) -> Tensor:
-    return packed.flat.view(len(packed.shapes), *packed.shapes[0])
+    return partial(_gray, read) if spec.channels == 1 else read, batched
 
 
 def _gray(read: Read, image: Image.Image) -> Tensor:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -52,8 +53,17 @@ def parameter_groups(model: nn.Module, optim: OptimConfig, *, has_fallback: bool
     (https://kellerjordan.github.io/posts/muon/); it chooses further ones by their shapes.
     """
     scales = _lr_scales(model, optim)
-    undecayed = set() if optim.decay_norm_and_bias else _undecayed(model)
-    left_to_fallback = _classifier_if_known(model) if has_fallback else set()
+    undecayed: set[str] = set()
+    if not optim.decay_norm_and_bias:
+        undecayed = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
+        for prefix, module in model.named_modules():  # what the model or a module names; patterns as in timm
+            for pattern in module.no_weight_decay() if hasattr(module, "no_weight_decay") else ():
+                full = f"{prefix}.{pattern}" if prefix else pattern
+                undecayed |= {name for name, _ in model.named_parameters() if fnmatchcase(name, full)}
+    left_to_fallback: set[str] = set()
+    if has_fallback:
+        with suppress(ValueError):  # the model doesn't say which layer is its classifier
+            left_to_fallback = set(classifier(model))
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -65,13 +75,6 @@ def parameter_groups(model: nn.Module, optim: OptimConfig, *, has_fallback: bool
             if name in left_to_fallback:
                 group["use_fallback"] = True
     return list(groups.values())
-
-
-def _classifier_if_known(model: nn.Module) -> set[str]:
-    try:
-        return set(classifier(model))
-    except ValueError:
-        return set()
 
 
 def _lr_scales(model: nn.Module, optim: OptimConfig) -> dict[str, float]:
@@ -93,16 +96,6 @@ def _lr_scales(model: nn.Module, optim: OptimConfig) -> dict[str, float]:
         except ValueError as error:
             raise ConfigError("train.optim.head_lr", str(error)) from error
     return scales
-
-
-def _undecayed(model: nn.Module) -> set[str]:
-    """Return norms, biases, and what no_weight_decay() of the model or a module names; names may be patterns, as in timm."""
-    names = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
-    for prefix, module in model.named_modules():
-        for pattern in module.no_weight_decay() if hasattr(module, "no_weight_decay") else ():
-            full = f"{prefix}.{pattern}" if prefix else pattern
-            names |= {name for name, _ in model.named_parameters() if fnmatchcase(name, full)}
-    return names
 
 
 @cache

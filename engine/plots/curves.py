@@ -42,7 +42,7 @@ def draw_curves(
                         continue
                     at = [line[X_AXES[x]] / unit for line in lines]
                     values = [math.nan if line[key] is None else line[key] * scale for line in lines]
-                    options = _style_of_key(key, n) if is_one else _style_of_run(key, i, n)
+                    options = _style(key, n, i, is_one)
                     marker = "." if len(at) < 60 else None
                     if smoothing and key != "train/lr":
                         axes.plot(at, values, **{**options, "label": None, "alpha": 0.25, "linewidth": 0.9})
@@ -74,16 +74,15 @@ def _panels(logged: Iterable[str], is_one: bool) -> dict[str, list[str]]:
     return {label: drawn for label, keys in panels.items() if (drawn := [key for key in keys if key in logged])}
 
 
-def _style_of_key(key: str, n: int) -> dict[str, Any]:
-    if key.startswith(AUXILIARY):
+def _style(key: str, n: int, run: int, is_one: bool) -> dict[str, Any]:
+    """Style the n-th key of a panel, of this run."""
+    is_auxiliary, part = key.startswith(AUXILIARY), key.partition("/")[0]
+    if is_one and is_auxiliary:
         return {"color": COLORS[n], "label": f"head {key.removeprefix(AUXILIARY)}"}
-    part = key.partition("/")[0]
-    return {"color": PARTS[part], "label": "valid, averaged weights" if part == "valid_ema" else part}
-
-
-def _style_of_run(key: str, i: int, n: int) -> dict[str, Any]:
-    dashes = {"linestyle": DASHES[n]} if key.startswith(AUXILIARY) else {}
-    return {**line_style(i), **dashes, "linewidth": 1.8 if key.startswith("valid/") or key == "train/lr" else 0.9}
+    if is_one:
+        return {"color": PARTS[part], "label": "valid, averaged weights" if part == "valid_ema" else part}
+    dashes = {"linestyle": DASHES[n]} if is_auxiliary else {}
+    return {**line_style(run), **dashes, "linewidth": 1.8 if part == "valid" or key == "train/lr" else 0.9}
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:

@@ -26,12 +26,7 @@ class Row:
 
 
 def draw_images(
-    figure: Figure,
-    rows: Sequence[Row],
-    title: str = "",
-    columns: int = COLUMNS,
-    size: float = 1.45,
-    side_by_side: bool = False,
+    figure: Figure, rows: Sequence[Row], title: str = "", columns: int = COLUMNS, size: float = 1.45, side_by_side: bool = False
 ) -> None:
     """Draw every row of images, `size` inches wide each. After `columns` images, all rows continue below.
 

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -92,12 +91,6 @@ class Segmentation:
         """Return the part of each input that shows the image, without the padding."""
         sizes = (fitted(mask.shape[-2], mask.shape[-1], images.shape[-1]) for mask in batch[1])
         return [image[:, :height, :width] for image, (height, width) in zip(images, sizes, strict=True)]
-
-    def write(self, prediction: Tensor, path: Path) -> None:
-        """Write a PNG whose pixels are class numbers, with a palette for viewers."""
-        from engine.plots.overlays import write_mask
-
-        write_mask(prediction, path)
 
 
 def in_own_size(logits: Tensor, size: Sequence[int]) -> Tensor:

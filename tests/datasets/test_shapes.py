@@ -8,9 +8,10 @@ import torch
 from accelerate import Accelerator
 
 from datasets import Source, find_dataset, shapes
-from datasets.shapes import CLASSES, Canvas, generate, signed_distance
+from datasets.shapes import CLASSES, Canvas, signed_distance
 from engine import load_config
 from engine.build import load_data
+from tests.generated_shapes import generate
 from tests.running import ROOT, run_main
 
 FIELDS = ("images", "labels", "boxes", "masks")

@@ -15,7 +15,7 @@ from engine.config.command_line import run_tool
 from engine.config.errors import RunError
 from tests.running import run_command
 from tools.benchmark import main
-from tools.benchmarks import everything, model, ours, rivals, start
+from tools.benchmarks import everything, loops, model, ours, rivals
 from tools.benchmarks.model import Setting
 from tools.benchmarks.random_sets import write_cifar10
 from tools.benchmarks.report import ratio, ratio_rows
@@ -216,14 +216,14 @@ def test_keys_that_the_benchmark_sets_are_refused(capsys):
 
 
 def test_the_first_step_ends_the_measurement(tmp_path):
-    assert start.run_to_first_step(tmp_path, ["--train.n_epochs", "1"]) > 0
+    assert loops.run_to_first_step(tmp_path, ["--train.n_epochs", "1"]) > 0
     (metrics,) = tmp_path.glob("*/metrics.jsonl")
     assert json.loads(metrics.read_text().splitlines()[0])["step"] == 1
 
 
 def test_the_error_of_a_failed_start_has_its_reason(tmp_path):
     with pytest.raises(RunError, match="no such option"):
-        start.run_to_first_step(tmp_path, ["--model.no_such_key", "1", "--no_such_option", "1"])
+        loops.run_to_first_step(tmp_path, ["--model.no_such_key", "1", "--no_such_option", "1"])
     with pytest.raises(RunError, match="nothing_of_this_name"):
         run_python(["-c", "import nothing_of_this_name"])
 

@@ -25,9 +25,8 @@ from tests.models.test_every_model import build, small_sizes
 from tests.running import ROOT, results, run_command
 from tools.export import main
 from tools.exports.exportable import Exportable, expect_equal
-from tools.exports.fold import fold_batch_norm
 from tools.exports.folder import write_folder
-from tools.exports.graph import DESCRIPTION, trace, write_onnx, write_torch
+from tools.exports.graph import DESCRIPTION, fold_batch_norm, trace, write_onnx, write_torch
 
 
 def exportable(name: str, model: nn.Module | None = None, **arguments) -> Exportable:

@@ -64,8 +64,8 @@ def measure(options: Options) -> Report:
     head = f"{N_CORES} cores, {threads} threads in the main process, {workers} workers for files"
     cells = [[format(value, spec) for value, spec in zip(row.values(), FORMATS, strict=True)] for row in rows]
     table = plain([COLUMNS, *cells], right=range(2, len(COLUMNS)))
-    setting = {"cores": N_CORES, "threads": threads, "workers": workers, "batch_size": BATCH, "rows": rows}
-    return report(setting, ratios, left_out, "\n".join([head, *(f"left out: {name}" for name in left_out), table]))
+    text = "\n".join([head, *(f"left out: {name}" for name in left_out), table])
+    return report(ratios, left_out, text, threads=threads, workers=workers, batch_size=BATCH, rows=rows)
 
 
 # The pipelines, each of which reads batches until it is stopped

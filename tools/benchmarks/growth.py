@@ -1,7 +1,6 @@
 """Measure whether training and its start stay as fast with more samples and after more steps."""
 
 import json
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -9,7 +8,7 @@ from statistics import mean, median
 
 from tools.benchmarks import ours
 from tools.benchmarks.random_sets import write_jpegs, write_mnist
-from tools.benchmarks.report import N_CORES, Options, Ratio, Report, ratio, report
+from tools.benchmarks.report import Options, Ratio, Report, ratio, report
 from tools.benchmarks.rivals import LENET_28
 from tools.benchmarks.sides import Length, Side, Work, race, run_python, speed_ratio, take_turns
 
@@ -18,8 +17,7 @@ LINES = 20  # of metrics.jsonl, at its beginning and at its end
 
 
 def measure(options: Options) -> Report:
-    ratios = [*with_more_samples(options), *after_more_steps(options)]
-    return report({"cores": N_CORES, "threads": options.num_threads}, ratios)
+    return report([*with_more_samples(options), *after_more_steps(options)], threads=options.num_threads)
 
 
 def with_more_samples(options: Options) -> list[Ratio]:
@@ -35,17 +33,16 @@ def with_more_samples(options: Options) -> list[Ratio]:
             write_jpegs(root / "folder" / part, n_of_part)
         job = replace(LENET_28, root=root / "folder", batch_size=64)
         files[f"{n:,}"] = partial(ours.train, job, in_files, root / "folder-run")
-    return [
-        *_flat("in memory", memory, options.choose(Length(20, 5, 100), Length(5, 3, 20)), options),
-        *_flat("in a folder", files, options.choose(Length(4, 3, 8), Length(2, 2, 2)), options),
-    ]
-
-
-def _flat(where: str, works: Mapping[str, Work], length: Length, options: Options) -> list[Ratio]:
-    speeds = race(works, length, options.num_threads, f"samples {where}")
-    few, *more = speeds
-    speeds = {f"with {few}": speeds[few], **speeds}
-    return [speed_ratio(f"training with {n} samples {where}", f"with {few}", speeds, 0.9, ours=n) for n in more]
+    ratios = []
+    for where, works, length in (
+        ("in memory", memory, options.choose(Length(20, 5, 100), Length(5, 3, 20))),
+        ("in a folder", files, options.choose(Length(4, 3, 8), Length(2, 2, 2))),
+    ):
+        speeds = race(works, length, options.num_threads, f"samples {where}")
+        few, *more = speeds
+        speeds = {f"with {few}": speeds[few], **speeds}
+        ratios += [speed_ratio(f"training with {n} samples {where}", f"with {few}", speeds, 0.9, ours=n) for n in more]
+    return ratios
 
 
 def after_more_steps(options: Options) -> list[Ratio]:

@@ -1,4 +1,4 @@
-"""Compare parts of ResNet-18's training with bare loops: evaluation, memory, two ranks, and saving."""
+"""Compare parts of a training with bare loops: its start, evaluation, memory, two ranks, and saving."""
 
 import os
 import socket
@@ -6,16 +6,41 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import mkdtemp
+from typing import Any
 
 from tools.benchmarks import ours, rivals
-from tools.benchmarks.random_sets import write_cifar10
-from tools.benchmarks.report import N_CORES, Options, Report, ratio, report
+from tools.benchmarks.random_sets import write_cifar10, write_mnist
+from tools.benchmarks.report import Options, Report, ratio, report
 from tools.benchmarks.rivals import RESNET
-from tools.benchmarks.sides import OURS, Length, Turns, race, speed_ratio
+from tools.benchmarks.sides import OURS, Length, Turns, race, run_python, speed_ratio, take_turns
 
 BARE = "a bare loop on one batch"
 BARE_SAVE = "a bare save, flushed too"
+IMPORTS = "import torch, torchvision, accelerate"
 N_CIFAR, N_RANKS = 50_000, 2
+
+
+def start(options: Options) -> Report:
+    mnist = write_mnist(options.folder / "data", n_train=60_000, n_test=10_000)
+    on_mnist = ["-c", "configs/lenet_mnist.yaml", "--data.dataroot", str(mnist), "--data.verify", "false"]
+    programs = {  # -> how many times as long as the imports they may take, and how to run them
+        "main.py, LeNet-5 on digits: to the first step": (1.5, partial(run_to_first_step, options.folder, [])),
+        "main.py, LeNet-5 on MNIST: to the first step": (1.5, partial(run_to_first_step, options.folder, on_mnist)),
+        "main.py --help": (0.3, partial(run_python, ["main.py", "--help"])),
+    }
+    actions = {IMPORTS: partial(run_python, ["-c", IMPORTS]), **{name: action for name, (_, action) in programs.items()}}
+    times = take_turns(options.choose(4, 1), actions, "starts")
+    seconds = {name: median(of_action[1:] or of_action) for name, of_action in times.items()}
+    rival = f'python -c "{IMPORTS}"'
+    return report(ratio(name, rival, "s", seconds[name], seconds[IMPORTS], at_most=aim) for name, (aim, _) in programs.items())
+
+
+def run_to_first_step(folder: Path, words: list[str]) -> float:
+    exp_dir = Path(mkdtemp(dir=folder))
+    return run_python(["main.py", *words, "-e", str(exp_dir), "--train.print_freq", "1"], until=exp_dir / "metrics.jsonl")
 
 
 def evaluation(options: Options) -> Report:
@@ -25,8 +50,8 @@ def evaluation(options: Options) -> Report:
     write_cifar10(job.root, 1_000, n_images)
     works = {OURS: partial(ours.evaluate, job), bare: partial(rivals.bare_evaluation, job, n_images)}
     speeds = race(works, length, options.num_threads, "evaluation")
-    ratios = [speed_ratio(f"evaluation of {n_images:,} CIFAR images, ResNet-18", bare, speeds, at_least=0.97)]
-    return report({"cores": N_CORES, "threads": options.num_threads}, ratios)
+    what = f"evaluation of {n_images:,} CIFAR images, ResNet-18"
+    return report([speed_ratio(what, bare, speeds, at_least=0.97)], threads=options.num_threads)
 
 
 def memory(options: Options) -> Report:
@@ -34,11 +59,10 @@ def memory(options: Options) -> Report:
     job = replace(RESNET, root=write_cifar10(options.folder / "cifar", n_train, n_test), batch_size=batch_size)
     works = {OURS: partial(ours.train, job, {}, options.folder / "run"), BARE: partial(rivals.bare, job)}
     speeds = race(works, Length(warm_up=1, turns=1), options.num_threads, "memory")
-    mib = {name: speed.peak_mib for name, speed in speeds.items()}
     data_mib = (n_train + n_test) * 3 * 32 * 32 / 2**20
     what = f"peak memory of ResNet-18 CIFAR, batch {batch_size}, without the {data_mib:.0f} MiB of images"
-    ratios = [ratio(what, BARE, "MiB", mib[OURS] - data_mib, mib[BARE], at_most=1.05)]
-    return report({"cores": N_CORES, "threads": options.num_threads}, ratios)
+    mine, theirs = speeds[OURS].peak_mib - data_mib, speeds[BARE].peak_mib
+    return report([ratio(what, BARE, "MiB", mine, theirs, at_most=1.05)], threads=options.num_threads)
 
 
 def ranks(options: Options) -> Report:
@@ -51,7 +75,7 @@ def ranks(options: Options) -> Report:
     }
     speeds = race(works, length, 1, "ranks")
     what = f"ResNet-18 CIFAR on {N_RANKS} ranks, batch {batch_size} over both: the loop"
-    return report({"cores": N_CORES, "threads_of_each_rank": 1}, [speed_ratio(what, bare, speeds, at_least=0.97)])
+    return report([speed_ratio(what, bare, speeds, at_least=0.97)], threads_of_each_rank=1)
 
 
 def _on_ranks(work: Callable[[Turns | None], None], turns: Turns | None, rank: int = 0, port: int = 0) -> None:
@@ -76,17 +100,10 @@ def checkpoint(options: Options) -> Report:
     seconds, epoch = saves["ms"] / 1000, N_CIFAR // batch_size * batch_size / rate
     bare = ratio("a checkpoint of ResNet-18, verified", BARE_SAVE, "ms", saves["ms"], saves["bare_ms"], at_most=2.0)
     what = "checkpoints of ResNet-18, one per epoch of CIFAR-10"
-    share = ratio(what, "the run's time", "s", seconds, epoch + seconds, at_most=0.02)
-    text = (
-        f"a checkpoint of {saves['megabytes']:.0f} MB, verified and committed   {saves['ms']:7.0f} ms\n"
-        f"a bare save of the same tensors, flushed too    {saves['bare_ms']:7.0f} ms\n"
-        f"{saves['times']:.2f} times as long\n"
-        f"{100 * share.ratio:.2f} % of the time of a training on CIFAR-10, with one per epoch of {share.theirs:,.0f} seconds"
-    )
-    return report(saves, [bare, share], text=text)
+    return report([bare, ratio(what, "the run's time", "s", seconds, epoch + seconds, at_most=0.02)], **saves)
 
 
-def measure_saves(options: Options) -> dict[str, float]:
+def measure_saves(options: Options) -> dict[str, Any]:
     """Return the median milliseconds of both sides, and the size of a checkpoint."""
     folder = options.folder
     works = {OURS: partial(ours.save, folder, 3), BARE_SAVE: partial(rivals.bare_saves, folder / "bare", 3)}

@@ -117,7 +117,7 @@ def tune(
     summary = f"{speedup.ratio:.2f} times as fast as {reference}: {rates}"
     config_lines = yaml12.dump({"train": asdict(best)}).rstrip()
     text = "\n\n".join([plain(rows, right=(1, 2, 3)), summary, config_lines])
-    return report({"keys": best.keys, "tried": [*tried.values()]}, [speedup], text=text)
+    return report([speedup], text=text, keys=best.keys, tried=[*tried.values()])
 
 
 def compare(setting: Setting, speed: Speed, exact: Mapping[str, Any]) -> dict[str, Any]:

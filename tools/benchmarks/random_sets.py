@@ -1,6 +1,5 @@
-"""Write random images in the formats of CIFAR, MNIST and image folders, for benchmarks and tests."""
+"""Write random images in the formats of CIFAR-10, MNIST and image folders, for benchmarks and tests."""
 
-import gzip
 import os
 import pickle
 import struct
@@ -12,42 +11,28 @@ HEIGHT, WIDTH, QUALITY = 375, 500, 88  # of the JPEGs: about 60 kB each
 DIFFERENT_JPEGS = 64
 
 
-def write_cifar10(root: Path, n_train: int = 60, n_test: int = 20, seed: int = 0) -> Path:
-    parts = {**{f"data_batch_{i}": n_train // 5 for i in range(1, 6)}, "test_batch": n_test}
-    return _write_cifar(root, "cifar-10-batches-py", parts, "labels", 10, "batches.meta", "label_names", seed)
-
-
-def write_cifar100(root: Path, n_train: int = 60, n_test: int = 20, seed: int = 0) -> Path:
-    parts = {"train": n_train, "test": n_test}
-    return _write_cifar(root, "cifar-100-python", parts, "fine_labels", 100, "meta", "fine_label_names", seed)
-
-
-def _write_cifar(
-    root: Path, name: str, parts: dict[str, int], labels: str, n_classes: int, meta: str, names: str, seed: int
-) -> Path:
-    (root / name).mkdir(parents=True)
-    random = np.random.default_rng(seed)
-    for part, n in parts.items():
+def write_cifar10(root: Path, n_train: int = 60, n_test: int = 20) -> Path:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, n in {**{f"data_batch_{i}": n_train // 5 for i in range(1, 6)}, "test_batch": n_test}.items():
         pixels = random.integers(0, 256, (n, 3072), dtype=np.uint8)
-        content = {"data": pixels, labels: random.integers(0, n_classes, n).tolist()}
-        (root / name / part).write_bytes(pickle.dumps(content, protocol=2))
-    (root / name / meta).write_bytes(pickle.dumps({names: [f"class {i}" for i in range(n_classes)]}, protocol=2))
+        content = {"data": pixels, "labels": random.integers(0, 10, n).tolist()}
+        (folder / part).write_bytes(pickle.dumps(content, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}, protocol=2))
     return root
 
 
-def write_mnist(
-    root: Path, name: str = "MNIST", n_train: int = 60, n_test: int = 20, *, packed: bool = False, seed: int = 0
-) -> Path:
+def write_mnist(root: Path, name: str = "MNIST", n_train: int = 60, n_test: int = 20) -> Path:
     folder = root / name / "raw"
     folder.mkdir(parents=True)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     for part, n in (("train", n_train), ("t10k", n_test)):
         images = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
         labels = random.integers(0, 10, n, dtype=np.uint8)
         for kind, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
             content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-            path = folder / (f"{part}-{kind}.gz" if packed else f"{part}-{kind}")
-            path.write_bytes(gzip.compress(content) if packed else content)
+            (folder / f"{part}-{kind}").write_bytes(content)
     return root
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,9 +84,11 @@ class Report:
             print(dumped if as_json else self.text)
 
 
-def report(setting: dict[str, Any], ratios: Sequence[Ratio], left_out: Sequence[str] = (), text: str | None = None) -> Report:
+def report(ratios: Iterable[Ratio], left_out: Sequence[str] = (), text: str | None = None, **setting: Any) -> Report:
     """Report the ratios and the setting that they were measured in; `text` replaces the table."""
+    ratios, setting = list(ratios), {"cores": N_CORES, **setting}
     if text is None:
-        head = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in setting.items())
+        values = {name: figure(value) if isinstance(value, float) else value for name, value in setting.items()}
+        head = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
         text = "\n".join([head, *(f"left out: {name}" for name in left_out), plain(ratio_rows(ratios), NUMBERS)])
     return Report({**setting, "left_out": list(left_out), "ratios": [asdict(r) for r in ratios]}, text)

@@ -1,10 +1,8 @@
 """The other sides of training: plain scripts and trainers of other packages. Each runs until it is stopped."""
 
-import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count, repeat
 from pathlib import Path
@@ -181,7 +179,7 @@ def timm_loop(job: Job, turns: Turns) -> None:
     from timm.scheduler import create_scheduler_v2
     from timm.utils import AverageMeter
 
-    log, loader, model = logging.getLogger("train"), cifar10_loader(job), job.new_model().to(DEVICE)
+    loader, model = cifar10_loader(job), job.new_model().to(DEVICE)
     optimizer = create_optimizer_v2(model, opt="momentum", lr=job.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     data: Any = loader.dataset
     per_epoch = len(data) // job.batch_size
@@ -189,20 +187,16 @@ def timm_loop(job: Job, turns: Turns) -> None:
         optimizer, sched="cosine", num_epochs=N_STEPS // per_epoch, step_on_epochs=False, updates_per_epoch=per_epoch
     )
     loss_fn = nn.CrossEntropyLoss().to(DEVICE)
-    amp_autocast, losses = suppress, AverageMeter()
+    losses = AverageMeter()
     model.train()
     optimizer.zero_grad()
     for n_updates, (images, targets) in enumerate(turns.counted(loader, job.batch_size), start=1):
         images, targets = images.to(DEVICE), targets.to(DEVICE)
-        with amp_autocast():
-            loss = loss_fn(model(images), targets)
+        loss = loss_fn(model(images), targets)
         loss.backward()
         optimizer.step()
         losses.update(loss.item(), images.size(0))
         optimizer.zero_grad()
-        if n_updates % 50 == 0:
-            lr = sum(group["lr"] for group in optimizer.param_groups) / len(optimizer.param_groups)
-            log.info("Train: %d Loss: %#.3g (%#.3g) LR: %.3e", n_updates, losses.val, losses.avg, lr)
         scheduler.step_update(num_updates=n_updates, metric=losses.avg)
 
 

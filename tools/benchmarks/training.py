@@ -9,7 +9,7 @@ from typing import Any
 from tools.benchmarks import ours, rivals
 from tools.benchmarks.loops import BARE, N_CIFAR
 from tools.benchmarks.random_sets import write_cifar10, write_mnist
-from tools.benchmarks.report import N_CORES, Options, Ratio, Report, report
+from tools.benchmarks.report import Options, Ratio, Report, report
 from tools.benchmarks.rivals import LENET, LENET_28, RESNET, Job
 from tools.benchmarks.sides import OURS, Length, Work, race, speed_ratio
 
@@ -34,7 +34,7 @@ def measure(options: Options) -> Report:
         job = replace(RESNET, root=cifar10, batch_size=options.choose(*RESNET_BATCH))
         ratios += from_files("ResNet-18 CIFAR", job, length, options, 0.98, 0.98, loop_at_least=0.97, tuned=options.overrides)
     left_out = [f"{name}, which is not installed" for name in PACKAGES if find_spec(name) is None]
-    return report({"cores": N_CORES, "threads": options.num_threads}, ratios, left_out)
+    return report(ratios, left_out, threads=options.num_threads)
 
 
 def from_files(

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,20 +36,15 @@ def captured(model: nn.Module, names: Sequence[str], *, copy: bool) -> Iterator[
     """The outputs of these layers in the forward pass of the block. Use `copy` if later layers may change them in place."""
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str, output: object) -> None:
+    def keep(layer: nn.Module, inputs: object, output: object, name: str) -> None:
         output = output[0] if isinstance(output, (tuple, list)) else output
         if isinstance(output, Tensor):
             outputs[name] = output.clone() if copy else output
 
-    layers = {name: find_layer(model, name) for name in names}
-    hooks = [
-        layer.register_forward_hook(lambda layer, inputs, output, name=name: keep(name, output)) for name, layer in layers.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.callback(find_layer(model, name).register_forward_hook(partial(keep, name=name)).remove)
         yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
     if missing := [name for name in names if name not in outputs]:
         raise ConfigError(f"layer {missing[0]} isn't used in evaluation mode, or returns no tensor")
 

@@ -18,8 +18,6 @@ LISTED = 30
 
 
 def run(args: Namespace, overrides: dict[str, Any]) -> None:
-    import numpy as np
-
     trained = open_classifier(args, overrides)
     metrics = evaluate_with(trained, args.split, "confusion")
     title = f"{model_title(trained)}, {args.split}: accuracy {100 * metrics['acc@1']:.2f} % of {metrics['count']:,} images"
@@ -29,8 +27,6 @@ def run(args: Namespace, overrides: dict[str, Any]) -> None:
 
 def draw(figure: Figure, counts: np.ndarray, classes: Sequence[str], title: str) -> None:
     """Draw counts of true classes (rows) and predicted ones."""
-    import numpy as np
-
     totals = counts.sum(1)
     accuracies = np.where(totals > 0, 100 * counts.diagonal() / np.maximum(totals, 1), np.nan)
     if len(classes) > MOST_IN_MATRIX:
@@ -40,8 +36,6 @@ def draw(figure: Figure, counts: np.ndarray, classes: Sequence[str], title: str)
 
 
 def _draw_matrix(figure: Figure, counts: np.ndarray, accuracies: np.ndarray, classes: Sequence[str], title: str) -> None:
-    import numpy as np
-
     n = len(classes)
     side = max(4.5, min(0.62 * n, 6 + 0.16 * n))  # of the matrix, in inches
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -71,8 +65,6 @@ def _draw_matrix(figure: Figure, counts: np.ndarray, accuracies: np.ndarray, cla
 
 def _draw_lists(figure: Figure, counts: np.ndarray, accuracies: np.ndarray, classes: Sequence[str], title: str) -> None:
     """List the most frequent confusions, and the classes with the lowest accuracy."""
-    import numpy as np
-
     mistakes = counts - np.diag(counts.diagonal())
     places = np.argsort(-mistakes, axis=None, kind="stable")[:LISTED]
     pairs = [divmod(place, len(classes)) for place in places.tolist() if mistakes.flat[place] > 0]

@@ -55,10 +55,7 @@ def read_rows(run: Run, config: ResolvedConfig, step: int, n: int) -> list[Row]:
     samples = loader.order.samples(step).cpu().repeat_interleave(config.augment.repeats)[:n]
     plain = preparation(config, data.spec, data.img_size)
     originals = eval_loader(data.splits["train"].subset(samples), n, 0, 1, plain, Workers(), run.accelerator.device)
-    batches = {
-        "original": next(readable(originals.batches())),
-        "augmented": next(readable(loader.batches(step, step + 1))),
-    }
+    batches = {"original": next(readable(originals.batches())), "augmented": next(readable(loader.batches(step, step + 1)))}
     if run.mix is not None and (mixed := next(train_batches(run, step)))[1].ndim > 1:
         batches["mixed"] = mixed
     rows = []

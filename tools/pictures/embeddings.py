@@ -71,8 +71,6 @@ def project(features: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, s
 
 def draw(figure: Figure, points: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str) -> None:
     """Draw each class in its own color and marker, with its name at the median of its points."""
-    import numpy as np
-
     occurring = np.unique(labels).tolist()
     halo = [withStroke(linewidth=2.5, foreground="white")]
     with style():

@@ -15,8 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from engine.plots.metrics import IN_PERCENT
 from tools.comparison.runs import is_run, read_run
 from tools.sweeps.space import Dimension
-from tools.sweeps.study import trial_name
-from tools.sweeps.trial import REASON, metric_name
+from tools.sweeps.study import REASON, metric_name, trial_name
 from tools.tables import duration, markdown, plain
 
 if TYPE_CHECKING:

@@ -1,32 +1,40 @@
 """The study of a sweep: Optuna's journal, which all processes of the sweep share, and a lock file for each running trial.
 
-When the process of a trial dies, its lock is released, and the next process that needs work continues the trial from its
-checkpoint. Optuna's heartbeat would serve, but only its SQL storage has one, and it restarts a trial under another number.
+A trial is a training in its own process and run folder, whose metrics are reported to Optuna while it runs. When the process of a
+trial dies, its lock is released, and the next process that needs work continues the trial from its checkpoint. Optuna's heartbeat
+would serve, but only its SQL storage has one, and it restarts a trial under another number.
 """
 
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import optuna
+from optuna.pruners import MedianPruner
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from datasets.pipeline.counters import derive
 from engine.config.errors import ConfigError, RunError
+from engine.config.schema import flatten
 from engine.run.folder import take_lock
+from engine.run.metrics import read_metrics
+from tools.comparison.rows import differences
+from tools.comparison.runs import read_run
+from tools.comparison.training import PAUSE, Child, Variant, collect_signals
 from tools.sweeps.space import Dimension, grid_points
 
 JOURNAL, LOCK = "study.log", ".lock"
 DEFINITION = "sweep"  # the study's attribute that holds what it searches, and the study's name
+REASON = "why"  # the attribute of a failed trial
 SAMPLE = 9  # separates this use of the seed from the others
-POLL_INTERVAL = 0.2  # seconds, while another process holds a lock
 
 
 @dataclass
@@ -66,14 +74,10 @@ def open_study(folder: Path, definition: Mapping[str, Any], space: Sequence[Dime
         raise RunError(f"{folder}: the study can't be opened ({error.strerror or error})") from error
     except (ValueError, KeyError) as error:
         raise RunError(f"{folder / JOURNAL} is no study of a sweep ({error})") from error
-    for key, new in definition.items():
-        old = new if stored is None else stored.get(key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            same = {name for name, value in new.items() if name in old and old[name] == value}
-            old, new = ({name: value for name, value in config.items() if name not in same} for config in (old, new))
-        raise ConfigError(f"{folder} holds a sweep with {key} {old}, not {new}; choose another folder with -o")
+    changed = differences([flatten(stored or definition), flatten(definition)])
+    if changed:
+        changes = ", ".join(f"{key} {was}, not {now}" for key, (was, now) in changed.items())
+        raise ConfigError(f"{folder} holds a sweep with {changes}; choose another folder with -o")
     return study
 
 
@@ -107,7 +111,7 @@ def take_trial(study: optuna.Study, folder: Path, n_trials: int, seed: int) -> T
                 return TakenTrial(trial, run, lock)
         if not is_orphan_running:
             return None
-        time.sleep(POLL_INTERVAL)
+        time.sleep(PAUSE)
 
 
 def _make_sampler(search: str, seed: int, n_trials: int) -> optuna.samplers.BaseSampler:
@@ -133,6 +137,77 @@ def _is_in_use(run: Path) -> bool:
 def _exclusive(folder: Path) -> Iterator[None]:
     """Let one process of the sweep in at a time."""
     while (lock := take_lock(folder / LOCK)) is None:
-        time.sleep(POLL_INTERVAL)
+        time.sleep(PAUSE)
     with lock:
         yield
+
+
+def run_trial(
+    study: optuna.Study,
+    taken: TakenTrial,
+    config: Path,
+    overrides: Mapping[str, Any],
+    metric: str | None,
+    plugins: Sequence[str],
+    *,
+    may_prune: bool,
+) -> int:
+    """Train, and tell the study how the trial ended. Return the signal that interrupted the sweep, or 0.
+
+    An interrupted trial keeps the state RUNNING, so the next process continues it. A trial is pruned if the others' median was
+    better at the same step, but not in the first quarter of the training, where luck decides.
+    """
+    trial, run = taken.trial, taken.run
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    n_steps = max(completed[0].intermediate_values, default=0) if completed else 0
+    study.pruner = MedianPruner(n_startup_trials=4, n_warmup_steps=n_steps // 4)
+    reported = set(study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+    is_pruned, is_over, signum = False, False, 0
+    with collect_signals() as signals:
+        child = Child(Variant(run.name, config, overrides, run), {}, plugins)
+        try:
+            while not is_over:
+                time.sleep(PAUSE)
+                is_over = child.process.poll() is not None  # before reading, so that the last values are read as well
+                for step, value in read_values(run, metric):
+                    if step in reported:
+                        continue
+                    reported.add(step)
+                    trial.report(value, step)
+                    if may_prune and not (is_over or is_pruned or signum) and trial.should_prune():
+                        is_pruned = True
+                        child.process.terminate()
+                while signals:
+                    signum = signals.popleft()
+                    child.process.send_signal(signum)
+        finally:
+            if child.process.poll() is None:
+                child.process.terminate()
+            child.process.wait()
+    if is_pruned:
+        study.tell(trial, state=TrialState.PRUNED)
+    elif signum:
+        pass
+    elif (reason := child.why_not_complete()) is not None:
+        trial.set_user_attr(REASON, reason)
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        values = [value for _, value in read_values(run, metric)]
+        if not values:
+            known = ", ".join(sorted({name for line in read_metrics(run) for name in line if "/" in name}))
+            raise ConfigError(f"--metric {metric_name(metric, [run])}: {run} has no such value; it has {known}")
+        study.tell(trial, min(values) if study.direction == StudyDirection.MINIMIZE else max(values))
+    return signum
+
+
+def read_values(run: Path, metric: str | None) -> list[tuple[int, float]]:
+    """Return the steps at which the metric has been written so far, with its values."""
+    lines = read_metrics(run)
+    name = metric_name(metric, [run]) if lines else ""
+    return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+
+
+def metric_name(metric: str | None, runs: Iterable[Path]) -> str:
+    """Return `metric` or, by default, what the first of the runs that has metrics monitors."""
+    monitors = (f"valid/{read_run(run, run.name).monitor}" for run in runs if (run / "metrics.jsonl").is_file())
+    return metric or next(monitors, "value")

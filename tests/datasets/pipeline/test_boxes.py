@@ -13,8 +13,9 @@ from datasets import Source, find_dataset
 from datasets.pipeline.boxes import Unscaled, clipped
 from datasets.pipeline.loaders import Preparation, Workers, eval_loader, train_loader
 from datasets.pipeline.order import Order
-from datasets.shapes import SHAPES, TRAIN, derive, generate
+from datasets.shapes import SHAPES, TRAIN, derive
 from tests import on_disk
+from tests.generated_shapes import generate
 
 CPU = torch.device("cpu")
 NAN, INFINITY = float("nan"), float("inf")

@@ -14,8 +14,9 @@ from datasets.pairs import pairs_in
 from datasets.pipeline.loaders import Preparation, Workers, eval_loader, train_loader
 from datasets.pipeline.masks import IGNORED, MaskedFiles, MaskedImages, check_masks, fitted
 from datasets.pipeline.order import Order
-from datasets.shapes import SHAPES, TRAIN, derive, generate
+from datasets.shapes import SHAPES, TRAIN, derive
 from tests import on_disk
+from tests.generated_shapes import generate
 
 CPU = torch.device("cpu")
 PREPARE = Preparation(

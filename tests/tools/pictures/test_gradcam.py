@@ -6,14 +6,14 @@ import torch
 from torch.nn import functional as F
 
 from datasets.pipeline.counters import derive
-from datasets.shapes import SHAPES, TEST, generate
+from datasets.shapes import SHAPES, TEST
 from engine.config.errors import ConfigError
 from engine.inference.trained import load_trained
 from models import create_model, list_models
 from models.loading.factory import MODELS
+from tests.generated_shapes import generate
 from tests.running import run_main
-from tools.pictures.attention import global_attention, rollout, rollout_maps
-from tools.pictures.gradcam import default_layer, find_class, gradcam, heat_of
+from tools.pictures.gradcam import default_layer, find_class, global_attention, gradcam, heat_of, rollout, rollout_maps
 
 # the smallest member of each family of this project, with an image size it supports
 FAMILIES = {
