@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from datasets.pipeline.loaders import (
     train_loader,
 )
 from datasets.pipeline.mixing import Mixing
-from datasets.pipeline.order import Order
+from datasets.pipeline.order import BalancedOrder, Order
 from datasets.pipeline.splits import Images, hold_out
 from engine.config.errors import ConfigError, RunError
 from engine.config.rules import check_n_classes
@@ -126,13 +126,15 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
         problem = f"{train.batch_size} is not a multiple of augment.repeats {repeats} x {accelerator.num_processes} ranks"
         raise ConfigError("train.batch_size", problem)
     data = load_data(config, accelerator)
-    order = Order(
-        len(data.splits["train"]),
+    split = data.splits["train"]
+    make_order = partial(BalancedOrder, labels=split.labels) if config.data.sampler == "balanced" else Order
+    order = make_order(
+        len(split),
         train.batch_size // repeats,
         config.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        device=accelerator.device if isinstance(data.splits["train"], Images) else "cpu",
+        device=accelerator.device if isinstance(split, Images) else "cpu",
     )
     if order.steps_per_epoch == 0:
         samples = f"the {order.n_samples} training samples of {data.spec.name}"

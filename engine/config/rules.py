@@ -281,6 +281,16 @@ def keys_of_other_tasks(draft: Draft) -> None:
 # Training
 
 
+def class_weights_fit_the_loss(draft: Draft) -> None:
+    weights = draft["train.class_weights"]
+    if weights is not None and draft["train.loss"] == "bce":
+        raise ConfigError(
+            ("train.class_weights", "train.loss"), "the loss bce has no class weights", "cross_entropy and focal do"
+        )
+    if isinstance(weights, list) and (not weights or min(weights) < 0 or max(weights) == 0):
+        raise ConfigError("train.class_weights", f"expected numbers from 0 on, not all of them 0; got {weights}")
+
+
 def one_kind_of_averaging(draft: Draft) -> None:
     if draft["train.ema"] is not None and draft["train.average_last"] is not None:
         problem = (
@@ -339,6 +349,7 @@ def keys_without_effect(draft: Draft) -> None:
         ("segmentation.output_stride", draft["segmentation.head"] == "hrnet", "segmentation.head hrnet"),
         ("train.sam_adaptive", draft["train.sam"] is None, "train.sam null"),
         ("train.ema_warmup", draft["train.ema"] is None, "train.ema null"),
+        ("train.focal_gamma", loss != "focal", f"train.loss {loss}; it is for focal"),
         ("train.bce_threshold", loss != "bce", f"train.loss {loss}; it is for bce"),
         ("train.compile_mode", not draft["train.compile"], "train.compile false"),
         ("train.most_skipped", draft["train.nonfinite"] != "skip", "train.nonfinite stop"),
@@ -366,6 +377,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     as_many_numbers_as_channels,
     classes_of_the_dataset,
     whole_repeats,
+    class_weights_fit_the_loss,
     one_kind_of_averaging,
     keys_of_other_tasks,
     augmentation_of_files_or_memory,

@@ -40,6 +40,10 @@ class DataConfig:
     valid_ratio: float | None = key(
         None, "share of the training split that is held out for validation; null: validate on the test split", above=0, below=1
     )
+    sampler: Literal["shuffled", "balanced"] = key(
+        "shuffled",
+        "classification: shuffled: an epoch has every training image once; balanced: every class equally often",
+    )
     args: dict[str, Any] = open_section("options of the dataset")
 
 
@@ -211,8 +215,16 @@ class TrainConfig:
     )
     sync_batchnorm: bool = key(False, "synchronize BatchNorm over all GPUs")
     num_threads: int | None = key(None, "torch's CPU threads per process; null: torch's default", least=1)
-    loss: Literal["cross_entropy", "bce"] = key(
-        "cross_entropy", "bce: binary cross-entropy, a yes/no question per class, averaged over classes"
+    loss: Literal["cross_entropy", "bce", "focal"] = key(
+        "cross_entropy",
+        "bce: binary cross-entropy, a yes/no question per class, averaged over classes; focal: cross-entropy that weighs "
+        "samples by (1 - p)^gamma, where p is the probability of the right class",
+    )
+    focal_gamma: float = key(2.0, "gamma of the focal loss; 0 is cross-entropy", least=0)
+    class_weights: list[float] | Literal["balanced"] | None = key(
+        None,
+        "cross_entropy and focal: a factor for the loss of each class, in their order; balanced: inverse to the classes' "
+        "frequencies, 1 on average over the training images. Evaluations don't use them",
     )
     label_smoothing: float = key(0.0, "share of the label that is spread over all classes", least=0, below=1)
     bce_threshold: float | None = key(
