@@ -305,7 +305,8 @@ def _mixing(config: Config, n_classes: int) -> Mixing | None:
     augment = config.augment
     if augment.mixup == augment.cutmix == 0:
         return None
-    log.info("batches are mixed: train/acc@1 counts an image as right when the class of its larger share is predicted")
+    if task_kind(config).targets == "classes":
+        log.info("batches are mixed: train/acc@1 counts an image as right when the class of its larger share is predicted")
     return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed)
 
 

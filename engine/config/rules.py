@@ -268,7 +268,7 @@ SECTIONS_OF_TASKS = ("segmentation", "detection")
 
 def keys_of_other_tasks(draft: Draft) -> None:
     task = draft["task"]
-    if draft["eval.tta"] == "flip_and_shift" and draft.task.targets != "classes":
+    if draft["eval.tta"] == "flip_and_shift" and draft.task.targets not in ("classes", "labels"):
         raise ConfigError(("eval.tta", "task"), f"flip_and_shift is for classification, not for task {task}")
     for key, value in draft.values.items():
         section = key.partition(".")[0]
@@ -281,9 +281,19 @@ def keys_of_other_tasks(draft: Draft) -> None:
 # Training
 
 
+def loss_of_the_task(draft: Draft) -> None:
+    """The default of train.loss is the task's own; another task's loss is an error."""
+    loss, losses = draft["train.loss"], draft.task.losses
+    if not losses or loss in losses:
+        return
+    if "train.loss" in draft.origins:
+        raise ConfigError(("train.loss", "task"), f"{loss} is not for task {draft['task']}", f"it has {', '.join(losses)}")
+    draft["train.loss"] = losses[0]
+
+
 def class_weights_fit_the_loss(draft: Draft) -> None:
     weights = draft["train.class_weights"]
-    if weights is not None and draft["train.loss"] == "bce":
+    if weights is not None and draft["train.loss"] == "bce" and draft.task.targets == "classes":
         raise ConfigError(
             ("train.class_weights", "train.loss"), "the loss bce has no class weights", "cross_entropy and focal do"
         )
@@ -377,6 +387,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     as_many_numbers_as_channels,
     classes_of_the_dataset,
     whole_repeats,
+    loss_of_the_task,
     class_weights_fit_the_loss,
     one_kind_of_averaging,
     keys_of_other_tasks,

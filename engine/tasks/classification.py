@@ -86,15 +86,7 @@ class Classification:
         return self.probabilities(self.logits(model, batch[0]))
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the logits that an evaluation counts: the mean over the views of each image that `tta` names."""
-        if self.tta is None:
-            return model(images)
-        logits = (model(images) + model(images.flip(-1))) / 2
-        if self.tta == "flip":
-            return logits
-        padded, (height, width) = F.pad(images, [1] * 4, mode="reflect"), images.shape[-2:]
-        shifted = padded[..., :height, :width], padded[..., 2:, 2:]
-        return logits / 2 + sum(model(view) + model(view.flip(-1)) for view in shifted) / 8
+        return averaged_logits(model, images, self.tta)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return probabilities; with the loss bce each class is a separate question, and they don't sum to 1."""
@@ -106,6 +98,18 @@ class Classification:
 
         draw_classes(figure := new_figure(), images, batch[1], predictions, self.classes)
         return figure
+
+
+def averaged_logits(model: nn.Module, images: Tensor, tta: Augmentation | None) -> Tensor:
+    """Return the logits that an evaluation counts: the mean over the views of each image that `tta` names."""
+    if tta is None:
+        return model(images)
+    logits = (model(images) + model(images.flip(-1))) / 2
+    if tta == "flip":
+        return logits
+    padded, (height, width) = F.pad(images, [1] * 4, mode="reflect"), images.shape[-2:]
+    shifted = padded[..., :height, :width], padded[..., 2:, 2:]
+    return logits / 2 + sum(model(view) + model(view.flip(-1)) for view in shifted) / 8
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
@@ -229,7 +233,7 @@ def from_config(config: Config, data: Any) -> Classification:
     return Classification(
         data.classes,
         aux_weight=train.aux_weight,
-        loss=train.loss,
+        loss=train.loss,  # type: ignore[arg-type]  # a rule has checked it
         label_smoothing=train.label_smoothing,
         bce_threshold=train.bce_threshold,
         focal_gamma=train.focal_gamma,
@@ -260,4 +264,4 @@ def _log_frequencies(classes: Sequence[str], labels: Tensor) -> None:
         log.info(words, counts[rarest], classes[rarest], counts[commonest], classes[commonest])
 
 
-TASKS = {"classification": TaskKind(from_config, other_keys=("augment.zoom",))}
+TASKS = {"classification": TaskKind(from_config, other_keys=("augment.zoom",), losses=("cross_entropy", "bce", "focal"))}
