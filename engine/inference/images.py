@@ -100,7 +100,7 @@ def _reader(trained: Trained) -> tuple[Read, Batched]:
     spec = dataset_spec(trained.config)
     if spec.channels not in (1, 3):
         raise RunError(f"{spec.name} has {spec.channels} channels; an image in a file has 3, or is converted to gray")
-    return {"classes": _for_classes, "masks": _for_masks, "boxes": _for_boxes}[spec.targets](trained)
+    return {"classes": _for_classes, "labels": _for_classes, "masks": _for_masks, "boxes": _for_boxes}[spec.targets](trained)
 
 
 def _for_classes(trained: Trained) -> tuple[Read, Batched]:

@@ -100,10 +100,10 @@ def class_titles(
     return titles, colors
 
 
-def draw_labels(figure: Figure, images: Tensor, truth: Tensor, predicted: Tensor, classes: Sequence[str]) -> None:
-    """Draw images with the predicted labels; of mistakes, + marks a label that is wrong and - one that is missing."""
+def draw_labels(figure: Figure, images: Tensor, truth: Tensor | None, predicted: Tensor, classes: Sequence[str]) -> None:
+    """Draw images with the predicted labels; if the truth is known, + marks a label that is wrong and - one that is missing."""
     titles, colors = [], []
-    for there, found in zip(truth.tolist(), predicted.tolist(), strict=True):
+    for there, found in zip((truth if truth is not None else predicted).tolist(), predicted.tolist(), strict=True):
         marks = {(True, True): "", (False, True): "+", (True, False): "-"}
         names = zip(there, found, classes, strict=True)
         words = [f"{marks[is_there, is_found]}{short(name)}" for is_there, is_found, name in names if is_there or is_found]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from engine.config.errors import ConfigError
 from engine.config.schema import Config
 from engine.tasks import TaskKind
 from engine.tasks.classification import Augmentation, averaged_logits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Batch = tuple[Tensor, Tensor]  # images; N x classes, 1 where the class occurs, or shares of 1 for mixed images
 Loss = Literal["bce", "focal", "asymmetric"]
@@ -87,11 +90,12 @@ class MultiLabel:
         """Take over the thresholds that the validation split has chosen, by class."""
         self.thresholds = torch.tensor([thresholds.get(name, 0.5) for name in self.classes])
 
-    def draw(self, images: Tensor, batch: Batch, predictions: Tensor):
+    def draw(self, images: Tensor, batch: Batch, predictions: Tensor, figure: "Figure | None" = None) -> "Figure":
         from engine.plots.images import draw_labels
         from engine.plots.style import new_figure
 
-        draw_labels(figure := new_figure(), images, batch[1] > 0.5, self.present(predictions), self.classes)
+        figure = figure or new_figure()
+        draw_labels(figure, images, batch[1] > 0.5 if batch[1] is not None else None, self.present(predictions), self.classes)
         return figure
 
 
