@@ -79,6 +79,11 @@ def load_objects(
     return Loaded(train, test, CLASSES if split is Images else ("background", *CLASSES))
 
 
+def label_targets(labels: Tensor, masks: Tensor) -> Tensor:
+    """Return which classes occur, N x classes, uint8."""
+    return F.one_hot(labels + 1, len(CLASSES) + 1).amax(1)[:, 1:].to(torch.uint8)
+
+
 def mask_targets(labels: Tensor, masks: Tensor) -> Tensor:
     """Return the class of the object that is visible in each pixel, N H W."""
     # masks of one image never overlap, and the mask of a missing object is empty
@@ -421,6 +426,7 @@ _SHAPES = partial(
 
 DATASETS = [
     _SHAPES(load=load, n_classes=len(CLASSES)),
+    _SHAPES(load=partial(load_objects, Images, label_targets), targets="labels", n_classes=len(CLASSES)),
     _SHAPES(load=partial(load_objects, MaskedImages, mask_targets), targets="masks", n_classes=len(CLASSES) + 1),
     _SHAPES(load=partial(load_objects, BoxedImages, box_targets), targets="boxes", n_classes=len(CLASSES) + 1),
 ]

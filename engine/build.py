@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from datasets.pipeline.loaders import (
     train_loader,
 )
 from datasets.pipeline.mixing import Mixing
-from datasets.pipeline.order import Order
+from datasets.pipeline.order import BalancedOrder, Order
 from datasets.pipeline.splits import Images, hold_out
 from engine.config.command_line import require_packages
 from engine.config.errors import ConfigError, RunError
@@ -135,13 +135,15 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
         raise ConfigError("train.batch_size", problem)
     require_packages(*task_kind(config).packages, needed_by=f"task {config.task}", listed_in="requirements.txt")
     data = load_data(config, accelerator)
-    order = Order(
-        len(data.splits["train"]),
+    split = data.splits["train"]
+    make_order = partial(BalancedOrder, labels=split.labels) if config.data.sampler == "balanced" else Order
+    order = make_order(
+        len(split),
         train.batch_size // repeats,
         config.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        device=accelerator.device if isinstance(data.splits["train"], Images) else "cpu",
+        device=accelerator.device if isinstance(split, Images) else "cpu",
     )
     if order.steps_per_epoch == 0:
         samples = f"the {order.n_samples} training samples of {data.spec.name}"
@@ -325,7 +327,8 @@ def _mixing(config: Config, n_classes: int, accelerator: Accelerator) -> Mixing 
     augment = config.augment
     if augment.mixup == augment.cutmix == 0:
         return None
-    log.info("batches are mixed: train/acc@1 counts an image as right when the class of its larger share is predicted")
+    if task_kind(config).targets == "classes":
+        log.info("batches are mixed: train/acc@1 counts an image as right when the class of its larger share is predicted")
     ranks = accelerator.process_index, accelerator.num_processes
     return Mixing(n_classes, augment.mixup, augment.cutmix, augment.mix_switch_prob, augment.mix_prob, config.seed, *ranks)
 

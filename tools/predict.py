@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # functions import what needs torch, so that --help doesn't
 
 EXAMPLES = """
 Images are prepared as in an evaluation. Classes are printed as lines; with --top_k, an image has a line for each of its classes,
-the most probable first. Masks are written into a folder of PNGs, given by -o; boxes as JSON in COCO's format. Unreadable images
-are listed at the end, and the exit code is then 1.
+the most probable first; of a multi-label model, a line for each label that reaches its threshold. Masks are written into a
+folder of PNGs, given by -o; boxes as JSON in COCO's format. Unreadable images are listed at the end, and the exit code is then 1.
 
 examples:
   python tools/predict.py runs/first photo.jpg
@@ -94,20 +94,24 @@ def write(trained: "Trained", args: Namespace, names: Sequence[str], predictions
     """Write predictions in the format of the task."""
     from engine.tasks.classification import Classification
     from engine.tasks.detection import Detection
+    from engine.tasks.multilabel import MultiLabel
     from engine.tasks.segmentation import Segmentation
-    from tools.predictions.formats import top_classes, write_coco, write_csv, write_json, write_masks
+    from tools.predictions.formats import present_labels, top_classes, write_coco, write_csv, write_json, write_masks
 
     task, kind = trained.task, trained.config.task
+    write_rows = write_json if args.json or (args.output is not None and args.output.suffix == ".json") else write_csv
     if isinstance(task, Classification):
         if args.top_k > len(trained.classes):
             raise ConfigError(f"--top_k {args.top_k}: {trained.weights} has {len(trained.classes)} classes")
-        is_json = args.json or (args.output is not None and args.output.suffix == ".json")
         is_on_terminal = args.output is None and sys.stdout.isatty()  # elsewhere, names are kept as they are
         names, classes = ([printable(name) for name in of] if is_on_terminal else of for of in (names, trained.classes))
         with opened(args.output) as file:
-            (write_json if is_json else write_csv)(file, top_classes(names, predictions, classes, args.top_k))
+            write_rows(file, top_classes(names, predictions, classes, args.top_k))
     elif args.top_k > 1:
         raise ConfigError(f"--top_k {args.top_k}: only for classification, and {trained.weights} is for {kind}")
+    elif isinstance(task, MultiLabel):
+        with opened(args.output) as file:
+            write_rows(file, present_labels(names, predictions, task))
     elif isinstance(task, Detection):
         with opened(args.output) as file:
             write_coco(file, names, predictions, task, trained.category_ids)

@@ -61,21 +61,24 @@ class CropAndFlip:
         self.windows = self.memory.as_strided((n_windows, channels, height, width), (1, *strides[1:]))
         self._epoch, self._begin, self._mirrored = -1, torch.empty(0), torch.empty(0)
 
-    def __call__(self, epoch: int, samples: Tensor) -> Tensor:
-        if epoch != self._epoch:
-            self._epoch, (self._begin, self._mirrored) = epoch, self._drawn_for(epoch)
-        images = self.windows.index_select(0, self._begin.index_select(0, samples))
-        if self.hflip:
-            return _mirror_where(self._mirrored.index_select(0, samples), images)
-        return images
+    def __call__(self, epoch: int, samples: Tensor, counters: Tensor | None = None) -> Tensor:
+        """Cut the samples. `counters` are for an epoch that may have a sample several times: the crop is a function of them."""
+        if counters is not None:
+            begin, mirrored = self._drawn(epoch, samples, counters)
+        else:  # drawn for a whole epoch; per batch, the overhead would dominate
+            if epoch != self._epoch:
+                every = torch.arange(self.n, device=self.memory.device)
+                self._epoch, (self._begin, self._mirrored) = epoch, self._drawn(epoch, every, every)
+            begin, mirrored = self._begin.index_select(0, samples), self._mirrored.index_select(0, samples)
+        images = self.windows.index_select(0, begin)
+        return _mirror_where(mirrored, images) if self.hflip else images
 
-    def _drawn_for(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Draw where each sample's window begins and whether it is mirrored; per batch, the overhead would dominate."""
-        samples = torch.arange(self.n, device=self.memory.device)
-        vertical, horizontal, side = draws(self.seed ^ AUGMENT, epoch, samples, 3)
+    def _drawn(self, epoch: int, samples: Tensor, counters: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw where each sample's window begins and whether it is mirrored."""
+        vertical, horizontal, side = draws(self.seed ^ AUGMENT, epoch, counters, 3)
         turn = 0
         if self.hflip == "alternating":  # the first orientation of an image is drawn once
-            side, turn = draws(self.seed ^ AUGMENT, 0, samples, 3)[2], epoch % 2
+            side, turn = draws(self.seed ^ AUGMENT, 0, counters, 3)[2], epoch % 2
         mirrored = below(side, 2) != turn
         y, x = (below(bits, 2 * self.padding + 1) for bits in (vertical, horizontal))
         return samples * self.image_bytes + y * self.row + x, mirrored

@@ -98,14 +98,14 @@ class InMemoryTraining:
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         for step in range(first, last):
-            epoch, samples = self.order.epoch(step), self.order.samples(step)
-            images = self.cut(epoch, samples)
+            epoch, samples, counters = self.order.epoch(step), self.order.samples(step), self.order.counters(step)
+            images = self.cut(epoch, samples, counters if self.order.repeats_samples else None)
             if self.jitter is not None:
-                images = self.jitter(epoch, samples, images)
+                images = self.jitter(epoch, counters, images)
             size = self.size(epoch)
             images = self.normalize(images, size=(size, size))
             if self.cutout is not None:
-                images = self.cutout(epoch, samples, images)
+                images = self.cutout(epoch, counters, images)
             yield images, self.labels.index_select(0, samples)
 
 
@@ -140,7 +140,8 @@ class FileTraining:
     def _requests(self, first: int, last: int) -> Iterator[Request]:
         for step in range(first, last):
             samples = self.order.samples(step).repeat_interleave(self.repeats)
-            counters = samples * self.repeats + torch.arange(len(samples)) % self.repeats
+            counters = self.order.counters(step).repeat_interleave(self.repeats) * self.repeats
+            counters += torch.arange(len(samples)) % self.repeats
             part = self.split.subset(samples)
             yield Request(part.paths, counters.numpy(), self.order.epoch(step), part.labels)
 

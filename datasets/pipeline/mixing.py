@@ -34,7 +34,7 @@ class Mixing:
     def __call__(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images, labels = batch
         random = np.random.default_rng(derive(self.seed, MIX, step))
-        soft = F.one_hot(labels, self.n_classes).to(images.dtype)
+        soft = (F.one_hot(labels, self.n_classes) if labels.ndim == 1 else labels).to(images.dtype)
         if random.random() >= self.prob:
             return images, soft
         use_cutmix = self.cutmix > 0 and (self.mixup == 0 or random.random() < self.switch_prob)

@@ -17,7 +17,7 @@ class Images:
     """A split held in memory."""
 
     images: Tensor  # N C H W, uint8
-    labels: Tensor  # N, int64
+    labels: Tensor  # N, int64; N x classes, uint8, if an image may have several
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,7 +80,7 @@ class DatasetSpec:
     n_classes: int | None = None  # None: the files decide
     crop_padding: int = 0  # default augmentation: random crop of the padded image ...
     hflip: bool = False  # ... and mirroring, if a mirrored image still belongs to its class
-    targets: str = "classes"  # or masks, or boxes; a dataset with several kinds has a spec for each
+    targets: str = "classes"  # or labels, masks, boxes; a dataset with several kinds has a spec for each
     any_size: bool = False  # generated at the size that the model expects
     in_files: bool = False  # decoded by workers, unless data.in_memory is true
 

@@ -18,6 +18,9 @@ class TaskFacts(Protocol):
     @property
     def other_keys(self) -> Sequence[str]: ...
 
+    @property
+    def losses(self) -> Sequence[str]: ...
+
 
 class DatasetFacts(Protocol):
     """What the rules need to know about a dataset before it is read; a DatasetSpec has it."""

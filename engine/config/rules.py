@@ -268,7 +268,7 @@ SECTIONS_OF_TASKS = ("segmentation", "detection")
 
 def keys_of_other_tasks(draft: Draft) -> None:
     task = draft["task"]
-    if draft["eval.tta"] == "flip_and_shift" and draft.task.targets != "classes":
+    if draft["eval.tta"] == "flip_and_shift" and draft.task.targets not in ("classes", "labels"):
         raise ConfigError(("eval.tta", "task"), f"flip_and_shift is for classification, not for task {task}")
     for key, value in draft.values.items():
         section = key.partition(".")[0]
@@ -279,6 +279,26 @@ def keys_of_other_tasks(draft: Draft) -> None:
 
 
 # Training
+
+
+def loss_of_the_task(draft: Draft) -> None:
+    """The default of train.loss is the task's own; another task's loss is an error."""
+    loss, losses = draft["train.loss"], draft.task.losses
+    if not losses or loss in losses:
+        return
+    if "train.loss" in draft.origins:
+        raise ConfigError(("train.loss", "task"), f"{loss} is not for task {draft['task']}", f"it has {', '.join(losses)}")
+    draft["train.loss"] = losses[0]
+
+
+def class_weights_fit_the_loss(draft: Draft) -> None:
+    weights = draft["train.class_weights"]
+    if weights is not None and draft["train.loss"] == "bce" and draft.task.targets == "classes":
+        raise ConfigError(
+            ("train.class_weights", "train.loss"), "the loss bce has no class weights", "cross_entropy and focal do"
+        )
+    if isinstance(weights, list) and (not weights or min(weights) < 0 or max(weights) == 0):
+        raise ConfigError("train.class_weights", f"expected numbers from 0 on, not all of them 0; got {weights}")
 
 
 def one_kind_of_averaging(draft: Draft) -> None:
@@ -339,6 +359,7 @@ def keys_without_effect(draft: Draft) -> None:
         ("segmentation.output_stride", draft["segmentation.head"] == "hrnet", "segmentation.head hrnet"),
         ("train.sam_adaptive", draft["train.sam"] is None, "train.sam null"),
         ("train.ema_warmup", draft["train.ema"] is None, "train.ema null"),
+        ("train.focal_gamma", loss != "focal", f"train.loss {loss}; it is for focal"),
         ("train.bce_threshold", loss != "bce", f"train.loss {loss}; it is for bce"),
         ("train.compile_mode", not draft["train.compile"], "train.compile false"),
         ("train.most_skipped", draft["train.nonfinite"] != "skip", "train.nonfinite stop"),
@@ -366,6 +387,8 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     as_many_numbers_as_channels,
     classes_of_the_dataset,
     whole_repeats,
+    loss_of_the_task,
+    class_weights_fit_the_loss,
     one_kind_of_averaging,
     keys_of_other_tasks,
     augmentation_of_files_or_memory,

@@ -40,6 +40,10 @@ class DataConfig:
     valid_ratio: float | None = key(
         None, "share of the training split that is held out for validation; null: validate on the test split", above=0, below=1
     )
+    sampler: Literal["shuffled", "balanced"] = key(
+        "shuffled",
+        "classification: shuffled: an epoch has every training image once; balanced: every class equally often",
+    )
     args: dict[str, Any] = open_section("options of the dataset")
 
 
@@ -203,8 +207,18 @@ class TrainConfig:
     profile: int = key(0, "updates to record with torch's profiler, after the first 11, into profile/ of the run folder", least=0)
     sync_batchnorm: bool = key(False, "synchronize BatchNorm over all GPUs")
     num_threads: int | None = key(None, "torch's CPU threads per process; null: torch's default", least=1)
-    loss: Literal["cross_entropy", "bce"] = key(
-        "cross_entropy", "bce: binary cross-entropy, a yes/no question per class, averaged over classes"
+    loss: Literal["cross_entropy", "bce", "focal", "asymmetric"] = key(
+        "cross_entropy",
+        "bce: binary cross-entropy, a yes/no question per class, averaged over classes (the default for multilabel); "
+        "focal: weighs the loss by (1 - p)^gamma, where p is the probability of the right answer; asymmetric (multilabel): "
+        "focal with a larger gamma for absent classes",
+    )
+    focal_gamma: float = key(2.0, "gamma of the focal loss; 0 is cross-entropy", least=0)
+    class_weights: list[float] | Literal["balanced"] | None = key(
+        None,
+        "cross_entropy and focal: a factor for the loss of each class, in their order; balanced: inverse to the classes' "
+        "frequencies, 1 on average over the training images. multilabel: a factor for images that have the class; balanced: the "
+        "number of images without it for each one with it. Evaluations don't use them",
     )
     label_smoothing: float = key(0.0, "share of the label that is spread over all classes", least=0, below=1)
     bce_threshold: float | None = key(
@@ -283,7 +297,7 @@ class DetectionConfig:
 class Config:
     seed: int = key(1234, "seed of initial weights, order, augmentation and dropout", least=0)
     deterministic: bool = key(False, "only deterministic kernels; without it, runs on a GPU may differ in the last bits")
-    task: str = key("classification", "classification, segmentation, detection, or a task of a plugin")
+    task: str = key("classification", "classification, multilabel, segmentation, detection, or a task of a plugin")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)

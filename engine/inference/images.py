@@ -108,7 +108,7 @@ def _reader(trained: Trained) -> tuple[Read, Batched]:
 
     def batched(packed: Packed, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[Tensor] | None]:
         inputs = normalize(packed.flat.view(len(packed.shapes), *packed.shapes[0]))
-        if spec.targets == "classes":
+        if spec.targets != "masks":
             return inputs, None
         ignored = torch.tensor(IGNORED, dtype=torch.uint8, device=inputs.device)  # each pixel of the masks
         return inputs, [ignored.expand(size) for size in sizes]

@@ -95,6 +95,18 @@ def class_titles(
     return titles, colors
 
 
+def draw_labels(figure: Figure, images: Tensor, truth: Tensor | None, predicted: Tensor, classes: Sequence[str]) -> None:
+    """Draw images with the predicted labels; if the truth is known, + marks a label that is wrong and - one that is missing."""
+    titles, colors = [], []
+    for there, found in zip((truth if truth is not None else predicted).tolist(), predicted.tolist(), strict=True):
+        marks = {(True, True): "", (False, True): "+", (True, False): "-"}
+        names = zip(there, found, classes, strict=True)
+        words = [f"{marks[is_there, is_found]}{short(name)}" for is_there, is_found, name in names if is_there or is_found]
+        titles.append("\n".join(words) or "none")
+        colors.append("black" if there == found else WRONG)
+    draw_images(figure, [Row("", images, titles, colors)])
+
+
 def short(name: str, length: int = 18) -> str:
     """Shorten the name of a class; ImageNet has long ones."""
     return name if len(name) <= length else f"{name[: length - 1].rstrip(' ,')}…"

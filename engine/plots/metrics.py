@@ -2,9 +2,10 @@
 
 from collections.abc import Container
 
-MONITORED = ("acc@1", "mIoU", "mAP")  # by task: classification, segmentation, detection
+MONITORED = ("acc@1", "mIoU", "mAP")  # of classification; segmentation; multilabel and detection
 # Fractions of 1 that are printed in percent.
-IN_PERCENT = (*MONITORED, "acc@5", "balanced_acc", "ece", "pixel_acc", "mean_acc", "mAP@50", "mAP@75", "mAR@100")
+IN_PERCENT: tuple[str, ...] = (*MONITORED, "acc@5", "balanced_acc", "ece", "f1_micro", "f1_macro", "pixel_acc", "mean_acc")
+IN_PERCENT += ("mAP@50", "mAP@75", "mAR@100")
 TIME_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 

@@ -66,9 +66,10 @@ class TaskKind:
 
     make: MakeTask
     create_model: Callable[..., nn.Module] = create_classifier  # create_model(config, n_classes=..., in_channels=..., ...)
-    targets: str = "classes"  # of a dataset: classes, masks, boxes
+    targets: str = "classes"  # of a dataset: classes, labels (several classes per image), masks, boxes
     other_keys: tuple[str, ...] = ()  # keys that are for other tasks only
     packages: tuple[str, ...] = ()  # that its metric imports; a training checks them before it reads data
+    losses: tuple[str, ...] = ()  # values of train.loss that it accepts, its default first; empty: it has a loss of its own
 
 
 def _entries(table: Mapping[str, TaskKind | MakeTask]) -> dict[str, TaskKind]:

@@ -1,7 +1,9 @@
 """Classification: one class per image."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +15,10 @@ from engine.config.errors import ConfigError
 from engine.config.schema import Config
 from engine.tasks import TaskKind
 
+log = logging.getLogger(__name__)
+
 Batch = tuple[Tensor, Tensor]  # images; class numbers or, for mixed images, probabilities
-Loss = Literal["cross_entropy", "bce"]
+Loss = Literal["cross_entropy", "bce", "focal"]
 Augmentation = Literal["flip", "flip_and_shift"]  # of an evaluation
 
 N_BINS = 15  # of the expected calibration error
@@ -33,11 +37,13 @@ class Classification:
         loss: Loss = "cross_entropy",
         label_smoothing: float = 0.0,
         bce_threshold: float | None = None,
+        focal_gamma: float = 2.0,
+        class_weights: Tensor | None = None,
         tta: Augmentation | None = None,
     ) -> None:
         self.classes = tuple(classes)
         self.aux_weight, self.loss, self.label_smoothing = aux_weight, loss, label_smoothing
-        self.bce_threshold, self.tta = bce_threshold, tta
+        self.bce_threshold, self.focal_gamma, self.class_weights, self.tta = bce_threshold, focal_gamma, class_weights, tta
         self._tables: tuple[str, ...] = ()
 
     def weight(self, batch: Batch) -> int:
@@ -59,7 +65,11 @@ class Classification:
     def _training_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.loss == "bce":
             return binary_cross_entropy(logits, targets, self.label_smoothing, self.bce_threshold)
-        return cross_entropy(logits, targets, self.label_smoothing)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(logits.device)
+        if self.loss == "focal":
+            return focal_loss(logits, targets, self.focal_gamma, self.label_smoothing, self.class_weights)
+        return cross_entropy(logits, targets, self.label_smoothing, self.class_weights)
 
     def with_tables(self, *tables: Literal["per_class", "bins", "confusion"]) -> "Classification":
         """Return a task whose evaluation also computes these tables, which no log shows."""
@@ -68,22 +78,15 @@ class Classification:
         return task
 
     def metric(self, device: torch.device) -> "Accuracy":
-        losses = binary_cross_entropy if self.loss == "bce" else cross_entropy
-        return Accuracy(device, self.classes, self.logits, losses, self.probabilities, self._tables)
+        losses: dict[str, Callable[..., Tensor]] = {"bce": binary_cross_entropy, "cross_entropy": cross_entropy}
+        losses["focal"] = partial(focal_loss, gamma=self.focal_gamma)
+        return Accuracy(device, self.classes, self.logits, losses[self.loss], self.probabilities, self._tables)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.probabilities(self.logits(model, batch[0]))
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the logits that an evaluation counts: the mean over the views of each image that `tta` names."""
-        if self.tta is None:
-            return model(images)
-        logits = (model(images) + model(images.flip(-1))) / 2
-        if self.tta == "flip":
-            return logits
-        padded, (height, width) = F.pad(images, [1] * 4, mode="reflect"), images.shape[-2:]
-        shifted = padded[..., :height, :width], padded[..., 2:, 2:]
-        return logits / 2 + sum(model(view) + model(view.flip(-1)) for view in shifted) / 8
+        return averaged_logits(model, images, self.tta)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return probabilities; with the loss bce each class is a separate question, and they don't sum to 1."""
@@ -97,9 +100,37 @@ class Classification:
         return figure
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+def averaged_logits(model: nn.Module, images: Tensor, tta: Augmentation | None) -> Tensor:
+    """Return the logits that an evaluation counts: the mean over the views of each image that `tta` names."""
+    if tta is None:
+        return model(images)
+    logits = (model(images) + model(images.flip(-1))) / 2
+    if tta == "flip":
+        return logits
+    padded, (height, width) = F.pad(images, [1] * 4, mode="reflect"), images.shape[-2:]
+    shifted = padded[..., :height, :width], padded[..., 2:, 2:]
+    return logits / 2 + sum(model(view) + model(view.flip(-1)) for view in shifted) / 8
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
     """Return the loss of each sample."""
-    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    return F.cross_entropy(logits, targets, class_weights, reduction="none", label_smoothing=smoothing)
+
+
+def focal_loss(
+    logits: Tensor, targets: Tensor, gamma: float, smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Return the loss of each sample: cross-entropy, less of it for samples that are classified well already.
+
+    Lin, Goyal, Girshick, He, Dollar (2017): Focal Loss for Dense Object Detection. https://arxiv.org/abs/1708.02002
+    """
+    n_classes = logits.shape[1]
+    if targets.ndim == 1:
+        targets = F.one_hot(targets, n_classes).to(logits.dtype)
+    targets = (1 - smoothing) * targets + smoothing / n_classes
+    log_p = logits.log_softmax(1)
+    terms = targets * (1 - log_p.exp()) ** gamma * -log_p
+    return (terms * class_weights if class_weights is not None else terms).sum(1)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, threshold: float | None = None) -> Tensor:
@@ -196,14 +227,41 @@ def from_config(config: Config, data: Any) -> Classification:
         problem = f"{train.bce_threshold:g} would give every class the same label"
         smoothing = f"train.label_smoothing {train.label_smoothing:g} turns a no into {no:.4g} and a yes into {yes:.4g}"
         raise ConfigError("train.bce_threshold", f"{problem}: {smoothing}")
+    labels = data.splits["train"].labels if "train" in data.splits else None  # a tool may know the classes alone
+    if labels is not None:
+        _log_frequencies(data.classes, labels)
     return Classification(
         data.classes,
         aux_weight=train.aux_weight,
-        loss=train.loss,
+        loss=train.loss,  # type: ignore[arg-type]  # a rule has checked it
         label_smoothing=train.label_smoothing,
         bce_threshold=train.bce_threshold,
+        focal_gamma=train.focal_gamma,
+        class_weights=class_weights(train.class_weights, labels, n_classes),
         tta=config.eval.tta,
     )
 
 
-TASKS = {"classification": TaskKind(from_config, other_keys=("augment.zoom",))}
+def class_weights(given: Sequence[float] | Literal["balanced"] | None, labels: Tensor | None, n_classes: int) -> Tensor | None:
+    """Return train.class_weights as a tensor; None if there are none, or if they depend on labels that aren't there."""
+    if given is None:
+        return None
+    if given == "balanced":
+        if labels is None:
+            return None
+        counts = torch.bincount(labels, minlength=n_classes)
+        return counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
+    if len(given) != n_classes:
+        raise ConfigError("train.class_weights", f"{len(given)} numbers for {n_classes} classes")
+    return torch.tensor(given, dtype=torch.float32)
+
+
+def _log_frequencies(classes: Sequence[str], labels: Tensor) -> None:
+    counts = torch.bincount(labels.cpu(), minlength=len(classes))
+    rarest, commonest = int(counts.argmin()), int(counts.argmax())
+    if counts[rarest] < counts[commonest]:
+        words = "training images per class: from %d (%s) to %d (%s)"
+        log.info(words, counts[rarest], classes[rarest], counts[commonest], classes[commonest])
+
+
+TASKS = {"classification": TaskKind(from_config, other_keys=("augment.zoom",), losses=("cross_entropy", "bce", "focal"))}

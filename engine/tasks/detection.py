@@ -174,6 +174,7 @@ OTHER_KEYS: tuple[str, ...] = ("augment.mixup", "augment.cutmix", "augment.cutou
 OTHER_KEYS += ("augment.repeats", "augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation")
 OTHER_KEYS += ("augment.zoom",)
 OTHER_KEYS += ("augment.crop_padding", "augment.padding_mode", "train.loss", "train.label_smoothing", "train.aux_weight")
+OTHER_KEYS += ("train.class_weights", "data.sampler")
 OTHER_KEYS += ("distill.teacher", "eval.img_size", "eval.tta")
 
 PACKAGES = ("pycocotools", "torchmetrics")

@@ -19,6 +19,7 @@ from engine.config.errors import RunError
 from engine.devices.accelerator import make_accelerator
 from engine.inference.trained import load_trained
 from engine.train import train_batches
+from tests.on_disk import write_image_folder
 from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, untimed, weights
 
 SMALL = ("--train.batch_size", 64, "--train.num_threads", 1, "--train.print_freq", 4, "--train.eval_freq", 8)
@@ -72,6 +73,21 @@ def test_ema_is_evaluated_and_saved_and_resumes_bit_exactly(tmp_path):
     assert not torch.equal(files[0]["conv1.weight"], weights(tmp_path / "whole")["conv1.weight"])
     trained = load_trained(tmp_path / "whole" / "ckpt" / "latest", {}, averaged=True)
     assert trained.evaluate("valid")["acc@1"] == metrics(tmp_path / "whole")[-1]["valid_ema/acc@1"]
+
+
+def test_balanced_sampling_resumes_bit_exactly_and_the_log_names_the_rarest_class(tmp_path, capsys):
+    write_image_folder(tmp_path / "data")
+    rare = sorted((tmp_path / "data" / "train").iterdir())[1]
+    for path in sorted(rare.iterdir())[1:]:
+        path.unlink()
+    argv = ("--train.num_threads", 1, "--data.name", "imagefolder", "--data.dataroot", tmp_path / "data", "--data.img_size", 28)
+    argv += ("--data.sampler", "balanced", "--train.class_weights", "balanced", "--train.loss", "focal", "--train.batch_size", 4)
+    argv += ("--train.n_steps", 12, "--train.save_freq", 4, "--train.optim.lr", 0.01, "--dataloader.num_workers", 0)
+    assert run_main("-e", tmp_path / "whole", *argv) == 0
+    assert f"training images per class: from 1 ({rare.name})" in capsys.readouterr().out
+    assert run_main("-e", tmp_path / "cut", *argv) == 0
+    assert run_main("-r", tmp_path / "cut" / "ckpt" / "step-000004") == 0
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
 @pytest.mark.parametrize("micro_batch_size", [0, 24])
@@ -231,6 +247,10 @@ def test_aux_weight_without_auxiliary_heads_and_padding_mode_without_padding_are
         (("--train.ema", 1.5), ["train.ema", "below 1"]),
         (("--train.clip_grad_norm", 0), ["train.clip_grad_norm", "above 0"]),
         (("--train.freeze", "[nothing_here]"), ["train.freeze", "nothing_here"]),
+        (("--train.class_weights", "balanced", "--train.loss", "bce"), ["train.class_weights", "train.loss", "bce"]),
+        (("--train.class_weights", "[1, 2]"), ["train.class_weights", "2 numbers for 10 classes"]),
+        (("--train.class_weights", "[1, -2]"), ["train.class_weights", "from 0 on"]),
+        (("--train.class_weights", "even"), ["train.class_weights", "balanced"]),
     ],
 )
 def test_invalid_value_is_a_one_line_error(tmp_path, argv, fragments, capsys):
@@ -241,7 +261,12 @@ def test_invalid_value_is_a_one_line_error(tmp_path, argv, fragments, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "key"), [(("--augment.mix_epochs", 2), "augment.mix_epochs"), (("--train.ema_warmup", "false"), "train.ema_warmup")]
+    ("argv", "key"),
+    [
+        (("--augment.mix_epochs", 2), "augment.mix_epochs"),
+        (("--train.ema_warmup", "false"), "train.ema_warmup"),
+        (("--train.focal_gamma", 1), "train.focal_gamma"),
+    ],
 )
 def test_option_without_effect_is_a_warning(argv, key, tmp_path, capsys):
     assert run_main("--dry_run", *argv) == 0

@@ -1,7 +1,7 @@
-"""The confusion matrix of a split, and the accuracy of each class."""
+"""The confusion matrix of a split, and the accuracy of each class; of a multi-label model, the mistakes for each label."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from engine.plots.images import short
 from engine.plots.style import COLORS, INK, new_figure, style
+from engine.tasks.multilabel import MultiLabel
 from tools.pictures.output import save_pictures
-from tools.pictures.subject import evaluate_with, model_title, open_classifier
+from tools.pictures.subject import evaluate_with, model_title, open_source, require_classification
 
 MOST_IN_MATRIX = 120  # classes; of more, the most frequent mistakes are listed
 MOST_IN_PERCENT = 20  # classes whose cells have room for a percentage, too
@@ -18,7 +19,14 @@ LISTED = 30
 
 
 def run(args: Namespace, overrides: dict[str, Any]) -> None:
-    trained = open_classifier(args, overrides)
+    trained = open_source(args, overrides)
+    if isinstance(trained.task, MultiLabel):
+        metrics = evaluate_with(trained, args.split, "confusion")
+        title = f"{model_title(trained)}, {args.split}: mAP {100 * metrics['mAP']:.2f} % on {metrics['count']:,} images"
+        draw_labels(figure := new_figure(show=args.show), metrics["confusion"], title)
+        save_pictures({"confusion": figure}, args, trained.run_dir, trained.step)
+        return
+    require_classification(trained.task, trained.config, args.picture)
     metrics = evaluate_with(trained, args.split, "confusion")
     title = f"{model_title(trained)}, {args.split}: accuracy {100 * metrics['acc@1']:.2f} % of {metrics['count']:,} images"
     draw(figure := new_figure(show=args.show), np.array(metrics["confusion"]), trained.classes, title)
@@ -33,6 +41,30 @@ def draw(figure: Figure, counts: np.ndarray, classes: Sequence[str], title: str)
         _draw_lists(figure, counts, accuracies, classes, title)
     else:
         _draw_matrix(figure, counts, accuracies, classes, title)
+
+
+def draw_labels(figure: Figure, counts: Mapping[str, Sequence[Sequence[int]]], title: str) -> None:
+    """Draw for each label how often it was found, missed and found where it isn't; the most frequent ones if there are many."""
+    rows = sorted(counts.items(), key=lambda row: -sum(row[1][1]))[:MOST_IN_MATRIX]
+    parts = {
+        "found": (COLORS[5], [there[1] for _, (_, there) in rows]),
+        "missed": (COLORS[4], [there[0] for _, (_, there) in rows]),
+        "wrongly found": (COLORS[1], [absent[1] for _, (absent, _) in rows]),
+    }
+    with style(font_size=9):
+        figure.set_size_inches(8, 1.6 + 0.24 * len(rows))
+        axes, begin = figure.subplots(), np.zeros(len(rows))
+        for name, (color, values) in parts.items():
+            bars = axes.barh(range(len(rows)), values, left=begin, color=color, label=name)
+            axes.bar_label(bars, [f"{value:,}" if value else "" for value in values], label_type="center")
+            begin += values
+        axes.set_yticks(range(len(rows)), [short(name, 28) for name, _ in rows])
+        axes.set(xlabel="images")
+        axes.grid(False, axis="y")
+        axes.margins(y=0.01)
+        axes.invert_yaxis()
+        figure.legend(loc="outside lower center", ncols=3)
+        figure.suptitle(title, fontsize=10)
 
 
 def _draw_matrix(figure: Figure, counts: np.ndarray, accuracies: np.ndarray, classes: Sequence[str], title: str) -> None:

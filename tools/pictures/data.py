@@ -21,6 +21,7 @@ from engine.plots.overlays import box_row, mask_row
 from engine.plots.style import new_figure
 from engine.plugins import require_run_plugins
 from engine.tasks.detection import Detection
+from engine.tasks.multilabel import MultiLabel
 from engine.tasks.segmentation import Segmentation
 from engine.train import train_batches
 from tools.pictures.output import save_pictures
@@ -75,14 +76,17 @@ def draw_targets(run: Run, config: ResolvedConfig, name: str, inputs: Any, targe
         labels = [[label for label in mask.unique().tolist() if label not in (0, IGNORED)] for mask in targets]  # 0: background
         titles = ["\n".join(short(classes[label]) for label in of_mask) for of_mask in labels]
         return [Row(name, visible), mask_row("mask", visible, targets, classes, titles)]
-    require_classification(task, config, "data")
+    if not isinstance(task, MultiLabel):
+        require_classification(task, config, "data")
     titles = [label_text(target, classes) for target in targets]
     return [Row(name, images, titles if name != "augmented" else ())]  # augmentation doesn't change labels
 
 
 def label_text(target: Tensor, classes: Sequence[str]) -> str:
-    """The name of a class, or the classes of a mixed image with their shares."""
+    """The name of a class, the names of several, or those of a mixed image with their shares."""
     if target.ndim == 0:
         return short(classes[int(target)])
+    if not target.is_floating_point():
+        return "\n".join(short(name, 14) for name, there in zip(classes, target.tolist(), strict=True) if there)
     shares = sorted(((share, name) for share, name in zip(target.tolist(), classes, strict=True) if share > 0.005), reverse=True)
     return "\n".join(f"{100 * share:.0f} % {short(name, 14)}" for share, name in shares)

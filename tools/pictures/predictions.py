@@ -1,4 +1,4 @@
-"""Images with the predicted class, its probability and the true class of mistakes; or with predicted and true masks or boxes."""
+"""Images with the predicted class, its probability and the true class of mistakes; or with labels, masks or boxes."""
 
 from argparse import Namespace
 from typing import Any
@@ -11,6 +11,7 @@ from engine.inference.trained import Trained
 from engine.plots.images import Row, class_titles, draw_images
 from engine.plots.style import new_figure
 from engine.tasks.detection import Detection
+from engine.tasks.multilabel import MultiLabel
 from engine.tasks.segmentation import Segmentation
 from tools.pictures.output import save_pictures
 from tools.pictures.subject import model_title, open_source, read_images, read_samples, require_classification, require_positive
@@ -21,8 +22,8 @@ def run(args: Namespace, overrides: dict[str, Any]) -> None:
         raise ConfigError("--wrong searches the whole split: not with images or --samples")
     trained = open_source(args, overrides)
     task = trained.task
-    has_classes = not isinstance(task, (Detection, Segmentation))
-    if has_classes:
+    draws_targets = isinstance(task, (Detection, MultiLabel, Segmentation))
+    if not draws_targets:
         require_classification(task, trained.config, "predictions")
     elif args.wrong:
         raise ConfigError(f"--wrong: only for classification, and task is {trained.config.task}")
@@ -37,7 +38,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> None:
     with torch.no_grad():
         predictions = task.predict(trained.model, samples.batch)
     figure = new_figure(show=args.show)
-    if isinstance(task, (Detection, Segmentation)):
+    if isinstance(task, (Detection, MultiLabel, Segmentation)):
         task.draw(samples.images, samples.batch, predictions, figure)
     else:
         titles, colors = class_titles(predictions.cpu(), trained.classes, samples.batch[1], samples.names)

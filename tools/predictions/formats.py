@@ -11,18 +11,18 @@ from engine.config.errors import RunError
 from engine.inference.images import ReadBatch
 from engine.plots.overlays import write_mask
 from engine.tasks.detection import Detection
+from engine.tasks.multilabel import MultiLabel
 
 COLUMNS = ("filename", "class", "probability")
 
+Row = tuple[str, str, float | None]  # see COLUMNS
 Predictions = Iterable[tuple[ReadBatch, Any]]  # batches, each with the predictions of its images
 
 
 # Classes
 
 
-def top_classes(
-    names: Sequence[str], predictions: Predictions, classes: Sequence[str], k: int
-) -> Iterator[tuple[str, str, float]]:
+def top_classes(names: Sequence[str], predictions: Predictions, classes: Sequence[str], k: int) -> Iterator[Row]:
     """File, class and probability: k rows per image, the most probable class first."""
     for read, probabilities in predictions:
         best = probabilities.float().topk(k)
@@ -30,13 +30,24 @@ def top_classes(
             yield from ((names[place], classes[i], value) for value, i in zip(values, indices, strict=True))
 
 
-def write_csv(file: IO[str], rows: Iterable[tuple[str, str, float]]) -> None:
+def present_labels(names: Sequence[str], predictions: Predictions, task: MultiLabel) -> Iterator[Row]:
+    """File, class and probability of every label that reaches its threshold; an image without one has a row without a class."""
+    for read, probabilities in predictions:
+        present = task.present(probabilities).tolist()
+        for place, values, there in zip(read.places, probabilities.tolist(), present, strict=True):
+            found = sorted(((value, name) for value, name, is_there in zip(values, task.classes, there, strict=True) if is_there))
+            yield from ((names[place], name, value) for value, name in reversed(found))
+            if not found:
+                yield names[place], "", None
+
+
+def write_csv(file: IO[str], rows: Iterable[Row]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(rows)
 
 
-def write_json(file: IO[str], rows: Iterable[tuple[str, str, float]]) -> None:
+def write_json(file: IO[str], rows: Iterable[Row]) -> None:
     """Write a list with a line for each row, as the rows come."""
     separator = "[\n"
     for row in rows:

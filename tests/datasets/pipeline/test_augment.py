@@ -120,3 +120,12 @@ def test_color_jitter_is_a_function_of_seed_epoch_and_sample(images):
     together = jitter(2, torch.tensor([7, 8, 9]), images[7:10])
     torch.testing.assert_close(together[1:2], jitter(2, torch.tensor([8]), images[8:9]), rtol=0, atol=1e-3)  # of 255
     assert (together - jitter(3, torch.tensor([7, 8, 9]), images[7:10])).abs().mean() > 1
+
+
+def test_a_sample_drawn_twice_in_an_epoch_gets_another_crop_each_time():
+    images = torch.arange(12 * 64).view(12, 1, 8, 8).remainder(251).to(torch.uint8)
+    cut = CropAndFlip(images, padding=4, padding_mode="constant", hflip=True, seed=3)
+    samples = torch.tensor([5, 5, 7])
+    first, second, other = cut(1, samples, torch.tensor([5, 5 + 12, 7]))
+    assert torch.equal(torch.stack([first, other]), cut(1, torch.tensor([5, 7])))
+    assert not torch.equal(first, second)

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from engine import load_config
 from engine.build import Data, task_kind
 from engine.config.errors import ConfigError
-from engine.tasks.classification import Classification
+from engine.tasks.classification import Classification, class_weights, focal_loss
 
 CLASSES = tuple("abcdefgh")
 LOGITS = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
@@ -234,3 +236,41 @@ def test_flip_averages_the_logits_of_flipped_images():
         expected = (model(images) + model(images[..., [5, 4, 3, 2, 1, 0]])) / 2
     assert torch.equal(metric.sums(), metric_sums(Classification(CLASSES), expected))
     assert not torch.equal(metric.sums(), metric_sums(Classification(CLASSES), model(images).detach()))
+
+
+class TestImbalance:
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    def test_class_weights_are_those_of_torch(self, smoothing):
+        weights = torch.arange(1.0, 9)
+        task = Classification(CLASSES, class_weights=weights, label_smoothing=smoothing)
+        loss, _ = task.loss_sum(ConstantModel(LOGITS), (torch.zeros(50, 1), TARGETS))
+        expected = F.cross_entropy(LOGITS, TARGETS, weights, reduction="sum", label_smoothing=smoothing)
+        assert loss == pytest.approx(float(expected))
+
+    def test_balanced_weights_are_those_of_scikit_learn_and_1_on_average(self):
+        labels = torch.tensor([0] * 6 + [1] * 3 + [2])
+        weights = class_weights("balanced", labels, 3)
+        expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
+        assert weights.tolist() == pytest.approx(expected.tolist())
+        assert weights[labels].mean() == pytest.approx(1)
+
+    def test_focal_loss_is_its_formula(self):
+        p = LOGITS.softmax(1)[torch.arange(50), TARGETS]
+        loss, _ = Classification(CLASSES, loss="focal", focal_gamma=1.5).loss_sum(ConstantModel(LOGITS), (None, TARGETS))
+        assert loss == pytest.approx(float(((1 - p) ** 1.5 * -p.log()).sum()))
+
+    def test_focal_loss_of_two_classes_is_that_of_torchvision(self):
+        logits, labels = torch.randn(20, generator=torch.Generator().manual_seed(3)), TARGETS[:20] % 2
+        ours = focal_loss(torch.stack([torch.zeros(20), logits], 1), labels, gamma=2.0)  # softmax of 0 and x is sigmoid of x
+        assert ours.sum() == pytest.approx(float(sigmoid_focal_loss(logits, labels.float(), alpha=-1, gamma=2, reduction="sum")))
+
+    @pytest.mark.parametrize("targets", [TARGETS, soft_targets()], ids=["classes", "mixed"])
+    def test_focal_loss_with_gamma_0_is_cross_entropy(self, targets):
+        weights = torch.arange(1.0, 9)
+        ours = focal_loss(LOGITS, targets, 0.0, 0.1, weights)
+        torch.testing.assert_close(ours, F.cross_entropy(LOGITS, targets, weights, reduction="none", label_smoothing=0.1))
+
+    def test_an_evaluation_counts_the_loss_without_class_weights(self):
+        metric = Classification(CLASSES, class_weights=torch.arange(1.0, 9)).metric(torch.device("cpu"))
+        metric.update(ConstantModel(LOGITS), (torch.zeros(50, 1), TARGETS))
+        assert metric.compute(metric.sums())["loss"] == pytest.approx(float(F.cross_entropy(LOGITS, TARGETS)), abs=1e-6)
