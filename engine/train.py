@@ -31,12 +31,12 @@ from engine.evaluate import evaluate, readable, share_buffers
 from engine.plugins import loaded_plugins
 from engine.run.checkpoint import Checkpoint, Checkpoints
 from engine.run.environment import describe_environment
-from engine.run.folder import CONFIG, Resumption, RunFolder, find_resumption, read_replaceable, remove_tree
+from engine.run.folder import CONFIG, THRESHOLDS, Resumption, RunFolder, find_resumption, read_replaceable, remove_tree
 from engine.run.log import add_log_file, millions, remove_log_file, set_up_terminal
 from engine.run.metrics import Clock, MetricsLog, read_metrics
 from engine.run.report import Result, final_table, log_changes, log_line, write_results, write_start
 from engine.run.trackers import Trackers
-from engine.tasks import Task
+from engine.tasks import HasThresholds, Task
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +265,8 @@ def _train_in(
         with explained(config.train, accelerator):
             try:
                 fit(run, outputs, agreement)
-                result.test = _test_best(run, outputs, agreement) if "test" in run.data.splits else {}
+                if "test" in run.data.splits or isinstance(run.task, HasThresholds):
+                    result.test = _test_best(run, outputs, agreement)
             except Interrupted as interruption:
                 result.status, result.exit_code = "interrupted", EXIT_CODES[interruption.signum]
             agreement.finish()
@@ -399,7 +400,26 @@ def _dry_run(
 
 
 def _test_best(run: Run, outputs: Outputs, agreement: Agreement) -> dict[str, float]:
-    """Evaluate the test split with the weights that validation chose; return no metrics if these weights are lost."""
+    """With the weights that validation chose, choose the thresholds of a multi-label task, and evaluate the test split."""
+    metrics: dict[str, float] = {}
+    with _best_weights(run, outputs) as are_there:
+        if are_there and isinstance(run.task, HasThresholds):
+            task = run.task.with_tables("thresholds")
+            chosen = evaluate(run.model, run.data.loader("valid"), task, run.accelerator, stop=agreement.stop)["thresholds"]
+            run.task.set_thresholds(chosen)
+            with warned(f"{THRESHOLDS} can't be written"):
+                if outputs.metrics is not None:
+                    outputs.folder.write_json(THRESHOLDS, chosen)
+        if are_there and "test" in run.data.splits:
+            metrics = evaluate_split(run, "test", agreement)
+    if metrics:
+        write_line(run, outputs, metrics)
+    return metrics
+
+
+@contextmanager
+def _best_weights(run: Run, outputs: Outputs) -> Iterator[bool]:
+    """Give the model the weights that validation chose. Yield False if they are lost."""
     state, best, problem = run.state, None, "another rank can't read it"
     try:
         best = Checkpoints(outputs.folder.path, keep_last=1).load("best")
@@ -410,16 +430,15 @@ def _test_best(run: Run, outputs: Outputs, agreement: Agreement) -> dict[str, fl
     if not all_ranks(run.accelerator, best is not None):
         if state.best_step != state.step:
             log.warning("no test metrics, because the best checkpoint is lost: %s", problem)
-            return {}
+            yield False
+            return
         log.warning("the best checkpoint is lost: %s; the test uses the weights of the last step, which are the same", problem)
         best = None
     last = {name: value.clone() for name, value in run.model.state_dict().items()}
     if best is not None:
         load_weights(run.model, best.weights)
-    metrics = evaluate_split(run, "test", agreement)
+    yield True
     run.model.load_state_dict(last)
-    write_line(run, outputs, metrics)
-    return metrics
 
 
 def _finish(run: Run, config: ResolvedConfig, outputs: Outputs, agreement: Agreement, result: Result) -> None:

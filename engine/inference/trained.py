@@ -26,8 +26,8 @@ from engine.devices.accelerator import make_accelerator
 from engine.evaluate import evaluate
 from engine.plugins import require_run_plugins
 from engine.run.checkpoint import InvalidCheckpoint, read_checkpoint
-from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, find_checkpoint, read_replaceable
-from engine.tasks import Task
+from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, THRESHOLDS, find_checkpoint, read_replaceable
+from engine.tasks import HasThresholds, Task
 from models import model_signature, published_with
 from models.loading.files import MalformedFile, read_json
 from models.loading.pretrained import Published, n_classes_in, published_classes, set_as_published
@@ -147,7 +147,16 @@ def _from_run(folder: Path, overrides: Mapping[str, Any], averaged: bool) -> Tra
     except RuntimeError as error:
         raise RunError(f"{folder} doesn't fit the config: {str(error).splitlines()[1].strip()}") from error
     trained = _trained(config, accelerator, model, classes, str(folder))
+    if isinstance(trained.task, HasThresholds):
+        trained.task.set_thresholds(_thresholds(run_dir))
     return replace(trained, checkpoint=folder, step=checkpoint.step, category_ids=_category_ids(run_dir, len(classes)))
+
+
+def _thresholds(run_dir: Path) -> dict[str, float]:
+    thresholds = read_replaceable(run_dir, THRESHOLDS, dict)
+    if not all(isinstance(value, float) and 0 <= value <= 1 for value in thresholds.values()):
+        raise RunError(f"{run_dir / THRESHOLDS}: a threshold is not a number from 0 to 1")
+    return thresholds
 
 
 def _category_ids(run_dir: Path, n_classes: int) -> list[int | None] | None:

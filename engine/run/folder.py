@@ -22,11 +22,13 @@ T = TypeVar("T", dict[str, Any], list[Any])
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 MANIFEST, CLASSES, ENVIRONMENT, CONFIG, LOCK = "manifest.json", "classes.json", "environment.json", "config.yaml", ".lock"
 CATEGORY_IDS = "category_ids.json"  # of a detector whose data have other ids than the numbers of its classes
-FILES = (CONFIG, ENVIRONMENT, CLASSES, CATEGORY_IDS, "output.log", "metrics.jsonl", "results.json", "trackers.json")
+THRESHOLDS = "thresholds.json"  # of a multi-label task
+FILES = (CONFIG, ENVIRONMENT, CLASSES, CATEGORY_IDS, THRESHOLDS, "output.log", "metrics.jsonl", "results.json", "trackers.json")
 FOLDERS = ("tensorboard", "figures", "profile", "samples")
 WITHOUT = {  # a file that can be replaced -> what follows from its damage
     ENVIRONMENT: "the plugins and the machine of earlier sessions are unknown",
     CLASSES: "the classes come from the data",
+    THRESHOLDS: "the threshold of every class is 0.5",
     "trackers.json": "the trackers start new runs",
     "results.json": "the end of the run is repeated",
 }

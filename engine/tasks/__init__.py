@@ -6,7 +6,7 @@ function that makes the task from the config and its data: such a task uses the 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -51,6 +51,16 @@ class Task(Protocol):
 
     def draw(self, images: Any, batch: Any, predictions: Any) -> Any:
         """Return a figure of images with truth and prediction."""
+
+
+@runtime_checkable
+class HasThresholds(Protocol):
+    """A task whose answers depend on a threshold for each class, which the validation split chooses at the end of a training.
+
+    Its metric computes the table `thresholds`: class -> threshold.
+    """
+
+    def set_thresholds(self, thresholds: Mapping[str, float]) -> None: ...
 
 
 MakeTask = Callable[[Any, Any], Task]  # make(config: Config, data: Data) -> Task

@@ -6,10 +6,14 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from tests.faults import campaign
+from tests.faults import campaign, hangs, hostile_comparisons, hostile_configs, hostile_files, hostile_runs
 from tests.faults.rows import table
 
-TABLES = {"fault": campaign.PARTS}
+TABLES = {
+    "fault": campaign.PARTS,
+    "hostile file": {**hostile_files.PARTS, **hostile_configs.PARTS, **hostile_runs.PARTS, **hostile_comparisons.PARTS},
+    "hang": hangs.PARTS,
+}
 
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the fork server and all trainings

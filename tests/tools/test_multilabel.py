@@ -40,7 +40,10 @@ def test_predict_writes_every_label_above_its_threshold(run, tmp_path, capsys):
 
         (batch,) = batches_of(trained, [tmp_path / "red.png"], 1)
         probabilities = trained.task.predict(trained.model, batch)[0]
-    found = {name: value for name, value in zip(CLASSES, probabilities.tolist(), strict=True) if value >= 0.5}
+    thresholds = json.loads((run / "thresholds.json").read_text())  # chosen on the validation split
+    found = {
+        name: value for name, value in zip(CLASSES, probabilities.tolist(), strict=True) if value >= thresholds.get(name, 0.5)
+    }
     expected = found or {"": None}
     assert [row["class"] for row in rows] == sorted(expected, key=lambda name: -(expected[name] or 0))
     assert [row["probability"] for row in rows] == [str(expected[row["class"]] or "") for row in rows]

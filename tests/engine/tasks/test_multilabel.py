@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 from torchvision.ops import sigmoid_focal_loss
 
+from datasets.shapes import CLASSES as SHAPES
+from engine.inference.trained import load_trained
 from engine.tasks.multilabel import MultiLabel, best_threshold, positive_weights
 from tests.engine.tasks.test_classification import ConstantModel
 from tests.running import assert_same_weights, metrics, results, run_main, weights
@@ -117,6 +120,18 @@ def test_a_run_learns_and_resumes_bit_exactly(tmp_path, capsys):
     last = metrics(tmp_path / "whole")[-1]
     assert all(math.isfinite(last[f"valid/{name}"]) for name in ("loss", "mAP", "f1_micro", "f1_macro"))
     assert results(tmp_path / "whole")["monitor"] == "mAP"
+
+
+def test_the_validation_split_chooses_thresholds_for_the_test_and_for_tools(tmp_path):
+    assert run_main("-e", tmp_path / "run", *SMALL, "--data.valid_ratio", 0.4) == 0
+    chosen = json.loads((tmp_path / "run" / "thresholds.json").read_text())
+    assert chosen.keys() <= set(SHAPES)
+    trained = load_trained(tmp_path / "run", {})
+    assert dict(zip(SHAPES, trained.task.thresholds.tolist(), strict=True)) == pytest.approx(dict.fromkeys(SHAPES, 0.5) | chosen)
+    test = trained.evaluate("test")
+    assert results(tmp_path / "run")["test"] == pytest.approx({f"test/{name}": value for name, value in test.items()})
+    trained.task.set_thresholds({})
+    assert trained.evaluate("test")["f1_micro"] != test["f1_micro"]
 
 
 @pytest.mark.parametrize(
