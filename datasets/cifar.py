@@ -9,7 +9,6 @@ still runs no code and creates only plain values and arrays of numbers.
 import io
 import math
 import pickle
-import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,18 +21,11 @@ from datasets.pipeline.cache import load_cached
 from datasets.pipeline.downloads import fetch, missing_files
 from datasets.pipeline.splits import DatasetSpec, Images, Loaded, Source
 from models.loading.files import MalformedFile, read_limited
+from models.loading.unpickle import ERRORS, ForbiddenContent, PlainUnpickler
 
 MAX_BYTES = 1 << 28  # of a file; the largest has 156 MB
-MAX_READS = 2_000_000  # of one file; an opcode takes one to three, CIFAR-100's train 300,000
+MAX_VALUES = 700_000  # of one file; CIFAR-100's train has 100,000
 NUMBERS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
-OPCODES = (  # what Python 2 and 3 write for such a file, without any that creates an object of a class
-    *("PROTO", "FRAME", "STOP", "MARK", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
-    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
-    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
-    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
-)
 
 
 class Dtype:
@@ -44,7 +36,7 @@ class Dtype:
             raise pickle.UnpicklingError(f"it has an array of type {code!r}, which is not one of numbers")
         self.dtype = np.dtype(code)
 
-    def build(self, state: Any, encode: Callable[[Any], bytes]) -> None:
+    def build(self, state: Any) -> None:
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
 
@@ -52,51 +44,28 @@ class Dtype:
 class Array:
     """Stands for numpy.ndarray: an empty array, which `build` fills."""
 
-    def __init__(self, *empty: Any) -> None:
+    def __init__(self, encode: Callable[[Any], bytes]) -> None:
+        self.encode = encode
         self.values: np.ndarray = np.empty(0)
 
-    def build(self, state: Any, encode: Callable[[Any], bytes]) -> None:
+    def build(self, state: Any) -> None:
         _, shape, kind, is_fortran, content = state
         if not isinstance(kind, Dtype) or not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
             raise pickle.UnpicklingError("it has an array without shape or type")
-        content = content if isinstance(content, bytes) else encode(content)
+        content = content if isinstance(content, bytes) else self.encode(content)
         if len(content) != math.prod(shape) * kind.dtype.itemsize:
             raise pickle.UnpicklingError(f"it has an array of shape {shape} with {len(content)} bytes")
         self.values = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-class ArrayUnpickler(pickle._Unpickler):
-    """Reads values and arrays of numbers. Its memory and time are proportional to the size of the content.
-
-    The unpickler in C would crash on objects that it hashes or fills without a check, and take gigabytes for a memo's index.
-    """
-
-    stack: list[Any]  # of the base class
-    pop_mark: Callable[[], list[Any]]
+class ArrayUnpickler(PlainUnpickler):
+    """Reads plain values and arrays of numbers."""
 
     def __init__(self, content: bytes) -> None:
-        self.file, self.reads_left, self.bytes_left = io.BytesIO(content), MAX_READS, len(content)
-        super().__init__(self, encoding="latin1")
-
-    def read(self, n: int) -> bytes:
-        self._count_read()
-        return self.file.read(n)
-
-    def readline(self) -> bytes:
-        self._count_read()
-        return self.file.readline()
-
-    def _count_read(self) -> None:
-        self.reads_left -= 1
-        if self.reads_left < 0:
-            raise pickle.UnpicklingError("it has too many values")
-
-    def find_class(self, module: str, name: str) -> Any:
-        known: dict[str, Any] = {"numpy.ndarray": None, "numpy.dtype": Dtype, "_codecs.encode": self.encode}
-        known |= {f"numpy.{core}.multiarray._reconstruct": Array for core in ("core", "_core")}
-        if f"{module}.{name}" not in known:
-            raise pickle.UnpicklingError(f"it imports {module}.{name}")
-        return known[f"{module}.{name}"]
+        super().__init__(io.BytesIO(content), max_values=MAX_VALUES, encoding="latin1")
+        self.bytes_left = len(content)
+        self.known |= {"numpy.ndarray": None, "numpy.dtype": Dtype, "_codecs.encode": self.encode}
+        self.known |= {f"numpy.{core}.multiarray._reconstruct": lambda *_: Array(self.encode) for core in ("core", "_core")}
 
     def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
         """Return bytes that Python 2, or 3 for Python 2, wrote as text. The sum of all is no longer than the file."""
@@ -105,48 +74,19 @@ class ArrayUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("it has bytes that aren't written as usual")
         return text.encode("latin1")
 
-    def load_build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if not isinstance(target, (Array, Dtype)):
-            raise pickle.UnpicklingError("it has the state of an object that is no array")
-        target.build(state, self.encode)
-
-    def load_frame(self) -> None:
-        self.read(8)  # a frame only tells how much to read at once
-
-    def load_dict(self) -> None:
-        items = self.pop_mark()
-        self.stack.append({})
-        self._add(items)
-
-    def load_setitem(self) -> None:
-        value, name = self.stack.pop(), self.stack.pop()
-        self._add([name, value])
-
-    def load_setitems(self) -> None:
-        self._add(self.pop_mark())
-
-    def _add(self, items: list[Any]) -> None:
-        names, values = items[::2], items[1::2]
-        if not isinstance(self.stack[-1], dict) or not all(isinstance(name, str) for name in names):
-            raise pickle.UnpicklingError("it has a dictionary with keys that are no names")
-        self.stack[-1].update(zip(names, values, strict=True))
-
-
-_DISPATCH = {code: pickle._Unpickler.dispatch[code].__name__ for code in (getattr(pickle, name)[0] for name in OPCODES)}
-ArrayUnpickler.dispatch = {code: getattr(ArrayUnpickler, name) for code, name in _DISPATCH.items()}
-
 
 def read_pickle(path: Path) -> dict[str, Any]:
     content = read_limited(path, MAX_BYTES)
     try:
         entry = ArrayUnpickler(content).load()
+    except ForbiddenContent as error:
+        raise MalformedFile(path, f"refused: it is not a CIFAR file (it imports {error})") from error
     except pickle.UnpicklingError as error:
         raise MalformedFile(path, f"refused: it is not a CIFAR file ({error})") from error
-    except (EOFError, AttributeError, LookupError, ValueError, TypeError, OverflowError, struct.error) as error:
+    except ERRORS as error:
         raise MalformedFile(path, f"it can't be read, maybe it is truncated ({error or type(error).__name__})") from error
-    if not isinstance(entry, dict):
-        raise MalformedFile(path, "refused: it is not a CIFAR file (it holds no dictionary)")
+    if not isinstance(entry, dict) or not all(isinstance(name, str) for name in entry):
+        raise MalformedFile(path, "refused: it is not a CIFAR file (it holds no dictionary of names)")
     return {name: value.values if isinstance(value, Array) else value for name, value in entry.items()}
 
 

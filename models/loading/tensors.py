@@ -7,34 +7,25 @@ than a small multiple of the file's size: entries are stored without compression
 import io
 import math
 import pickle
-import struct
 import sys
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from models.loading.files import first_line
+from models.loading.unpickle import ERRORS, ForbiddenContent, Ignored, PlainUnpickler
 
 MAX_PICKLE = 10_000_000  # bytes; a thousand tensors need half a million
 MAX_HEADER = 10_000_000  # bytes of a safetensors file's header
 MAX_DEPTH, MAX_VALUES = 50, 1_000_000  # of the plain values around the tensors
 MAX_SHARING = 4  # all tensors together, relative to the file: tied weights share their storage
-ERRORS: tuple[type[Exception], ...] = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-ERRORS += (pickle.UnpicklingError, safetensors.SafetensorError, struct.error, zipfile.BadZipFile, NotImplementedError)
+FAILURES: tuple[type[Exception], ...] = (*ERRORS, zipfile.BadZipFile, safetensors.SafetensorError)
 LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # the magic number and the protocol of torch.save until 1.5
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -53,10 +44,6 @@ STORAGES = {
 }
 
 
-class ForbiddenContent(ValueError):
-    """A pickle that holds more than tensors and plain values."""
-
-
 def load_pickled(file: BinaryIO) -> Any:
     """Return the content of a torch.save file. Raise ForbiddenContent if it holds anything but tensors and plain values, and
     ValueError if it is damaged or its sizes are wrong."""
@@ -68,7 +55,7 @@ def load_pickled(file: BinaryIO) -> Any:
         raise
     except MemoryError as error:
         raise ValueError("it is too large for this machine's memory") from error
-    except ERRORS as error:
+    except FAILURES as error:
         has_words = isinstance(error, (ValueError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile))
         raise ValueError((has_words and first_line(str(error))) or "it is damaged or ends too early") from error
 
@@ -80,7 +67,7 @@ def load_safetensors(content: bytes) -> dict[str, Tensor]:
         return safetensors.torch.load(content)
     except MemoryError as error:
         raise ValueError("it is too large for this machine's memory") from error
-    except ERRORS as error:
+    except FAILURES as error:
         raise ValueError(first_line(str(error))) from error
 
 
@@ -96,33 +83,13 @@ class _Storage:
     dtype: torch.dtype
 
 
-class _Ignored:
-    """Replaces an object whose content nobody needs, such as the options of a training script."""
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-
-class _Reader(pickle._Unpickler):
-    """Unpickles plain values and tensors. Names other than those of tensors raise ForbiddenContent."""
-
-    OPERATIONS = "APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST"
-    OPERATIONS += " EMPTY_SET EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE"
-    OPERATIONS += " SETITEM SETITEMS SHORT_BINSTRING STOP TUPLE TUPLE1 TUPLE2 TUPLE3"  # all that torch.save writes
-    dispatch: ClassVar[Any] = {
-        code: function
-        for name in OPERATIONS.split()
-        for code, function in pickle._Unpickler.dispatch.items()
-        if code == getattr(pickle, name)[0]
-    }
-
-    stack: list[Any]
-    pop_mark: Callable[[], list[Any]]
+class _Reader(PlainUnpickler):
+    """Unpickles plain values and tensors."""
 
     def __init__(self, file: BinaryIO, n_bytes: int, storage_of: Callable[[Any, int], Tensor]) -> None:
-        super().__init__(file)
+        super().__init__(file, max_values=MAX_VALUES)
         self.n_left, self.storage_of = MAX_SHARING * n_bytes, storage_of
-        self.known: dict[str, Any] = {
+        self.known |= {
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_tensor_v3": self._tensor,
@@ -130,19 +97,16 @@ class _Reader(pickle._Unpickler):
             "collections.OrderedDict": lambda: OrderedDict(),
             "collections.Counter": lambda counts: Counter({str(key): value for key, value in counts.items()}),
             "torch.Size": lambda sizes: tuple(sizes),
-            "torch.device": _Ignored,
-            "argparse.Namespace": _Ignored,
+            "torch.device": Ignored,
+            "argparse.Namespace": Ignored,
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if full in self.known:
-            return self.known[full]
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         if module in ("torch", "torch.storage") and name in STORAGES:
             return _Storage(torch.empty(0), STORAGES[name])
-        raise ForbiddenContent(first_line(full))
+        return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage, key, _, n_items, *view = pid
@@ -168,54 +132,6 @@ class _Reader(pickle._Unpickler):
         if self.n_left < 0:
             raise ValueError("its tensors are much larger than the file")
         return torch.empty(0, dtype=dtype).set_(storage.data.untyped_storage(), offset, size, stride)
-
-    def _load_setitems(self) -> None:
-        items = self.pop_mark()
-        self._set(items)
-
-    def _load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set([key, value])
-
-    def _set(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        keys = items[::2]
-        if type(target) not in (dict, OrderedDict) or not all(isinstance(key, (str, int, float, bytes)) for key in keys):
-            raise ValueError("a key is not a plain value")
-        target.update(zip(keys, items[1::2], strict=True))
-
-    def _load_appends(self) -> None:
-        items = self.pop_mark()
-        self._list().extend(items)
-
-    def _load_append(self) -> None:
-        value = self.stack.pop()
-        self._list().append(value)
-
-    def _list(self) -> list[Any]:
-        target = self.stack[-1]
-        if type(target) is not list:
-            raise ValueError("an item of something that is no list")
-        return target
-
-    def _load_newobj(self) -> None:
-        del self.stack[-1]
-        if self.stack[-1] is not _Ignored:
-            raise ValueError("an object that is no plain value")
-        self.stack[-1] = _Ignored()
-
-    def _load_build(self) -> None:
-        """Drop the attributes of an object: no value here needs any."""
-        del self.stack[-1]
-
-    dispatch |= {
-        pickle.SETITEMS[0]: _load_setitems,
-        pickle.SETITEM[0]: _load_setitem,
-        pickle.APPENDS[0]: _load_appends,
-        pickle.APPEND[0]: _load_append,
-        pickle.NEWOBJ[0]: _load_newobj,
-        pickle.BUILD[0]: _load_build,
-    }
 
 
 def _load_zipped(file: BinaryIO) -> Any:
