@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from time import perf_counter
-from types import NoneType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from engine.config.schema import flatten
 from engine.run.folder import RunFolder, finite
 from engine.run.log import log, without_following
-from models.loading.files import open_regular
 
 EVENTS = "events.out.tfevents"  # the beginning of the names of TensorBoard's files
 MAX_LINE = 1_000_000  # bytes
@@ -134,12 +133,16 @@ def _later_than(folder: Path) -> Iterator[None]:
 
 def _whole_lines(path: Path, n_bytes: int) -> int:
     """Return the length of the lines that end within the first `n_bytes` of a file."""
+    from models.loading.files import open_regular  # imports torch, which the tools that compare runs don't need
+
     with open_regular(path) as file:
         return file.read(n_bytes).rfind(b"\n") + 1
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl, without one that is being written. Damaged lines are skipped with a warning."""
+    from models.loading.files import open_regular  # imports torch, which the tools that compare runs don't need
+
     path, lines, damaged = run_dir / "metrics.jsonl", [], []
     if not path.exists():
         return []
@@ -160,9 +163,16 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def _metrics_of(line: bytes) -> dict[str, Any]:
     values = json.loads(line)
     is_line = isinstance(values, dict) and type(values.get("step")) is int
-    if not is_line or not all(isinstance(value, (int, float, NoneType)) for value in values.values()):
+    if not is_line or not all(value is None or is_number(value) for value in values.values()):
         raise ValueError("no metrics")
+    if not all(is_number(values.get(key)) for key in ("step", "epoch", "elapsed")):
+        raise ValueError("no place on an x-axis")
     return values
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value of a JSON file is a number that can be drawn and formatted: finite, and not true or false."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 class Clock:
