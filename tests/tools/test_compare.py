@@ -365,7 +365,6 @@ def test_wrong_options_are_one_line_errors(runs, tmp_path, monkeypatch, capsys, 
 def test_damaged_file_is_a_one_line_error(runs, tmp_path, capsys):
     shutil.copytree(runs / "completed", tmp_path / "run", symlinks=True)
     for name, content in (
-        ("metrics.jsonl", "{\n"),
         ("results.json", '{"status": '),
         ("results.json", "[1]\n"),
         ("config.yaml", "[1, 2]\n"),
