@@ -17,7 +17,6 @@ from engine.config.schema import flatten
 from engine.config.text import printable
 from engine.run.folder import RunFolder, finite
 from engine.run.log import log, without_following
-from models.loading.files import open_regular
 
 EVENTS = "events.out.tfevents"  # the beginning of the names of TensorBoard's files
 MAX_LINE = 1_000_000  # bytes
@@ -151,12 +150,16 @@ def _silence_writing_thread() -> None:
 
 def _whole_lines(path: Path, n_bytes: int) -> int:
     """Return the length of the lines that end within the first `n_bytes` of a file."""
+    from models.loading.files import open_regular  # imports torch, which the tools that compare runs don't need
+
     with open_regular(path) as file:
         return file.read(n_bytes).rfind(b"\n") + 1
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl, without one that is being written. Damaged lines are skipped with a warning."""
+    from models.loading.files import open_regular  # imports torch, which the tools that compare runs don't need
+
     path, lines, damaged = run_dir / "metrics.jsonl", [], []
     if not path.exists():
         return []
