@@ -204,7 +204,7 @@ def test_names_can_not_change_the_model_card_and_private_paths_are_not_in_it(sma
     environment["command"] = [
         *command,
         "--data.dataroot=/data/patients",
-        "--model.freeze=[/home/alice/x]",
+        "--train.freeze=[/home/alice/x]",
         "--train.n_steps",
         "5",
     ]
