@@ -23,10 +23,6 @@ def test_workers_that_read_from_a_pipe_end_the_run(tmp_path):
     assert hangs.workers_fail(tmp_path, [(hangs.InWorker("pipe", "valid"), 1)]).wrong == []
 
 
-def test_a_worker_of_one_rank_that_hangs_in_an_evaluation_ends_both_ranks(tmp_path):
-    assert hangs.workers_fail(tmp_path, [(hangs.InWorker("hang", "valid", rank=1), 2)]).wrong == []
-
-
 @pytest.mark.parametrize(
     "fault",
     [
