@@ -1,9 +1,7 @@
 import os
 import resource
 
-import pytest
-
-from tests.faults.hostile_comparisons import PARTS, compared, damaged_runs, mutated_runs, write_run
+from tests.faults.hostile_comparisons import compared, damaged_runs, mutated_runs, write_run
 
 
 def test_300_mutants_of_a_run_are_compared_or_a_row_that_says_why(tmp_path):
@@ -27,9 +25,3 @@ def test_a_line_of_600_mb_in_metrics_jsonl_is_skipped_in_little_memory(tmp_path)
     assert ended.code == 0, ended.err
     assert ended.out.count("failed at step 20") == 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS)
-def test_whole_part(part, tmp_path):
-    assert PARTS[part](tmp_path).wrong == []

@@ -1,6 +1,5 @@
-import pytest
 
-from tests.faults.hostile_configs import PARTS, hostile_configs, mutated_configs
+from tests.faults.hostile_configs import hostile_configs, mutated_configs
 
 
 def test_300_mutants_of_a_config_load_or_are_one_line(tmp_path):
@@ -12,9 +11,3 @@ def test_hostile_configs_are_one_line(tmp_path):
     row = hostile_configs(tmp_path)
     assert row.tried >= 60
     assert row.wrong == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS)
-def test_whole_part(part, tmp_path):
-    assert PARTS[part](tmp_path).wrong == []

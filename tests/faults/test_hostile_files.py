@@ -1,4 +1,4 @@
-"""Dataset files from a stranger: a selection of the mutants. The slow tests try all of them."""
+"""Dataset files from a stranger: a selection of the mutants. `make faults` tries all of them."""
 
 import pytest
 
@@ -18,11 +18,3 @@ def test_files_made_by_hand_are_refused_in_one_line_or_change_nothing(tmp_path):
     row = PARTS["by hand"](tmp_path)
     assert row.tried == len(CASES) > 200
     assert row.wrong == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", MUTATED)
-def test_all_mutants_of_a_file(tmp_path, part):
-    row = PARTS[part](tmp_path)
-    assert row.wrong == []
-    assert row.tried >= 1000
