@@ -1,4 +1,3 @@
-
 from tests.faults.hostile_configs import hostile_configs, mutated_configs
 
 
