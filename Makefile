@@ -40,7 +40,7 @@ test-slow: install-dev  ## run the slow tests: real trainings, every model
 docs-test: install-dev  ## run the commands of README and docs/
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/test_documents.py tests/test_plugin_page.py tests/test_readme.py $(ARGS)
 
-faults: install-dev  ## kill, interrupt and damage runs; update the table of docs/reliability.md; 10 minutes
+faults: install-dev  ## kill, interrupt and damage runs; update the tables of docs/reliability.md; half an hour
 	$(BIN)/python -m tests.faults > .faults.md
 	mv .faults.md docs/measured/faults.md
 	cat docs/measured/faults.md

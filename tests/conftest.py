@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ def pytest_configure() -> None:
     """Use one thread: tests run in parallel, and the order of summation depends on the number of threads."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for child processes
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # inherited, in the background and under nohup
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -119,7 +119,7 @@ def test_the_engine_has_few_top_level_modules():
     top_level = {path.stem for path in (ROOT / "engine").glob("*.py")}
     assert top_level == {"__init__", "train", "build", "update", "evaluate", "state", "plugins"}
     tasks = {path.stem for path in (ROOT / "engine" / "tasks").glob("*.py")}
-    assert tasks == {"__init__", "classification", "segmentation", "detection"}
+    assert tasks == {"__init__", "classification", "multilabel", "segmentation", "detection"}
 
 
 def test_engine_config_does_not_import_torch():

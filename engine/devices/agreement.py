@@ -85,7 +85,7 @@ class Agreement:
         self._launcher = _launcher()
         self._phase: Literal["starting", "running", "finishing"] = "starting"
         self._has_ctrl_c = False
-        self._watching = False
+        self._watcher: threading.Thread | None = None
         self._left = threading.Event()
 
     def __enter__(self) -> "Agreement":
@@ -100,6 +100,8 @@ class Agreement:
 
     def __exit__(self, *exc: object) -> None:
         self._left.set()
+        if self._watcher is not None:
+            self._watcher.join()  # a thread that wakes up while the interpreter ends would abort the process
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
@@ -152,9 +154,9 @@ class Agreement:
         self.noted = max(self.noted, signum)
 
     def _watch(self) -> None:
-        if self.timeout and not self._watching:
-            self._watching = True
-            threading.Thread(target=self._end_if_hanging, name="watch", daemon=True).start()
+        if self.timeout and self._watcher is None:
+            self._watcher = threading.Thread(target=self._end_if_hanging, name="watch", daemon=True)
+            self._watcher.start()
 
     def _end_if_hanging(self) -> None:
         while not self._left.wait(min(1.0, self.timeout / 10)):

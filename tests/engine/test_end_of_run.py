@@ -26,11 +26,11 @@ def module():
 
 class TestBestCheckpoint:
     @pytest.fixture(autouse=True)
-    def damaged(self, module, monkeypatch):
+    def damaged(self, monkeypatch):
         def refuse(path):
             raise InvalidCheckpoint(f"{path} is damaged")
 
-        monkeypatch.setattr(module, "read_checkpoint", refuse)
+        monkeypatch.setattr("engine.run.checkpoint.read_checkpoint", refuse)
 
     def test_a_damaged_one_is_not_needed_if_the_last_step_is_the_best(self, tmp_path, capsys):
         assert run_main("-e", tmp_path / "run", *WITH_TEST, "--train.eval_freq", 8) == 0

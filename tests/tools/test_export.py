@@ -220,7 +220,7 @@ def test_names_can_not_change_the_model_card_and_private_paths_are_not_in_it(sma
         assert not any(private in text for private in ("alice", "patients", "~/runs", str(tmp_path)))
     assert r"(\`\`\`, \</script\>\<b\>, \[x\](http://evil), a\\n# title, 4" in card
     assert "python main.py -c .../a.yaml -e .../x '```' '--train.freeze=[.../x]' --train.n_steps 5" in card
-    assert "pretrained: .../weights.pth" in card
+    assert "pretrained: '.../weights.pth'" in card
     assert "````sh\n" in card
     assert re.search(r"````yaml\n(.+?)\n````\n", card, re.DOTALL)
 

@@ -370,9 +370,7 @@ def test_evaluation_of_files_sees_every_sample_once(split, n, world_size):
 
 def test_the_size_of_a_workers_state_does_not_depend_on_the_number_of_files(split, monkeypatch):
     sent = []
-    monkeypatch.setattr(
-        "datasets.pipeline.workers.DataLoader", lambda dataset, **kw: sent.append(pickle.dumps(dataset.read)) or []
-    )
+    monkeypatch.setattr("datasets.pipeline.workers._Results", lambda loader: sent.append(pickle.dumps(loader.dataset.read)) or [])
     for n in (10, 100_000):
         many = Files(np.repeat(split.paths[:1], n), torch.zeros(n, dtype=torch.int64))
         list(train_loader(many, Order(n, 5, seed=1), preparation(), Workers(2), CPU).batches(0, 1))
