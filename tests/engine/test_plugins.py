@@ -69,6 +69,7 @@ def test_plugin_model_dataset_and_task_train_by_name(run):
     assert [path.rpartition("/")[2] for path in json.loads((run / "environment.json").read_text())["plugins"]] == ["stripes.py"]
 
 
+@pytest.mark.slow
 def test_run_resumes_bit_exactly_in_another_process(plugin, run, tmp_path):
     cut = tmp_path / "cut"
     assert run_command("python", "main.py", "-e", cut, "--plugin", plugin, *ARGV, "--train.time_limit", 1e-9).returncode == 143

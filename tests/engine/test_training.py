@@ -374,6 +374,7 @@ def test_bf16_trains(tmp_path):
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
 
 
+@pytest.mark.slow
 def test_adam_from_the_command_line_reaches_95_percent(tmp_path):
     argv = ("--train.optim.type", "Adam", "--train.n_epochs", 20, "-e", tmp_path / "run")
     assert run_main("-c", "configs/lenet_digits.yaml", *argv) == 0

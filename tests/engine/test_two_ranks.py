@@ -60,6 +60,7 @@ def test_same_global_batch_has_the_same_loss_as_on_one_rank(on_two_ranks, on_one
                 assert two[name] == pytest.approx(one[name], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_weights_a_smaller_last_micro_batch_by_its_samples(on_one_rank, tmp_path):
     finished = run_on_two_ranks("-e", tmp_path / "run", *ARGV, "--train.micro_batch_size", 12)  # 32 = 12 + 12 + 8
     assert finished.returncode == 0, finished.stderr
@@ -105,6 +106,7 @@ class CountReductions:
         Update.__init__ = with_hook
 
 
+@pytest.mark.slow
 def test_recipes_match_one_rank_including_averaged_weights(tmp_path):
     argv = (*ARGV, "--train.n_steps", 40, "--train.ema", 0.9, "--train.clip_grad_norm", 0.5, "--train.micro_batch_size", 12)
     argv += ("--train.loss", "bce", "--train.label_smoothing", 0.1, "--eval.tta", "flip", "--train.nonfinite", "skip")
@@ -122,7 +124,9 @@ def test_recipes_match_one_rank_including_averaged_weights(tmp_path):
     assert metrics(tmp_path / "two")[-1]["valid_ema/count"] == 360
 
 
-@pytest.mark.parametrize("target", ["the launcher, which passes it on to both", "rank 1 only"])
+@pytest.mark.parametrize(
+    "target", [pytest.param("the launcher, which passes it on to both", marks=pytest.mark.slow), "rank 1 only"]
+)
 def test_sigterm_saves_the_same_step_on_both_ranks_and_resume_is_bit_exact(on_two_ranks, tmp_path, target):
     run = tmp_path / "run"
     command = [

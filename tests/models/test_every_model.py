@@ -120,6 +120,7 @@ def test_works_in_bf16_and_channels_last(name):
         assert model.to(torch.bfloat16)(x.to(torch.bfloat16)).isfinite().all()
 
 
+@pytest.mark.slow
 @every_kind
 def test_can_be_exported(name):
     model, x = build(name).eval(), images(name)
@@ -129,6 +130,7 @@ def test_can_be_exported(name):
         torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @every_kind
 def test_compiles_without_a_graph_break(name):
     torch.compiler.reset()

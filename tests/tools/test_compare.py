@@ -258,6 +258,7 @@ def test_failure_is_reported_and_stops_no_other_training(one_fails):
     assert "done" in (folder / "runs" / "b_digits.log").read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_checkpoints_and_the_same_command_resumes(tmp_path, capsys):
     argv = ["--train", DIGITS, "--seeds", "1,2", "--jobs", 1, "-o", tmp_path, "--train.n_steps", 200, "--train.print_freq", 5]
     process = subprocess.Popen(

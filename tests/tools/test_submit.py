@@ -97,6 +97,7 @@ def test_a_job_without_a_run_folder_is_rejected(slurm):
     assert "-e must name the run folder" in slurm.log()
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_not_requeued(slurm, tmp_path):
     assert slurm.run("-e", tmp_path / "run", "--train.optim.typo", 1) != 0
     assert "train.optim.typo" in slurm.log()

@@ -152,6 +152,7 @@ def test_an_interrupted_sweep_continues_its_running_trial(tmp_path, signum, caps
     assert log.count("training: lenet") == 1 or "resuming at step" in log
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_listed_with_its_reason_and_the_sweep_continues(tmp_path, capsys):
     argv = ("--search", "grid", "--space", "train.optim.lr=0.05,1e30", "-o", tmp_path / "sweep", *SHORT)
     assert sweep(*argv, "--csv", tmp_path / "table.csv") == 0

@@ -66,6 +66,7 @@ def test_one_process_reproduces_the_evaluation_of_two_ranks(sharded):
     assert evaluated["acc@1"] == results(sharded)["best"]["valid/acc@1"]
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact_when_sharded_and_works_in_one_process(sharded, tmp_path):
     interrupted = tmp_path / "cut"
     assert on_two_ranks("-e", interrupted, *ARGV, "--train.time_limit", 1e-9).returncode != 0

@@ -203,6 +203,7 @@ def test_run_writes_metrics_log_and_figures(trained):
         assert (trained / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_two_ranks_report_the_map_that_one_rank_computes(tmp_path, capsys):
     run = tmp_path / "run"
     finished = run_on_two_ranks("-e", run, *SMALL)
@@ -220,7 +221,7 @@ FEATURES = ("--augment.color_jitter", 0.3, "--train.ema", 0.9, "--train.micro_ba
 FEATURES += ("--train.clip_grad_norm", 1.0, "--data.max_objects", 2)
 
 
-@pytest.mark.parametrize(("head", "precision"), [("fcos", "fp32"), ("fasterrcnn", "bf16")])
+@pytest.mark.parametrize(("head", "precision"), [("fcos", "fp32"), pytest.param("fasterrcnn", "bf16", marks=pytest.mark.slow)])
 def test_resumed_run_is_bit_exact(head, precision, tmp_path):
     argv = (*SMALL, *FEATURES, "--detection.head", head, "--train.precision", precision)
     assert train(tmp_path / "whole", *argv).codes == [0]

@@ -194,6 +194,7 @@ def test_micro_batches_of_any_size_match_the_whole_batch(one_batch, tmp_path):
     assert all(torch.allclose(value, reference[name], rtol=1e-3, atol=1e-5) for name, value in last.items())
 
 
+@pytest.mark.slow
 def test_two_ranks_match_one_rank_in_training_and_evaluation(one_batch, tmp_path, capsys):
     run = tmp_path / "run"
     finished = run_on_two_ranks("-e", run, *INDEPENDENT_IMAGES)
