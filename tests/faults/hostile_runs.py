@@ -178,7 +178,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "the training state is a list", _train_state(lambda state: [state], "it is no mapping")
     yield "the training state is compressed", _repacked(lambda content: content, "it is compressed", zipfile.ZIP_DEFLATED)
     yield "the training state has lists in lists", _train_state(_doubled, "nested too deep, or too many")
-    yield "the training state has deep keys", _repacked(_deep, "a key is not a plain value")
+    yield "the training state has deep keys", _repacked(_deep, "keys that are no plain values")
     expanded = torch.zeros(1).expand(1 << 40)
     yield "a tensor is expanded", _train_state(lambda state: state | {"windows": {"loss": expanded}}, "larger than its storage")
     yield (
