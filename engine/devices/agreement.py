@@ -94,8 +94,9 @@ class Agreement:
                 if signum == signal.SIGINT or signal.getsignal(signum) != signal.SIG_IGN:
                     self._before[signum] = signal.signal(signum, self._handle)
         self.progress()
-        if self._several:
-            self._watch()
+        if self.timeout:  # started now: later, memory for a thread may be what is missing
+            self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+            self._watcher.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -115,9 +116,8 @@ class Agreement:
         if self._pending is not None and not failed:
             self._pending[0].wait()  # the process group must not end with work in flight
             self._pending = None
-        self._phase = "finishing"
         self.progress()
-        self._watch()
+        self._phase = "finishing"
 
     def progress(self) -> None:
         """Note that this process does not hang."""
@@ -154,13 +154,10 @@ class Agreement:
         self.noted = max(self.noted, signum)
 
     def _watch(self) -> None:
-        if self.timeout and self._watcher is None:
-            self._watcher = threading.Thread(target=self._end_if_hanging, name="watch", daemon=True)
-            self._watcher.start()
-
-    def _end_if_hanging(self) -> None:
+        """End this process if it hangs. A single process is watched only after its last step: nobody else waits for it."""
         while not self._left.wait(min(1.0, self.timeout / 10)):
-            if time.monotonic() - self.last_progress > self.timeout:
+            is_watched = self._several or self._phase == "finishing"
+            if is_watched and time.monotonic() - self.last_progress > self.timeout:
                 rank = f" on rank {dist.get_rank()}" if self._several else ""
                 message = f"error{rank}: no progress for {self.timeout:g} seconds (train.timeout)"
                 print(message, file=sys.stderr, flush=True)
