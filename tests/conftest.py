@@ -1,5 +1,4 @@
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,15 +6,14 @@ import pytest
 import torch
 
 from tests import on_disk
+from tests.running import stop_ignoring_signals
 
 
 def pytest_configure() -> None:
     """Use one thread: tests run in parallel, and the order of summation depends on the number of threads."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for child processes
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # inherited, in the background and under nohup
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    stop_ignoring_signals()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.faults import campaign, hangs, hostile_comparisons, hostile_configs, hostile_files, hostile_runs
 from tests.faults.rows import table
+from tests.running import stop_ignoring_signals
 
 TABLES = {
     "fault": campaign.PARTS,
@@ -16,6 +17,7 @@ TABLES = {
 }
 
 if __name__ == "__main__":
+    stop_ignoring_signals()
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the fork server and all trainings
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         rows = {kind: [] for kind in TABLES}
