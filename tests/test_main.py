@@ -7,6 +7,8 @@ import subprocess
 import sys
 import termios
 
+import pytest
+
 from tests.running import ROOT, metrics, results, run_command, run_main
 
 SHORT = ("--train.n_steps", 20, "--train.batch_size", 64, "--train.eval_freq", 10)
@@ -19,6 +21,7 @@ def test_accelerate_launch_trains(tmp_path):
     assert "best valid acc@1" in finished.stdout
 
 
+@pytest.mark.slow
 def test_the_precision_of_the_launcher_is_used(tmp_path):
     argv = ("-c", "configs/lenet_digits.yaml", "-e", tmp_path / "run", *SHORT)
     finished = run_command("accelerate-launch", "--mixed_precision", "bf16", "main.py", *argv)

@@ -3,9 +3,12 @@
 import re
 import shlex
 
+import pytest
+
 from tests.running import ROOT, run_command
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(tmp_path):
     page = (ROOT / "docs" / "plugins.md").read_text()
     (tmp_path / "my_model.py").write_text(re.search(r"```python\n(.+?)```", page, re.DOTALL)[1])

@@ -465,6 +465,7 @@ MANY_RECIPES = (
 )
 
 
+@pytest.mark.slow
 def test_killed_run_with_many_recipes_resumes_bit_exactly(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run_main("-e", whole, *MANY_RECIPES) == 0

@@ -277,7 +277,7 @@ def test_a_config_with_exploding_aliases_code_or_duplicate_keys_is_refused_at_on
         assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(params=["refused", "silent"])
+@pytest.fixture(params=["refused", pytest.param("silent", marks=pytest.mark.slow)])
 def no_network(request, monkeypatch, tmp_path):
     """Refuse every connection, or accept it and never answer."""
     with socket.socket() as proxy:

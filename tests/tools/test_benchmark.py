@@ -20,6 +20,7 @@ def quick():
     return json.loads(finished.stdout)
 
 
+@pytest.mark.slow
 def test_every_input_pipeline_is_compared_with_every_rival(quick):
     found = {(row["comparison"].split(",")[-1].strip(), row["pipeline"]) for row in quick["rows"]}
     torchvision, timm = "torchvision's transforms on PIL", "timm's create_loader"
@@ -30,6 +31,7 @@ def test_every_input_pipeline_is_compared_with_every_rival(quick):
     assert (quick["threads"], quick["workers"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_speedups_are_ratios_of_images_per_second(quick):
     for row in quick["rows"]:
         ours = next(r for r in quick["rows"] if r["comparison"] == row["comparison"])
@@ -38,6 +40,7 @@ def test_speedups_are_ratios_of_images_per_second(quick):
         assert 0 < row["lowest"] <= row["images_per_sec"] <= row["highest"]
 
 
+@pytest.mark.slow
 def test_every_rival_has_a_ratio(quick):
     assert len(quick["ratios"]) == len([row for row in quick["rows"] if row["pipeline"] != "this project"]) > 0
     for one in quick["ratios"]:

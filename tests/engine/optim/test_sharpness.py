@@ -92,6 +92,7 @@ def test_micro_batches_match_the_whole_batch():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_two_ranks_match_one_rank(tmp_path):
     argv = (*SMALL, "--train.n_steps", 6, "--train.batch_size", 64, "--train.print_freq", 2, "--train.sam", RADIUS)
     for name, ranks in (("one", 1), ("two", 2)):
