@@ -159,7 +159,7 @@ def _parse(path: Path) -> dict[str, list[dict[str, Any]]]:
             raise MalformedFile(path, f"it is not a file of COCO annotations: it has no list {part!r}")
         for i, entry in enumerate(entries):
             if not isinstance(entry, dict):
-                raise MalformedFile(path, f"number {i + 1} of its {part} is no object with fields")
+                raise MalformedFile(path, f"number {i + 1} of its {part} is not an object")
             for name, (is_valid, expected) in fields.items():
                 value = entry.get(name, OPTIONAL.get(name))
                 if not is_valid(value):

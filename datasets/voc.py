@@ -137,7 +137,7 @@ def _number(element: ElementTree.Element, path: str, low: float) -> float:
         raise ValueError(f"has no {path}")
     value = float(text)
     if not low <= value <= MAX_SIDE:  # also NaN
-        raise ValueError(f"has {path} {text}, which is no number of pixels")
+        raise ValueError(f"has {path} {text}, which is not a number of pixels")
     return value
 
 

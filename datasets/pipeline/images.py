@@ -129,7 +129,7 @@ class ImageFile:
         try:
             yield
         except UnidentifiedImageError as error:
-            raise UnreadableImage(f"{one_line(self.path)}: this image can't be read (its content is no image)") from error
+            raise UnreadableImage(f"{one_line(self.path)}: this image can't be read (its content is not an image)") from error
         except Exception as error:  # Pillow's decoders raise exceptions of any type
             raise UnreadableImage(f"{one_line(self.path)}: this image can't be read ({problem_of(error)})") from error
 

@@ -164,7 +164,7 @@ class _Reader(Dataset):
 
 
 def _send_failure(queue: Queue, error: Exception, item: tuple[int, Any]) -> None:
-    """Send the parent a failure instead of a batch that can't be sent, for which it would wait in vain."""
+    """Send the parent a failure instead of a batch that can't be sent, which it would wait for forever."""
     queue.put((item[0], _Failure(WorkersFailed, f"a worker can't hand over a batch: {_first_line(error)}")))
 
 

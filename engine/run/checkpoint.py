@@ -150,7 +150,7 @@ class Checkpoints:
         raise RunError(f"{self.folder} holds no valid checkpoint")
 
     def rewind(self, step: int, best_step: int | None) -> None:
-        """Set aside later checkpoints, because the run takes another course from `step` on, and folders that are none."""
+        """Set aside later checkpoints, because the run takes another course from `step` on, and folders without a manifest."""
         for path in step_folders(self.run_dir):
             if not (path / MANIFEST).is_file():
                 self._set_aside(path, f"it has no {MANIFEST}")
@@ -204,7 +204,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         weights = _parsed(path / WEIGHTS, files, load_safetensors)
         ema_weights = _parsed(path / EMA_WEIGHTS, files, load_safetensors) if EMA_WEIGHTS in files else None
         if not isinstance(train_state, dict):
-            raise MalformedFile(path / TRAIN_STATE, "it is no mapping")
+            raise MalformedFile(path / TRAIN_STATE, "it is not a mapping")
         return Checkpoint(path, manifest["step"], weights, train_state, ema_weights, manifest.get("config"))
     except MalformedFile as error:
         raise InvalidCheckpoint(str(error)) from error

@@ -131,7 +131,7 @@ def require_plain_files(run_dir: Path) -> None:
     """
     ckpt = run_dir / "ckpt"
     if os.path.lexists(ckpt) and not ckpt.is_dir():
-        raise RunError(f"{ckpt} is no folder{', or its disk is not mounted' if ckpt.is_symlink() else ''}")
+        raise RunError(f"{ckpt} is not a folder{', or its disk is not mounted' if ckpt.is_symlink() else ''}")
     files, folders = [run_dir / name for name in (*FILES, LOCK)], [run_dir / name for name in (*FOLDERS, "wandb")]
     steps = [path for path in ckpt.glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
     for folder in (*folders[:-1], *steps, ckpt / "set-aside"):
@@ -141,7 +141,7 @@ def require_plain_files(run_dir: Path) -> None:
             files += [Path(parent, name) for name in names]
     for path, is_kind in (*((file, Path.is_file) for file in files), *((folder, Path.is_dir) for folder in folders)):
         if os.path.lexists(path) and (path.is_symlink() or not is_kind(path)):
-            kind = "a symlink" if path.is_symlink() else f"no {'file' if path in files else 'folder'}"
+            kind = "a symlink" if path.is_symlink() else f"not a {'file' if path in files else 'folder'}"
             raise RunError(f"{path} is {kind}; a run folder has regular files and folders only, so that nothing else is changed")
 
 
@@ -158,7 +158,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{path}: {error}{remedy}") from error
     if not isinstance(values, dict) or not values:
-        raise RunError(f"{path} is empty or no mapping of keys to values{remedy}")
+        raise RunError(f"{path} is empty or not a mapping of keys to values{remedy}")
     return values
 
 
@@ -268,7 +268,7 @@ def _require_free(path: Path, *, may_hold_a_run: bool) -> None:
     found = [name for name in (*FILES, *FOLDERS) if (path / name).exists()]
     if found and not is_run:
         raise ConfigError(
-            f"{path} has {', '.join(found)} and is no run folder; give -e another one, so that nothing here is lost"
+            f"{path} has {', '.join(found)} and is not a run folder; give -e another one, so that nothing here is lost"
         )
     if not may_hold_a_run and ((path / CONFIG).exists() or step_folders(path)):
         raise ConfigError(f"{path} already has a run; -r latest continues it, another -e starts a new one")

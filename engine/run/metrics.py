@@ -33,7 +33,7 @@ class MetricsLog:
         self._file = open(self.path, "ab", buffering=0, opener=without_following)  # noqa: SIM115 - until close
         self._length = self._file.truncate(_whole_lines(self.path, metrics_bytes))
         if self._length < metrics_bytes:
-            log.warning("%s is shorter or other than at the checkpoint; earlier lines are lost", self.path)
+            log.warning("%s is not as it was at the checkpoint; earlier lines are lost", self.path)
         self._unwritten = b""
         if step == 0:  # left by a start that did not reach its first checkpoint
             for events in (folder.path / "tensorboard").glob(f"{EVENTS}.*"):

@@ -79,7 +79,7 @@ class TaskKind:
     targets: str = "classes"  # of a dataset: classes, labels (several classes per image), masks, boxes
     other_keys: tuple[str, ...] = ()  # keys that are for other tasks only
     packages: tuple[str, ...] = ()  # that its metric imports; a training checks them before it reads data
-    losses: tuple[str, ...] = ()  # values of train.loss that it accepts, its default first; empty: it has a loss of its own
+    losses: tuple[str, ...] = ()  # accepted values of train.loss, the default first; empty: the task has a fixed loss
 
 
 def _entries(table: Mapping[str, TaskKind | MakeTask]) -> dict[str, TaskKind]:

@@ -237,23 +237,31 @@ def from_config(config: Config, data: Any) -> Classification:
         label_smoothing=train.label_smoothing,
         bce_threshold=train.bce_threshold,
         focal_gamma=train.focal_gamma,
-        class_weights=class_weights(train.class_weights, labels, n_classes),
+        class_weights=class_weights(train.class_weights, labels, n_classes, inverse_frequencies),
         tta=config.eval.tta,
     )
 
 
-def class_weights(given: Sequence[float] | Literal["balanced"] | None, labels: Tensor | None, n_classes: int) -> Tensor | None:
-    """Return train.class_weights as a tensor; None if there are none, or if they depend on labels that aren't there."""
+def class_weights(
+    given: Sequence[float] | Literal["balanced"] | None,
+    labels: Tensor | None,
+    n_classes: int,
+    balanced: Callable[[Tensor, int], Tensor],
+) -> Tensor | None:
+    """Return train.class_weights as a tensor, of which `balanced` computes those for labels; None without weights or labels."""
     if given is None:
         return None
     if given == "balanced":
-        if labels is None:
-            return None
-        counts = torch.bincount(labels, minlength=n_classes)
-        return counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
+        return balanced(labels, n_classes) if labels is not None else None
     if len(given) != n_classes:
         raise ConfigError("train.class_weights", f"{len(given)} numbers for {n_classes} classes")
-    return torch.tensor(given, dtype=torch.float32)
+    return torch.tensor([float(weight) for weight in given])
+
+
+def inverse_frequencies(labels: Tensor, n_classes: int) -> Tensor:
+    """Return the weights that give every class the same sum over the samples; their mean over the samples is 1."""
+    counts = torch.bincount(labels, minlength=n_classes)
+    return counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
 
 
 def _log_frequencies(classes: Sequence[str], labels: Tensor) -> None:

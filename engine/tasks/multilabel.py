@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from engine.config.errors import ConfigError
 from engine.config.schema import Config
 from engine.tasks import TaskKind
-from engine.tasks.classification import Augmentation, averaged_logits
+from engine.tasks.classification import Augmentation, averaged_logits, class_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,23 +168,15 @@ def from_config(config: Config, data: Any) -> MultiLabel:
         aux_weight=train.aux_weight,
         loss=train.loss,  # type: ignore[arg-type]  # a rule has checked it
         focal_gamma=train.focal_gamma,
-        positive_weights=positive_weights(train.class_weights, labels, len(classes)),
+        positive_weights=class_weights(train.class_weights, labels, len(classes), absent_per_present),
         tta=config.eval.tta,
     )
 
 
-def positive_weights(given: Sequence[float] | Literal["balanced"] | None, labels: Tensor | None, n_classes: int) -> Tensor | None:
-    """Return the factors of the loss of images that have a class; balanced: as many as images without it for each one with it."""
-    if given is None:
-        return None
-    if given == "balanced":
-        if labels is None:
-            return None
-        n_with = labels.float().sum(0)
-        return (len(labels) - n_with) / n_with.clamp(min=1)
-    if len(given) != n_classes:
-        raise ConfigError("train.class_weights", f"{len(given)} numbers for {n_classes} classes")
-    return torch.tensor(given, dtype=torch.float32)
+def absent_per_present(labels: Tensor, n_classes: int) -> Tensor:
+    """Return for each class the number of images without it for each one with it."""
+    n_with = labels.float().sum(0)
+    return (len(labels) - n_with) / n_with.clamp(min=1)
 
 
 OTHER_KEYS = ("augment.zoom", "train.label_smoothing", "train.bce_threshold", "data.sampler", "distill.teacher")

@@ -28,7 +28,7 @@ class MalformedFile(OSError):
 
 
 def open_regular(path: Path | str, *, follow_link: bool = True) -> BinaryIO:
-    """Open a regular file for reading. A pipe, device or folder raises MalformedFile at once, as a symlink does if told so."""
+    """Open a regular file. A pipe, device or folder, or a symlink that is not to be followed, raises MalformedFile."""
     if not follow_link and os.path.islink(path):
         raise MalformedFile(path, "it is a symlink")
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -61,7 +61,7 @@ def read_json(path: Path | str, limit: int = MAX_BYTES, *, follow_link: bool = T
 
 
 def linked_folder(link: Path) -> Path | None:
-    """Return the checkpoint that `latest` or `best` refers to; None if there is none beside it.
+    """Return the checkpoint that `latest` or `best` refers to; None if that folder doesn't exist.
 
     It is a symlink or, where there are none, a text file with the name of a step folder; after a copy, it may be a folder itself.
     """

@@ -18,7 +18,7 @@ ERRORS += (pickle.UnpicklingError,)
 
 
 class ForbiddenContent(pickle.UnpicklingError):
-    """A pickle that names something else than plain values and what its reader knows. The message is the name."""
+    """A pickle that uses a name which is not in `known`. The message is the name."""
 
 
 class Ignored:
@@ -68,7 +68,7 @@ class PlainUnpickler(pickle._Unpickler):
     def load_newobj(self) -> None:
         del self.stack[-1]
         if self.stack[-1] is not Ignored:
-            raise pickle.UnpicklingError("it has an object that is no plain value")
+            raise pickle.UnpicklingError("it has an object that is not a plain value")
         self.stack[-1] = Ignored()
 
     def load_build(self) -> None:
@@ -92,7 +92,7 @@ class PlainUnpickler(pickle._Unpickler):
     def _set(self, items: list[Any]) -> None:
         target, keys = self.stack[-1], items[::2]
         if type(target) not in (dict, OrderedDict) or not all(isinstance(key, (str, int, float, bytes)) for key in keys):
-            raise pickle.UnpicklingError("it has a dictionary with keys that are no plain values")
+            raise pickle.UnpicklingError("it has a dictionary with keys that are not plain values")
         target.update(zip(keys, items[1::2], strict=True))
 
     def load_append(self) -> None:
@@ -104,7 +104,7 @@ class PlainUnpickler(pickle._Unpickler):
 
     def _extend(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise pickle.UnpicklingError("it has an item of something that is no list")
+            raise pickle.UnpicklingError("it has an item of something that is not a list")
         self.stack[-1].extend(items)
 
 

@@ -74,7 +74,7 @@ def hostile_configs(folder: Path) -> Row:
 
 
 def _problems(config: Path) -> Iterator[str]:
-    """Load a config as the program does, and yield what is wrong with the way in which it is refused."""
+    """Load a config as the program does, and yield each way in which the refusal is not the expected line."""
 
     def too_long(signum: int, frame: object) -> None:
         raise TimeoutError

@@ -700,7 +700,7 @@ XML = {
     "no name": f"<annotation>{_SIZE}{_CAT.replace('<name>cat</name>', '')}</annotation>",
     "an unknown name": f"<annotation>{_SIZE}{_CAT.replace('cat', 'unicorn')}</annotation>",
     "an infinite size": f"<annotation>{_SIZE.replace('40', 'inf')}{_CAT}</annotation>",
-    "a size that is no number": f"<annotation>{_SIZE.replace('40', 'many')}{_CAT}</annotation>",
+    "a size that is not a number": f"<annotation>{_SIZE.replace('40', 'many')}{_CAT}</annotation>",
     "a negative size": f"<annotation>{_SIZE.replace('40', '-40')}{_CAT}</annotation>",
     "a box that is NaN": f"<annotation>{_SIZE}{_CAT.replace('<xmax>9', '<xmax>nan')}</annotation>",
     "a box without an end": f"<annotation>{_SIZE}{_CAT.replace('<xmax>9', '<xmax>1e999')}</annotation>",

@@ -61,7 +61,7 @@ def _pipe(name: str) -> Case:
         (run / name).unlink(missing_ok=True)
         os.mkfifo(run / name)
 
-    return Case(damage, words="regular file" if "step" in name else "is no file")
+    return Case(damage, words="regular file" if "step" in name else "is not a file")
 
 
 def _write(name: str, content: bytes, words: str = "", *, is_refused: bool = True) -> Case:
@@ -163,7 +163,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "output.log", ".lock"):
         yield f"{name} is a pipe", _pipe(name)
     for name in CHECKPOINT[:2]:
-        yield f"{name} is a pipe", replace(_pipe(f"ckpt/step-000004/{name}"), words="is no file")
+        yield f"{name} is a pipe", replace(_pipe(f"ckpt/step-000004/{name}"), words="is not a file")
     for name in ("../../../outside/mine", "OUTSIDE/mine", "other.bin"):
         yield f"the manifest names {name}", _manifest(add=name)
     for values in ({"files": {}}, {"files": ["model.safetensors"]}, {"files": {"model.safetensors": 1, "train_state.pt": 2}}):
@@ -175,10 +175,10 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "the manifest is enormous", _write(manifest, b" " * 2_000_000, "more than", is_refused=False)
     yield "the manifest is nested", _write(manifest, b"[" * 100_000, "is not JSON", is_refused=False)
     yield "the manifest is a list", _write(manifest, b"[]", "wrong digest", is_refused=False)
-    yield "the training state is a list", _train_state(lambda state: [state], "it is no mapping")
+    yield "the training state is a list", _train_state(lambda state: [state], "it is not a mapping")
     yield "the training state is compressed", _repacked(lambda content: content, "it is compressed", zipfile.ZIP_DEFLATED)
     yield "the training state has lists in lists", _train_state(_doubled, "nested too deep, or too many")
-    yield "the training state has deep keys", _repacked(_deep, "keys that are no plain values")
+    yield "the training state has deep keys", _repacked(_deep, "keys that are not plain values")
     expanded = torch.zeros(1).expand(1 << 40)
     yield "a tensor is expanded", _train_state(lambda state: state | {"windows": {"loss": expanded}}, "larger than its storage")
     yield (
@@ -201,7 +201,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
             yield f"{name} is {content[:2]!r}", _write(name, content, f"{name}: it is", is_refused=False)
     for content in (b"", bytes(200), b"- 1\n", b"seed: [\n"):
         yield f"config.yaml is {content[:4]!r}", _write("config.yaml", content, "config.yaml")
-    yield "metrics.jsonl is NUL", _write("metrics.jsonl", bytes(5000), "shorter or other", is_refused=False)
+    yield "metrics.jsonl is NUL", _write("metrics.jsonl", bytes(5000), "not as it was", is_refused=False)
     yield "no manifests", Case(_without_manifests, words="copy the manifests back")
     yield "no manifests, with auto", Case(_without_manifests, words="copy the manifests back", resume=("-r", "auto"))
     missing = Case(

@@ -163,22 +163,6 @@ def test_a_step_folder_without_a_manifest_is_set_aside_and_the_step_saved(checkp
 class TestWithoutLinks:
     """Disks that hold no symlinks, and copies that followed them."""
 
-    @pytest.fixture
-    def plain_disk(self, monkeypatch):
-        """Behave like exFAT: no symlinks, and fsync of a folder is an error."""
-        fsync = os.fsync
-
-        def fsync_files(handle):
-            if stat.S_ISDIR(os.fstat(handle).st_mode):
-                raise OSError(errno.EINVAL, "Invalid argument")
-            fsync(handle)
-
-        def no_links(*args, **kwargs):
-            raise OSError(errno.EPERM, "Operation not permitted")
-
-        monkeypatch.setattr(os, "fsync", fsync_files)
-        monkeypatch.setattr(os, "symlink", no_links)
-
     def test_latest_and_best_are_text_files(self, plain_disk, checkpoints, tmp_path, caplog):
         for step in range(1, 6):
             checkpoints.save(step, WEIGHTS, STATE, best_step=2 if step > 1 else None)

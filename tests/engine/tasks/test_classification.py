@@ -14,7 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 from engine import load_config
 from engine.build import Data, task_kind
 from engine.config.errors import ConfigError
-from engine.tasks.classification import Classification, class_weights, focal_loss
+from engine.tasks.classification import Classification, focal_loss, inverse_frequencies
 
 CLASSES = tuple("abcdefgh")
 LOGITS = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
@@ -249,7 +249,7 @@ class TestImbalance:
 
     def test_balanced_weights_are_those_of_scikit_learn_and_1_on_average(self):
         labels = torch.tensor([0] * 6 + [1] * 3 + [2])
-        weights = class_weights("balanced", labels, 3)
+        weights = inverse_frequencies(labels, 3)
         expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
         assert weights.tolist() == pytest.approx(expected.tolist())
         assert weights[labels].mean() == pytest.approx(1)

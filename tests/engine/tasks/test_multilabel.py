@@ -12,7 +12,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from datasets.shapes import CLASSES as SHAPES
 from engine.inference.trained import load_trained
-from engine.tasks.multilabel import MultiLabel, best_threshold, positive_weights
+from engine.tasks.multilabel import MultiLabel, absent_per_present, best_threshold
 from tests.engine.tasks.test_classification import ConstantModel
 from tests.running import assert_same_weights, metrics, results, run_main, weights
 
@@ -107,7 +107,7 @@ class TestLosses:
 
     def test_balanced_weights_are_the_images_without_a_class_for_each_one_with_it(self):
         n_with = TARGETS.sum(0, dtype=torch.float32)
-        assert torch.equal(positive_weights("balanced", TARGETS, 5), (60 - n_with) / n_with)
+        assert torch.equal(absent_per_present(TARGETS, 5), (60 - n_with) / n_with)
 
 
 def test_a_run_learns_and_resumes_bit_exactly(tmp_path, capsys):

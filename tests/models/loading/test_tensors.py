@@ -111,7 +111,7 @@ BOMBS = {
     ),
     "doubled lists": (lambda: saved(doubled(40)), "nested too deep, or too many"),
     "deep lists": (lambda: saved(pickle.loads(pickle.PROTO + b"\2" + b"]" * 100 + b"a" * 99 + b".")), "nested too deep"),
-    "a deep key": (lambda: repacked(0, lambda name, content: DEEP_KEY if name == "data.pkl" else content), "no plain values"),
+    "a deep key": (lambda: repacked(0, lambda name, content: DEEP_KEY if name == "data.pkl" else content), "not plain values"),
     "large plain values": (lambda: saved("x" * 10_000_001), "more than 10,000,000 bytes"),
     "a storage larger than a legacy file": (
         lambda: io.BytesIO(
