@@ -92,8 +92,8 @@ def test_linked_and_named_files_exist():
 
 def test_the_table_of_faults_is_complete_and_nothing_failed():
     faults = {row[0]: row for row in rows(block((ROOT / "docs" / "reliability.md").read_text(), "make faults"))}
-    assert len(faults) == 6
-    assert [row[-1] for row in faults.values()] == ["0"] * 6
+    assert len(faults) == 27  # 6 of faults, 14 of hostile files, 7 of hangs
+    assert {row[-1] for row in faults.values()} == {"0"}
     kills = sum(int(row[1]) for name, row in faults.items() if name.startswith("killed"))
     assert kills >= 100
     assert int(faults["interrupted twice in an epoch"][1]) >= 24

@@ -25,8 +25,9 @@ from torchvision.transforms import v2
 
 from datasets.pipeline.augment import AUGMENT
 from datasets.pipeline.counters import derive, draws
+from datasets.pipeline.places import read_place, shown
 from datasets.pipeline.preparation import Preparation
-from models.loading.files import first_line, one_line, read_limited
+from models.loading.files import first_line
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow would run Ghostscript for an EPS file of any name
@@ -45,9 +46,9 @@ def max_pixels() -> int:
     return 2 * (Image.MAX_IMAGE_PIXELS or 1 << 40)
 
 
-def read_image_file(path: str) -> bytes:
-    """Return the content of a file that may hold an image. It has no more bytes than the largest image takes decoded."""
-    content = read_limited(path, 4 * max_pixels())
+def read_image_file(place: str) -> bytes:
+    """Return the content of a place that may hold an image. It has no more bytes than the largest image takes decoded."""
+    content = read_place(place, 4 * max_pixels())
     if not content:
         raise ValueError("it is empty")
     return content
@@ -70,7 +71,7 @@ class Request:
 
 
 class ImageFile:
-    """A file in memory. The size of its image is available before the pixels are decoded.
+    """A file, or a part of one (places.py), in memory. The size of its image is available before the pixels are decoded.
 
     The orientation in a camera's EXIF data is ignored, as it was when published accuracies were measured.
     """
@@ -129,9 +130,9 @@ class ImageFile:
         try:
             yield
         except UnidentifiedImageError as error:
-            raise UnreadableImage(f"{one_line(self.path)}: this image can't be read (its content is not an image)") from error
+            raise UnreadableImage(f"{shown(self.path)}: this image can't be read (its content is not an image)") from error
         except Exception as error:  # Pillow's decoders raise exceptions of any type
-            raise UnreadableImage(f"{one_line(self.path)}: this image can't be read ({problem_of(error)})") from error
+            raise UnreadableImage(f"{shown(self.path)}: this image can't be read ({problem_of(error)})") from error
 
 
 class EvaluationImages:

@@ -33,7 +33,7 @@ class Files:
     The paths are one array of bytes: every worker process would copy a list of a million strings as it reads them.
     """
 
-    paths: np.ndarray  # N, bytes
+    paths: np.ndarray  # N, bytes: files or parts of files, as places.py writes them
     labels: Any  # N, int64 tensor; the subclasses in masks.py and boxes.py hold other targets
 
     def __len__(self) -> int:
@@ -53,6 +53,8 @@ class Loaded:
     test: Split
     classes: tuple[str, ...]
     category_ids: tuple[int | None, ...] | None = None  # of each class, where the files have other ids than 0, 1, ...
+    valid: Split | None = None  # a validation split of its own, in data that comes in three parts
+    by_class: bool = False  # the test split was held out class by class; so is one for validation
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,28 @@ class DatasetSpec:
 PHOTOGRAPHS = partial(DatasetSpec, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), hflip=True, in_files=True)
 
 
-def hold_out(split: AnySplit, ratio: float, seed: int) -> tuple[AnySplit, AnySplit]:
-    """Split off `ratio` of the samples, the same ones for the same seed."""
+def hold_out(split: AnySplit, ratio: float, seed: int, *, by_class: bool = False) -> tuple[AnySplit, AnySplit]:
+    """Split off `ratio` of the samples, the same ones for the same seed; `by_class`, that ratio of each class."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     n_held_out = round(len(split) * ratio)
     if not 0 < n_held_out < len(split):
         raise ValueError(f"holding out {ratio:g} of {len(split)} training samples leaves one side empty")
+    if by_class:
+        order = _first_of_each_class(order, split.labels, n_held_out)
     held_out, kept = order[:n_held_out].sort().values, order[n_held_out:].sort().values
     return split.subset(kept), split.subset(held_out)  # type: ignore[return-value]  # mypy resolves Self to the bound, a union
+
+
+def _first_of_each_class(order: Tensor, labels: Tensor, n: int) -> Tensor:
+    """Reorder so that the first `n` are as many of each class as its share, rounded; at least one of each class comes later."""
+    counts = labels.bincount()
+    shares = counts * n / len(labels)
+    taken = shares.floor().long()
+    by_remainder = (taken + 1 - shares + (taken + 1 >= counts)).argsort(stable=True)
+    taken[by_remainder[: n - int(taken.sum())]] += 1
+    of_class = labels[order]
+    places = torch.empty_like(order)  # of each sample among those of its class
+    for label in range(len(counts)):
+        places[of_class == label] = torch.arange(int(counts[label]))
+    is_taken = places < taken[of_class]
+    return torch.cat([order[is_taken], order[~is_taken]])

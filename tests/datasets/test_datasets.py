@@ -11,7 +11,7 @@ import torch
 
 from datasets import Source, find_dataset, list_datasets
 from datasets.pipeline.downloads import unpack_tar
-from datasets.pipeline.splits import hold_out
+from datasets.pipeline.splits import Images, hold_out
 from tests import on_disk
 from tests.faults.hostile_files import PIXELS, python2_batch
 
@@ -177,3 +177,18 @@ def test_a_hold_out_depends_on_the_seed_and_puts_every_sample_on_one_side(data_r
     assert len(rows) == 60
     with pytest.raises(ValueError, match="leaves one side empty"):
         hold_out(whole, 0.001, seed=1)
+
+
+@pytest.mark.parametrize("counts", [(40, 10, 5), (1, 30, 2), (3, 3, 3, 3), (100, 0, 7)])
+def test_a_hold_out_by_class_takes_the_same_share_of_each(counts):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    whole = Images(torch.arange(len(labels)).view(-1, 1, 1, 1), labels)
+    kept, held_out = hold_out(whole, 0.2, seed=3, by_class=True)
+    assert len(held_out) == round(0.2 * len(labels))
+    assert torch.equal(torch.cat([kept.images, held_out.images]).flatten().sort().values, torch.arange(len(labels)))
+    for label, n in enumerate(counts):
+        taken = int((held_out.labels == label).sum())
+        assert abs(taken - 0.2 * n) <= 1
+        assert taken < n or n == 0
+    assert torch.equal(hold_out(whole, 0.2, seed=3, by_class=True)[1].images, held_out.images)
+    assert not torch.equal(hold_out(whole, 0.2, seed=4, by_class=True)[1].images, held_out.images)

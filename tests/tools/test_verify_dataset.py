@@ -47,7 +47,7 @@ def test_unreadable_images_are_listed_and_training_works_without_them(config, ro
     for name, why in (
         ("train/class_1/0003.jpg", "truncated"),
         ("train/class_2/0000.jpg", "empty"),
-        ("val/class_0/0002.jpg", "no image"),
+        ("val/class_0/0002.jpg", "not an image"),
     ):
         assert any(name in line and why in line.lower() for line in printed.out.splitlines()), printed.out
     assert "notes.txt: not used" in printed.out
