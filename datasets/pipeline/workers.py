@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from datasets.pipeline.images import Request, UnreadableImage
 
 SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+LOOK_EVERY = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,15 @@ class _Results(_MultiProcessingDataLoaderIter):
             problem = f"{loader.num_workers} worker processes can't be started: {_first_line(error)}"
             error.__traceback__ = None  # its frames hold pipes open
             raise WorkersFailed(problem) from error
+
+    def _get_data(self) -> Any:
+        """Wait for a result, and look every second whether a worker has died: the signal that says so may get lost."""
+        end = time.monotonic() + (self._timeout or math.inf)
+        while (left := end - time.monotonic()) > 0:
+            success, result = self._try_get_data(min(LOOK_EVERY, left))
+            if success:
+                return result
+        raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
 
 
 @contextmanager

@@ -54,6 +54,24 @@ def test_a_batch_that_cannot_be_sent_is_a_failure_at_once(capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def end_at_five(n):
+    if n == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+@pytest.mark.timeout(60)  # far below the limit for a batch
+def test_a_killed_worker_is_noticed_without_its_signal():
+    results = read_in_workers(end_at_five, iter(range(20)), Workers(2, timeout=3600))
+    assert next(results) == 0
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        with pytest.raises(RuntimeError, match="exited unexpectedly"):
+            list(results)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_without_shared_memory_the_error_says_how_much_was_needed(monkeypatch):
     def full(tensor):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)\nmore")
