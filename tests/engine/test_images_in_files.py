@@ -15,7 +15,8 @@ from engine import load_config
 from engine.build import MAX_WORKERS, workers
 from engine.devices.accelerator import make_accelerator
 from tests import on_disk
-from tests.running import ROOT, assert_same_weights, metrics, results, run_main, run_on_two_ranks, untimed, weights
+from tests.faults import children
+from tests.running import ROOT, assert_same_weights, metrics, results, run_main, untimed, weights
 
 SMALL = ("--model.name", "lenet", "--data.name", "imagefolder", "--data.img_size", 32, "--train.n_epochs", "null")
 SMALL += ("--train.batch_size", 6, "--train.optim.lr", 0.01, "--train.sched.type", "constant")
@@ -45,9 +46,9 @@ def test_run_is_the_same_with_any_number_of_workers_and_after_a_resume(root, tmp
 
 
 def test_two_ranks_train_on_an_image_folder(root, tmp_path):
-    argv = ("-e", tmp_path / "run", *SMALL, "--data.dataroot", root, "--train.n_steps", 4, "--augment.repeats", 3)
-    finished = run_on_two_ranks(*argv, "--dataloader.num_workers", 1)
-    assert finished.returncode == 0, finished.stderr
+    argv = (*SMALL, "--data.dataroot", root, "--train.n_steps", 4, "--augment.repeats", 3, "--dataloader.num_workers", 1)
+    ended = children.train(tmp_path / "run", *argv, ranks=2)
+    assert ended.codes == [0, 0], ended.output
     assert metrics(tmp_path / "run")[-1]["valid/count"] == 9
 
 

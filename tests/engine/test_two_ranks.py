@@ -1,18 +1,20 @@
 """Training with two CPU processes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 
-import psutil
 import pytest
 import torch
 
-from tests.faults.children import train
+from engine.config.command_line import run_tool
+from tests.faults.children import AtStep, train
 from tests.on_disk import write_image_folder
-from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, run_on_two_ranks, untimed, weights
+from tests.running import ROOT, assert_same_weights, metrics, results, run_main, run_on_two_ranks, untimed, weights
+from tools.evaluate import main as evaluate
 
 ARGV = (
     "--train.n_steps",
@@ -62,8 +64,8 @@ def test_same_global_batch_has_the_same_loss_as_on_one_rank(on_two_ranks, on_one
 
 @pytest.mark.slow
 def test_gradient_accumulation_weights_a_smaller_last_micro_batch_by_its_samples(on_one_rank, tmp_path):
-    finished = run_on_two_ranks("-e", tmp_path / "run", *ARGV, "--train.micro_batch_size", 12)  # 32 = 12 + 12 + 8
-    assert finished.returncode == 0, finished.stderr
+    ended = train(tmp_path / "run", *ARGV, "--train.micro_batch_size", 12, ranks=2)  # 32 = 12 + 12 + 8
+    assert ended.codes == [0, 0], ended.output
     for two, one in zip(metrics(tmp_path / "run"), metrics(on_one_rank), strict=True):
         assert two["train/loss"] == pytest.approx(one["train/loss"], abs=1e-4)
 
@@ -113,8 +115,8 @@ def test_recipes_match_one_rank_including_averaged_weights(tmp_path):
     argv += ("--train.optim.type", "AdamW", "--train.optim.lr", 0.002, "--train.optim.layer_decay", 0.7)
     argv += ("--train.optim.head_lr", 0.004, "--train.optim.decay_norm_and_bias", "false", "--train.freeze", "[conv1]")
     argv += ("--train.sched.type", "LinearLR", "--train.sched.warmup_steps", 5, "--train.sched.cooldown_steps", 5)
-    finished = run_on_two_ranks("-e", tmp_path / "two", *argv)
-    assert finished.returncode == 0, finished.stderr
+    ended = train(tmp_path / "two", *argv, ranks=2)
+    assert ended.codes == [0, 0], ended.output
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["world_size"] == 2
     assert run_main("-e", tmp_path / "one", *argv) == 0
     for two, one in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
@@ -124,63 +126,54 @@ def test_recipes_match_one_rank_including_averaged_weights(tmp_path):
     assert metrics(tmp_path / "two")[-1]["valid_ema/count"] == 360
 
 
-@pytest.mark.parametrize(
-    "target", [pytest.param("the launcher, which passes it on to both", marks=pytest.mark.slow), "rank 1 only"]
-)
-def test_sigterm_saves_the_same_step_on_both_ranks_and_resume_is_bit_exact(on_two_ranks, tmp_path, target):
+def test_sigterm_of_one_rank_saves_the_same_step_on_both_and_resume_is_bit_exact(on_two_ranks, tmp_path):
     run = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "main.py",
-        "-e",
-        run,
-        *ARGV,
-    ]
-    launcher = subprocess.Popen(
-        [str(word) for word in command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    assert train(run, *ARGV, fault=AtStep(20, "SIGTERM", rank=1), ranks=2).codes == [143, 143]
+    assert_resumes_to_the_same(run, on_two_ranks)
+
+
+@pytest.mark.slow
+def test_the_launcher_passes_sigterm_on_to_both_ranks(on_two_ranks, tmp_path):
+    run = tmp_path / "run"
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "main.py", "-e", run, *ARGV)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    launcher = subprocess.Popen([str(word) for word in command], cwd=ROOT, text=True, **pipes)
     for line in launcher.stdout:
         if "step 20/" in line:
-            receiver = launcher
-            if target == "rank 1 only":
-                (receiver,) = (child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == "1")
-            receiver.send_signal(signal.SIGTERM)
+            launcher.send_signal(signal.SIGTERM)
             break
     launcher.communicate(timeout=120)
+    assert_resumes_to_the_same(run, on_two_ranks)
+
+
+def assert_resumes_to_the_same(run, uninterrupted):
     stopped = results(run)
     assert stopped["status"] == "interrupted"
     assert 20 <= stopped["step"] < 60
-    finished = run_on_two_ranks("-e", run, "-r", "latest")
-    assert finished.returncode == 0, finished.stderr
-    assert_same_weights(weights(on_two_ranks), weights(run))
-    assert untimed(metrics(on_two_ranks)) == untimed(metrics(run))
+    ended = train(run, "-r", "latest", ranks=2)
+    assert ended.codes == [0, 0], ended.output
+    assert_same_weights(weights(uninterrupted), weights(run))
+    assert untimed(metrics(uninterrupted)) == untimed(metrics(run))
 
 
-def test_run_of_two_ranks_resumes_on_one_rank_with_a_note(tmp_path, capsys):
+def test_run_of_two_ranks_resumes_on_one_rank_with_a_note(on_two_ranks, tmp_path, capsys):
     run = tmp_path / "run"
-    assert run_on_two_ranks("-e", run, *ARGV).returncode == 0
+    shutil.copytree(on_two_ranks, run, symlinks=True)
     assert run_main("-r", run / "ckpt" / "step-000040") == 0
     assert "ranks: now 1, was 2" in capsys.readouterr().out
     assert metrics(run)[-1]["step"] == 60
 
 
-def test_two_ranks_report_the_loss_that_one_rank_computes(tmp_path, data_root):
+def test_two_ranks_report_the_loss_that_one_rank_computes(tmp_path, data_root, capsys):
     """Each rank's BatchNorm sees different images; the evaluation must use the saved statistics."""
     argv = ("-c", "configs/resnet18_cifar10.yaml", "--model.layers", "[1,1,1,1]", "--data.dataroot", data_root / "CIFAR-10")
     argv += ("--data.verify", "false", "--train.n_steps", 3, "--train.batch_size", 8)
-    finished = run_on_two_ranks("-e", tmp_path / "run", *argv)
-    assert finished.returncode == 0, finished.stderr
-    evaluated = run_command("python", "tools/evaluate.py", tmp_path / "run" / "ckpt" / "latest", "--json")
-    assert json.loads(evaluated.stdout)["loss"] == pytest.approx(results(tmp_path / "run")["last"]["valid/loss"], rel=1e-6)
+    ended = train(tmp_path / "run", *argv, ranks=2)
+    assert ended.codes == [0, 0], ended.output
+    capsys.readouterr()
+    assert run_tool(lambda: evaluate([str(tmp_path / "run" / "ckpt" / "latest"), "--json"])) == 0
+    evaluated = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert evaluated["loss"] == pytest.approx(results(tmp_path / "run")["last"]["valid/loss"], rel=1e-6)
 
 
 MIXED = (
@@ -253,9 +246,9 @@ def _largest_difference(run, other):
 
 
 def test_batch_size_not_divisible_by_the_ranks_is_a_one_line_error(tmp_path):
-    finished = run_on_two_ranks("-e", tmp_path / "run", *ARGV, "--train.batch_size", 63)
-    assert finished.returncode == 1  # torchrun's exit code for any failure
-    assert finished.stderr.count("error: train.batch_size: 63 is not a multiple of the 2 ranks") == 1
+    ended = train(tmp_path / "run", *ARGV, "--train.batch_size", 63, ranks=2)
+    assert ended.codes == [2, 2]
+    assert ended.output.count("error: train.batch_size: 63 is not a multiple of the 2 ranks") == 1
     assert not (tmp_path / "run").exists()
 
 

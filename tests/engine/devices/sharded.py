@@ -1,10 +1,9 @@
-"""Run main.py with the model sharded over the ranks as by FSDP2, without GPUs.
+"""Shard the model of a training over the ranks as by FSDP2, without GPUs.
 
 Accelerate supports FSDP2 on GPUs only; torch's fully_shard, which it calls, also works on a CPU.
 """
 
-import os
-import sys
+from pathlib import Path
 
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -13,9 +12,6 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
-
-from engine.config.command_line import run_tool
-from main import main
 
 
 def prepare(self: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, AcceleratedOptimizer]:
@@ -32,8 +28,5 @@ def prepare(self: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[
     return model, AcceleratedOptimizer(optimizer)
 
 
-if __name__ == "__main__":
+def shard(run_dir: Path) -> None:
     Accelerator.prepare = prepare
-    code = run_tool(main)
-    sys.stdout.flush()
-    os._exit(code)  # at a regular exit, threads of the mesh's process group may outlive the interpreter and abort it

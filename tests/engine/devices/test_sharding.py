@@ -4,13 +4,19 @@ These tests shard on the CPU, as Accelerate does on GPUs; see tests/engine/devic
 """
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
 
+from engine.config.command_line import run_tool
 from engine.run.checkpoint import read_checkpoint
+from tests.engine.devices.sharded import shard
 from tests.faults.campaign import SMALL
-from tests.running import assert_same_weights, metrics, results, run_command, run_on_two_ranks, untimed, weights
+from tests.faults.children import train
+from tests.running import assert_same_weights, metrics, results, untimed, weights
+from tools.evaluate import main as evaluate
 
 ARGV = (*SMALL, "--data.name", "shapes", "--data.n_train", 128, "--data.n_test", 53, "--data.img_size", 32)
 ARGV += ("--model.name", "resnet18", "--model.layers", "[1,1,1,1]", "--train.n_steps", 8, "--train.batch_size", 16)
@@ -18,16 +24,15 @@ ARGV += ("--train.print_freq", 2, "--train.save_freq", 4, "--train.eval_freq", 4
 ARGV += ("--train.clip_grad_norm", 1.0, "--train.sam", 0.05)
 
 
-def on_two_ranks(*argv: object):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    return run_command("python", *launcher, "-m", "tests.engine.devices.sharded", *argv)
+def sharded_training(run, *argv):
+    return train(run, *argv, fault=shard, ranks=2)
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "sharded"
-    finished = on_two_ranks("-e", run, *ARGV)
-    assert finished.returncode == 0, finished.stderr
+    ended = sharded_training(run, *ARGV)
+    assert ended.codes == [0, 0], ended.output
     assert json.loads((run / "environment.json").read_text())["world_size"] == 2
     return run
 
@@ -35,8 +40,8 @@ def sharded(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unsharded(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
-    finished = run_on_two_ranks("-e", run, *ARGV)
-    assert finished.returncode == 0, finished.stderr
+    ended = train(run, *ARGV, ranks=2)
+    assert ended.codes == [0, 0], ended.output
     return run
 
 
@@ -58,10 +63,9 @@ def test_sharded_checkpoint_matches_an_unsharded_one(sharded, unsharded):
         assert state["momentum_buffer"].shape == states[1]["state"][number]["momentum_buffer"].shape
 
 
-def test_one_process_reproduces_the_evaluation_of_two_ranks(sharded):
-    finished = run_command("python", "tools/evaluate.py", sharded, "--json")
-    assert finished.returncode == 0, finished.stderr
-    evaluated = json.loads(finished.stdout)
+def test_one_process_reproduces_the_evaluation_of_two_ranks(sharded, capsys):
+    assert run_tool(lambda: evaluate([str(sharded), "--json"])) == 0
+    evaluated = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert evaluated["count"] == 53
     assert evaluated["acc@1"] == results(sharded)["best"]["valid/acc@1"]
 
@@ -69,37 +73,39 @@ def test_one_process_reproduces_the_evaluation_of_two_ranks(sharded):
 @pytest.mark.slow
 def test_resume_is_bit_exact_when_sharded_and_works_in_one_process(sharded, tmp_path):
     interrupted = tmp_path / "cut"
-    assert on_two_ranks("-e", interrupted, *ARGV, "--train.time_limit", 1e-9).returncode != 0
+    assert sharded_training(interrupted, *ARGV, "--train.time_limit", 1e-9).codes == [143, 143]
     step = results(interrupted)["step"]
     assert 0 < step < 8
     one_process = tmp_path / "alone"
-    run_command("cp", "-r", interrupted, one_process)
-    finished = on_two_ranks("-e", interrupted, "-r", "latest", "--train.time_limit", "null")
-    assert finished.returncode == 0, finished.stderr
+    shutil.copytree(interrupted, one_process, symlinks=True)
+    ended = sharded_training(interrupted, "-r", "latest", "--train.time_limit", "null")
+    assert ended.codes == [0, 0], ended.output
     assert_same_weights(weights(interrupted), weights(sharded))
     assert untimed(metrics(interrupted)) == untimed(metrics(sharded))
-    finished = run_command("python", "main.py", "-e", one_process, "-r", "latest", "--train.time_limit", "null")
-    assert finished.returncode == 0, finished.stderr
-    assert f"resuming at step {step}:" in finished.stdout
+    ended = train(one_process, "-r", "latest", "--train.time_limit", "null")
+    assert ended.codes == [0], ended.output
+    assert f"resuming at step {step}:" in ended.output
+
+
+def ask_for_fsdp(run_dir):
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.mark.parametrize("key", ["train.sync_batchnorm", "FSDP"])
 def test_gpu_only_option_is_an_error_without_a_gpu(tmp_path, key):
     if torch.cuda.is_available():
         pytest.skip("a GPU is available, so this is allowed")
-    argv = ("main.py", "-e", tmp_path / "run", "--train.n_steps", 1)
-    if key == "FSDP":
-        finished = run_command("python", *argv, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
-    else:
-        finished = run_command("python", *argv, f"--{key}", "true")
-    assert finished.returncode == 2
-    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("error:")]
+    argv = ("--train.n_steps", 1, *(("--train.sync_batchnorm", "true") if key != "FSDP" else ()))
+    ended = train(tmp_path / "run", *argv, fault=ask_for_fsdp if key == "FSDP" else None)
+    assert ended.codes == [2], ended.output
+    (line,) = [line for line in ended.output.splitlines() if line.startswith("error:")]
     assert key in line
     assert "GPU" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_fewer_validation_samples_than_ranks_are_refused_before_the_training(tmp_path):
-    finished = on_two_ranks("-e", tmp_path / "run", *ARGV, "--data.n_test", 1)
-    assert finished.stderr.count("error: data: the valid split has 1 samples for 2 ranks; FSDP needs one on each") == 1
+    ended = sharded_training(tmp_path / "run", *ARGV, "--data.n_test", 1)
+    assert ended.codes == [2, 2]
+    assert ended.output.count("error: data: the valid split has 1 samples for 2 ranks; FSDP needs one on each") == 1
     assert not (tmp_path / "run").exists()

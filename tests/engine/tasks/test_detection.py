@@ -27,7 +27,6 @@ from tests.running import (
     results,
     run_command,
     run_main,
-    run_on_two_ranks,
     untimed,
     weights,
 )
@@ -206,8 +205,8 @@ def test_run_writes_metrics_log_and_figures(trained):
 @pytest.mark.slow
 def test_two_ranks_report_the_map_that_one_rank_computes(tmp_path, capsys):
     run = tmp_path / "run"
-    finished = run_on_two_ranks("-e", run, *SMALL)
-    assert finished.returncode == 0, finished.stderr
+    ended = train(run, *SMALL, ranks=2)
+    assert ended.codes == [0, 0], ended.output
     assert json.loads((run / "environment.json").read_text())["world_size"] == 2
     capsys.readouterr()
     assert run_tool(lambda: evaluate([str(run / "ckpt" / "latest"), "--json"])) == 0

@@ -26,7 +26,6 @@ from tests.running import (
     results,
     run_command,
     run_main,
-    run_on_two_ranks,
     untimed,
     weights,
 )
@@ -197,8 +196,8 @@ def test_micro_batches_of_any_size_match_the_whole_batch(one_batch, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_match_one_rank_in_training_and_evaluation(one_batch, tmp_path, capsys):
     run = tmp_path / "run"
-    finished = run_on_two_ranks("-e", run, *INDEPENDENT_IMAGES)
-    assert finished.returncode == 0, finished.stderr
+    ended = train(run, *INDEPENDENT_IMAGES, ranks=2)
+    assert ended.codes == [0, 0], ended.output
     assert json.loads((run / "environment.json").read_text())["world_size"] == 2
     for line, reference in zip(metrics(run), metrics(one_batch), strict=True):
         for name in {"train/loss", "train/grad_norm"} & line.keys():
