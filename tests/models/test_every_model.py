@@ -45,6 +45,8 @@ every_kind = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if VARIANTS.search(name) else name for name in list_models()]
 )
 
+each_kind = pytest.mark.parametrize("name", [name for name in list_models() if not VARIANTS.search(name)])
+
 
 @every_model
 def test_constructor_accepts_the_contract_arguments_and_rejects_unknown_ones(name):
@@ -121,7 +123,7 @@ def test_works_in_bf16_and_channels_last(name):
 
 
 @pytest.mark.slow
-@every_kind
+@each_kind
 def test_can_be_exported(name):
     model, x = build(name).eval(), images(name)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},)).module()
@@ -131,7 +133,7 @@ def test_can_be_exported(name):
 
 
 @pytest.mark.slow
-@every_kind
+@each_kind
 def test_compiles_without_a_graph_break(name):
     torch.compiler.reset()
     model, x = build(name).train(), images(name)

@@ -21,7 +21,7 @@ from engine.config.command_line import run_tool
 from engine.config.errors import RunError
 from engine.inference.trained import Trained, load_trained
 from models import create_model, list_models, model_signature
-from tests.models.test_every_model import build, small_sizes
+from tests.models.test_every_model import VARIANTS, build, small_sizes
 from tests.running import ROOT, results, run_command
 from tools.export import main
 from tools.exports.exportable import Exportable, expect_equal
@@ -248,16 +248,17 @@ def test_the_code_in_the_card_loads_the_folder(small_runs, tmp_path):
     assert f"{100 * test['test/acc@1']:.2f} % |" in card
 
 
-# Every model
+# Every kind of model
 
 
-every_kind = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "vit_tiny" else pytest.mark.slow) for name in list_models()],
+    [
+        name if name == "vit_tiny" else pytest.param(name, marks=pytest.mark.slow)
+        for name in list_models()
+        if not VARIANTS.search(name)
+    ],
 )
-
-
-@every_kind
 def test_exports_compute_the_logits_of_the_model_for_any_batch_size(name, tmp_path):
     made = exportable(name, **shallow(name))
     graph = trace(made, "uint8", fold_bn=True)
