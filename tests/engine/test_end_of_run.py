@@ -10,9 +10,9 @@ import pytest
 from engine.run.checkpoint import InvalidCheckpoint
 from engine.tasks.classification import Classification
 from tests.faults.campaign import SMALL
-from tests.faults.children import At, train
+from tests.faults.children import At, run_script, train
 from tests.on_disk import write_image_folder
-from tests.running import metrics, results, run_command, run_main
+from tests.running import metrics, results, run_main
 
 SHORT = (*SMALL, "--train.n_steps", 8, "--train.batch_size", 64, "--train.print_freq", 4, "--train.eval_freq", 4)
 WITH_TEST = (*SHORT, "--data.valid_ratio", 0.2)
@@ -130,9 +130,9 @@ def test_class_folders_with_any_names_can_be_trained_on_and_drawn(tmp_path, caps
     assert "warning" not in capsys.readouterr().out
     assert json.loads((run / "classes.json").read_text()) == ["$a_{$", "caf\\udce9"]
     assert (run / "figures" / "predictions.png").exists()
-    evaluated = run_command("python", "tools/evaluate.py", run, "--per_class")
+    evaluated = run_script("tools/evaluate.py", run, "--per_class")
     assert "caf\\udce9" in evaluated.stdout
-    exported = run_command("python", "tools/export.py", "torch", run, "-o", tmp_path / "model.pt2")
+    exported = run_script("tools/export.py", "torch", run, "-o", tmp_path / "model.pt2")
     assert exported.returncode == 0, exported.stderr
 
 

@@ -7,6 +7,7 @@ from matplotlib.image import imread
 
 from engine import load_config, load_plugin, train
 from tests.faults.campaign import SMALL
+from tests.faults.children import run_script
 from tests.running import ROOT, assert_same_weights, metrics, results, run_command, run_main, weights
 
 pytestmark = pytest.mark.usefixtures("plugins_of_this_module")
@@ -72,30 +73,30 @@ def test_plugin_model_dataset_and_task_train_by_name(run):
 @pytest.mark.slow
 def test_run_resumes_bit_exactly_in_another_process(plugin, run, tmp_path):
     cut = tmp_path / "cut"
-    assert run_command("python", "main.py", "-e", cut, "--plugin", plugin, *ARGV, "--train.time_limit", 1e-9).returncode == 143
+    assert run_script("main.py", "-e", cut, "--plugin", plugin, *ARGV, "--train.time_limit", 1e-9).returncode == 143
     assert results(cut)["status"] == "interrupted"
-    without_plugin = run_command("python", "main.py", "-e", cut, "-r", "latest")
+    without_plugin = run_script("main.py", "-e", cut, "-r", "latest")
     assert without_plugin.returncode == 2
     assert f"was trained with a plugin; add --plugin {plugin}" in without_plugin.stderr
-    resumed = run_command("python", "main.py", "-e", cut, "-r", "latest", "--plugin", plugin, "--train.time_limit", "null")
+    resumed = run_script("main.py", "-e", cut, "-r", "latest", "--plugin", plugin, "--train.time_limit", "null")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_weights(weights(cut), weights(run))
 
 
 def test_tools_accept_the_plugin(plugin, run):
-    evaluated = run_command("python", "tools/evaluate.py", run, "--plugin", plugin, "--json")
+    evaluated = run_script("tools/evaluate.py", run, "--plugin", plugin, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout)["acc@1"] == results(run)["best"]["valid/acc@1"]
-    counted = run_command("python", "tools/count_macs.py", "--plugin", plugin, "--model", "stripes", "--img_size", 16)
+    counted = run_script("tools/count_macs.py", "--plugin", plugin, "--model", "stripes", "--img_size", 16)
     assert counted.returncode == 0, counted.stderr
     assert "stripes" in counted.stdout
-    assert run_command("python", "tools/evaluate.py", run).returncode == 2
+    assert run_script("tools/evaluate.py", run).returncode == 2
 
 
 @pytest.mark.parametrize("picture", ["data", "predictions", "model"])
 def test_visualize_accepts_the_plugin(plugin, run, tmp_path, picture):
     argv = ["--plugin", plugin, "-o", tmp_path / "picture.png"]
-    drawn = run_command("python", "tools/visualize.py", picture, run, *argv)
+    drawn = run_script("tools/visualize.py", picture, run, *argv)
     assert drawn.returncode == 0, drawn.stderr
     height, width, _ = imread(tmp_path / "picture.png").shape
     assert min(height, width) > 150

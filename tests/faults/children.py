@@ -10,10 +10,12 @@ import itertools
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.running import run_main
+from tests.running import ROOT, run_main
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["tests.faults.preloaded"])
@@ -226,6 +228,36 @@ def train(run_dir: Path, *argv: object, fault: Fault | None = None, ranks: int =
             raise TimeoutError(f"{argv} has not ended; its output:\n{log.read_text()}")
     left = left_behind(lambda process: os.getsid(process.pid) in {rank.pid for rank in processes})
     return Ended([process.exitcode for process in processes], log.read_text(), left)
+
+
+def run_script(*words: object, timeout: float = 120) -> subprocess.CompletedProcess:
+    """Run a program of this project as `python words...` would, with its imports loaded."""
+    argv = [str(word) for word in words]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = FORKSERVER.Process(target=_run_script, args=(argv, files))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            raise TimeoutError(f"{argv} has not ended")
+        return subprocess.CompletedProcess(argv, process.exitcode, *(file.read_text() for file in files))
+
+
+def _run_script(argv: Sequence[str], files: Sequence[Path]) -> None:
+    import torch
+
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)
+    sys.argv, sys.path[0] = list(argv), str(ROOT / Path(argv[0]).parent)
+    try:
+        runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def left_behind(belongs: Callable[[psutil.Process], bool], patience: float = 10) -> list[str]:

@@ -6,6 +6,7 @@ from datasets import list_datasets
 from engine.config import yaml12
 from engine.config.command_line import run_tool
 from models import list_models
+from tests.faults.children import run_script
 from tests.running import ROOT, run_command
 from tools.count_macs import PUBLISHED, main
 
@@ -45,7 +46,7 @@ def test_the_stages_sum_to_the_total(capsys):
 
 
 def test_the_program_prints_a_table_and_stages_from_any_folder():
-    finished = run_command("python", "tools/count_macs.py", "-c", "configs/lenet_digits.yaml", "--verbose")
+    finished = run_script("tools/count_macs.py", "-c", "configs/lenet_digits.yaml", "--verbose")
     assert finished.returncode == 0, finished.stderr
     assert "| lenet_digits | lenet |" in finished.stdout
     assert "| conv2" in finished.stdout

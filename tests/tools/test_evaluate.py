@@ -3,7 +3,8 @@ import json
 import pytest
 
 from engine.config.command_line import run_tool
-from tests.running import ROOT, results, run_command, run_main
+from tests.faults.children import run_script
+from tests.running import ROOT, results, run_main
 from tools.evaluate import main
 
 
@@ -47,7 +48,7 @@ def test_the_training_split_is_evaluated_without_augmentation(run, capsys):
 
 
 def test_the_program_prints_a_line(run):
-    finished = run_command("python", "tools/evaluate.py", run)
+    finished = run_script("tools/evaluate.py", run)
     assert finished.returncode == 0, finished.stderr
     assert f"acc@1 {100 * results(run)['best']['valid/acc@1']:.2f} %" in finished.stdout
 
