@@ -381,6 +381,7 @@ def test_adam_from_the_command_line_reaches_95_percent(tmp_path):
     assert results(tmp_path / "run")["best"]["valid/acc@1"] > 0.95
 
 
+@pytest.mark.slow
 def test_digits_reach_98_percent(tmp_path):
     assert run_main("-c", "configs/lenet_digits.yaml", "-e", tmp_path / "run") == 0
     assert results(tmp_path / "run")["last"]["valid/acc@1"] >= 0.98

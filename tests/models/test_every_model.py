@@ -144,7 +144,7 @@ def test_compiles_without_a_graph_break(name):
         assert compiled.eval()(x).shape == (2, N_CLASSES)
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet18"])
+@pytest.mark.parametrize("name", ["lenet", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_compiles_with_inductor(name):
     torch.compiler.reset()
     model, x = build(name).eval(), images(name)

@@ -30,6 +30,7 @@ def test_names_and_shapes_match_torchvision(name):
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_torchvision_weights_of_the_whole_network_load_and_give_the_same_logits():
     theirs = uninitialized(torchvision.models.vgg16_bn)
     assert_loads_and_agrees(uninitialized(create_model, "vgg16_bn"), theirs, img_size=64)

@@ -270,6 +270,7 @@ def test_on_a_phone_the_page_fits_the_screen(chromium, page):
 # Without a browser
 
 
+@pytest.mark.slow
 def test_page_of_twenty_long_runs_is_below_five_megabytes(small_runs, tmp_path):
     lines = (small_runs["googlenet"] / "metrics.jsonl").read_text().splitlines()
     for i in range(20):
