@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
+from datasets.pipeline.cores import cores_per_rank
 from datasets.pipeline.counters import derive
 from datasets.pipeline.loaders import (
     EvalLoader,
@@ -319,11 +319,8 @@ def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: Growth
 
 def workers(config: Config) -> Workers:
     loading = config.dataloader
-    if isinstance(loading.num_workers, int):
-        n_workers = loading.num_workers
-    else:  # auto: one for each core that this rank may use
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        n_workers = min(MAX_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    automatic = min(MAX_WORKERS, cores_per_rank())
+    n_workers = loading.num_workers if isinstance(loading.num_workers, int) else automatic
     return Workers(n_workers, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
 
 

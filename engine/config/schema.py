@@ -206,7 +206,11 @@ class TrainConfig:
     timeout: int = key(600, "seconds without an answer from a worker or another rank after which the run ends; 0: never", least=0)
     profile: int = key(0, "updates to record with torch's profiler, after the first 11, into profile/ of the run folder", least=0)
     sync_batchnorm: bool = key(False, "synchronize BatchNorm over all GPUs")
-    num_threads: int | None = key(None, "torch's CPU threads per process; null: torch's default", least=1)
+    num_threads: int | None = key(
+        None,
+        "torch's CPU threads per process; null: torch's choice, at most one per core that it may use",
+        least=1,
+    )
     loss: Literal["cross_entropy", "bce", "focal", "asymmetric"] = key(
         "cross_entropy",
         "bce: binary cross-entropy, a yes/no question per class, averaged over classes (the default for multilabel); "

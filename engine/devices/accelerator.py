@@ -9,14 +9,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
+from datasets.pipeline.cores import cores_per_rank
 from engine.config.errors import ConfigError
 from engine.config.schema import Precision, TrainConfig
 
 
 def make_accelerator(train: TrainConfig, *, deterministic: bool = False) -> Accelerator:
     """Return an Accelerator for the launcher's devices, in train.precision or else the launcher's."""
-    if train.num_threads is not None:
-        torch.set_num_threads(train.num_threads)
+    torch.set_num_threads(train.num_threads or min(torch.get_num_threads(), cores_per_rank()))
     precision = requested_precision(train)
     has_device = torch.accelerator.is_available()
     key = "train.precision" if train.precision is not None else "the launcher's mixed precision"

@@ -1,6 +1,5 @@
 """Where and with what a run was trained: the content of environment.json."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+
+from datasets.pipeline.cores import usable_cores
 
 PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "safetensors", "omegaconf")
 
@@ -32,7 +33,7 @@ def describe_environment(accelerator: Accelerator, precision: str | None, plugin
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {os.cpu_count()} cores" if device.type == "cpu" else device.type
+    return f"{device.type}, {usable_cores()} cores" if device.type == "cpu" else device.type
 
 
 def _version(package: str) -> str | None:

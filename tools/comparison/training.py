@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from datasets.pipeline.cores import usable_cores
 from engine import load_config
 from engine.config import yaml12
 from engine.config.errors import ConfigError, RunError
@@ -109,8 +110,7 @@ def environments(jobs: int) -> list[dict[str, str]]:
         devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
         slots = [{"CUDA_VISIBLE_DEVICES": device} for device in devices]
     elif not torch.accelerator.is_available():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        slots = [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // jobs)))}] * jobs
+        slots = [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))}] * jobs
     if jobs > len(slots):
         raise ConfigError(f"--jobs {jobs}: each variant is trained on its own device; found {len(slots)}")
     return slots[:jobs]
