@@ -79,11 +79,8 @@ def class_names(root: Path) -> tuple[str, ...] | None:
     for path in (root / "classes.txt", root / "classes.json"):
         if path.exists():
             names = read_json(path) if path.suffix == ".json" else read_limited(path).decode(errors="replace").split("\n")
-            names = (
-                [name.strip() for name in names if name.strip()]
-                if isinstance(names, list) and all(isinstance(name, str) for name in names)
-                else []
-            )
+            is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            names = [name.strip() for name in names if name.strip()] if is_list else []
             if not names or len(set(names)) < len(names):
                 raise MalformedFile(path, "it is not a list of different names")
             return tuple(names)
@@ -200,10 +197,9 @@ def read_samples(shard: Path, label_key: str | None) -> list[Entry]:
             is_image = f".{ending}" in IMAGE_ENDINGS
             if not first or not (is_image or ending == label_ending):
                 continue
-            if key in (images if is_image else labels):
-                raise MalformedFile(
-                    shard, f"{one_line(name)}: the sample {one_line(key)} has this {'image' if is_image else 'label'} twice"
-                )
+            if key in (images if is_image else labels) or not length:
+                problem = f"the sample has this {'image' if is_image else 'label'} twice" if length else "it is empty"
+                raise MalformedFile(shard, f"{one_line(name)}: {problem}")
             if is_image:
                 images[key] = (name, offset, length)
                 continue
@@ -249,7 +245,7 @@ def members(shard: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
             name = os.fsdecode(extended.get(b"path", short))
             size = int(extended.get(b"size", size))
             begin = at + 512
-            if begin + size > total:
+            if not 0 <= size <= total - begin:
                 raise ValueError(f"{name} is truncated")
             if kind in (b"x", b"L", b"g"):
                 body = file.read(size) if size <= MAX_LABEL else b""

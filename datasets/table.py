@@ -128,9 +128,10 @@ def downloaded(source: Source) -> Path:
     """Return the folder of a dataset of the Hub, hf://owner/name[@revision][/folder], after the download of its parquet files."""
     from huggingface_hub import snapshot_download
 
-    owner, name, *folders = [*source.root.parts[1 + (source.root.parts[1:2] == ("datasets",)) :], "", ""][:-2] or ["", ""]
+    parts = source.root.parts[1:]
+    owner, name, *folders = (*parts[parts[:1] == ("datasets",) :], "", "")
     name, _, revision = name.partition("@")
-    inside = "/".join(folders)
+    inside = "/".join(filter(None, folders))
     try:
         if not stays_inside(inside):
             raise ValueError("the folder is outside of the dataset")
@@ -142,7 +143,7 @@ def downloaded(source: Source) -> Path:
             local_files_only=not source.download,
         )
     except Exception as error:  # the client's HTTP library has exceptions of many types
-        problem = first_line(str(error)) or type(error).__name__
+        problem = first_line(str(error).partition(". ")[0]) or type(error).__name__
         advice = f"put its parquet files into a folder and name that with data.dataroot (https://huggingface.co/datasets/{owner}/{name})"
         raise OSError(f"hf://{owner}/{name} can't be downloaded ({problem}); {advice}") from error
     log.info("hf://%s/%s is in %s", owner, name, found)
@@ -359,7 +360,7 @@ class Parquet(Table):
                 yield parquet.ParquetFile(binary)
             except MalformedFile:
                 raise
-            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError) as error:
                 raise MalformedFile(self.file, f"it can't be read as parquet ({error})") from error
 
 

@@ -180,12 +180,13 @@ def test_labels_are_numbers_names_or_values_in_json(tmp_path):
     [
         ([PICTURE], r"the sample x has no label \(\.cls\); 1 such"),
         ([("x.cls", b"1")], r"the sample x has no image \(\.jpg or .*\); 1 such"),
-        ([PICTURE, ("x.cls", b"1"), PICTURE], r"x\.jpg: the sample x has this image twice"),
-        ([PICTURE, ("x.png", b"1")], r"x\.png: the sample x has this image twice"),
-        ([PICTURE, ("x.cls", b"1"), ("x.cls", b"1")], r"x\.cls: the sample x has this label twice"),
+        ([PICTURE, ("x.cls", b"1"), PICTURE], r"x\.jpg: the sample has this image twice"),
+        ([PICTURE, ("x.png", b"1")], r"x\.png: the sample has this image twice"),
+        ([PICTURE, ("x.cls", b"1"), ("x.cls", b"1")], r"x\.cls: the sample has this label twice"),
         ([PICTURE, ("x.cls", b" ")], r"sample x\.jpg: the label is missing"),
         ([PICTURE, ("x.cls", b"\xff")], r"x\.cls: the label can't be read; expected a whole number or a name"),
         ([PICTURE, ("x.cls", b"-1")], r"sample x\.jpg: the label -1 is not one of the"),
+        ([("x.jpg", b""), ("x.cls", b"1")], r"x\.jpg: it is empty"),
         ([("notes.md", b"1")], r"it holds no sample, such as 0001\.jpg and 0001\.cls"),
         ([], "it holds no sample"),
     ],
@@ -223,6 +224,18 @@ def test_links_and_special_members_are_refused(root, kind):
     with tarfile.open(root / "train-000002.tar", "w") as tar:
         tar.addfile(info)
     with pytest.raises(OSError, match=r"train-000002\.tar: byte 0: x\.jpg is a link, a sparse or a special file"):
+        load(root)
+
+
+@pytest.mark.parametrize("size", [b"-0000001000\0", b"\x80" + b"\xff" * 11, b"7" * 12])
+def test_a_member_that_would_go_back_or_past_the_end_is_refused(root, size):
+    shard = root / "train-000002.tar"
+    data = bytearray(shard.read_bytes())
+    at = data.index(b"000022.cls")
+    data[at + 124 : at + 136] = size
+    data[at + 148 : at + 156] = b"%06o\0 " % (sum(data[at : at + 148]) + 8 * 32 + sum(data[at + 156 : at + 512]))
+    shard.write_bytes(data)
+    with pytest.raises(OSError, match=r"train-000002\.tar: byte [0-9,]+: 000022\.cls is truncated"):
         load(root)
 
 

@@ -283,5 +283,9 @@ def test_a_dataset_of_the_hub_is_downloaded_and_offline_the_error_says_what_to_d
         OSError, match=r"hf://owner/name can't be downloaded \(.*put its parquet files into a folder and name that with"
     ):
         load("hf://owner/name")
-    with pytest.raises(OSError, match="the folder is outside of the dataset"):
-        load("hf://owner/name/../x")
+    for name, message in (
+        ("owner/name/../x", "the folder is outside of the dataset"),
+        ("owner", "hf://owner/ can't be downloaded"),
+    ):
+        with pytest.raises(OSError, match=message):
+            load(f"hf://{name}")
