@@ -1,8 +1,11 @@
 """Small datasets in the formats of the published ones."""
 
+import csv
 import gzip
+import io
 import json
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,63 @@ def write_image_folder(root: Path, n_classes: int = 3, n_train: int = 8, n_val: 
                 height, width = random.integers(40, 80, 2)
                 coarse = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
                 Image.fromarray(coarse).resize((int(width), int(height))).save(folder / f"{i:04d}.jpg")
+    return root
+
+
+def labeled_images(root: Path) -> dict[str, list[tuple[Path, int]]]:
+    """Return the images of an image folder, and their labels, by split and in order."""
+    return {
+        part: [(path, label) for label, folder in enumerate(sorted((root / part).iterdir())) for path in sorted(folder.iterdir())]
+        for part in ("train", "val")
+    }
+
+
+def write_table(root: Path, n_train: int = 8) -> Path:
+    """Write an image folder, and tables of its images beside its train/ and val/."""
+    for part, images in labeled_images(write_image_folder(root, n_train=n_train)).items():
+        with (root / f"{part}.csv").open("w", newline="") as file:
+            rows = [(path.relative_to(root), f"class_{label}") for path, label in images]
+            csv.writer(file).writerows([("path", "label"), *rows])
+    return root
+
+
+def write_parquet(root: Path, image_folder: Path) -> Path:
+    """Write the images of an image folder into parquet files, as the Hugging Face Hub stores them."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (root / "data").mkdir(parents=True)
+    names = [f"class_{i}" for i in range(3)]
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    for part, images in labeled_images(image_folder).items():
+        cells = [{"bytes": path.read_bytes(), "path": path.name} for path, _ in images]
+        table = pa.table({"image": cells, "label": [label for _, label in images]})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        name = {"train": "train", "val": "validation"}[part]
+        parquet.write_table(table, root / "data" / f"{name}-00000-of-00001.parquet", row_group_size=5)
+    return root
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], format: int = tarfile.GNU_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_shards(root: Path, image_folder: Path, per_shard: int = 10) -> Path:
+    """Write the images of an image folder into tar files, as WebDataset's writer does."""
+    for part, images in labeled_images(image_folder).items():
+        samples = [
+            [(f"{i:06d}.cls", b"%d" % label), (f"{i:06d}.jpg", path.read_bytes())] for i, (path, label) in enumerate(images)
+        ]
+        for first in range(0, len(samples), per_shard):
+            path = root / f"{part}-{first // per_shard:06d}.tar"
+            write_tar(path, [member for sample in samples[first : first + per_shard] for member in sample])
+    (root / "classes.txt").write_text("class_0\nclass_1\nclass_2\n")
     return root
 
 
@@ -130,6 +190,7 @@ def write_all(root: Path) -> Path:
     write_mnist(root / "FashionMNIST", "FashionMNIST")
     write_image_folder(root / "ImageNet")
     write_image_folder(root / "imagefolder")
+    write_table(root / "table")
     write_voc(root / "VOC")
     write_coco(root / "COCO", parts=("train2017", "val2017"))
     return root

@@ -64,7 +64,7 @@ examples:
   python tools/benchmark.py training --only lenet --num_threads 1
   python tools/benchmark.py training --train.precision bf16 --train.channels_last true
 """,
-    "data": """Compare input pipelines: this project's, torchvision's and timm's, on generated images.
+    "data": """Compare input pipelines: this project's, torchvision's, timm's and webdataset's, on generated images.
 
 Each pipeline is a process, which is warmed up first. "times" is how many times as fast this project is, or how many times fewer
 milliseconds of cores it needs.

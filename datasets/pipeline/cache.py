@@ -4,8 +4,10 @@ A cache is valid while every file has the same size and modification time and th
 without verification isn't used where verification is requested.
 """
 
+import hashlib
 import json
 import logging
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,3 +97,11 @@ def _checksum(tensors: dict[str, Tensor], classes: str) -> str:
     for name in sorted(tensors):
         value = zlib.crc32(tensors[name].contiguous().view(-1).numpy().data, value)
     return str(value)
+
+
+def cache_paths(file: Path, ending: str) -> tuple[Path, Path]:
+    """Return the two places for a cache of a file: beside it or, where that folder isn't writable, in the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "image-backbones"
+    return file.with_name(
+        f".{file.name}{ending}"
+    ), home / f"{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:16]}{ending}"

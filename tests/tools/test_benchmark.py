@@ -26,6 +26,7 @@ def test_every_input_pipeline_is_compared_with_every_rival(quick):
     torchvision, timm = "torchvision's transforms on PIL", "timm's create_loader"
     assert found >= {("training", f"{torchvision}, {n} workers") for n in (0, 2)}
     assert found >= {(kind, name) for kind in ("training", "evaluation") for name in ("this project", timm, torchvision)}
+    assert found >= {("training", name) for name in ("this project", "webdataset's loader, torchvision's transforms")}
     assert ("training", "the limit: gathered and normalized only") in found
     assert quick["left_out"] == []
     assert (quick["threads"], quick["workers"]) == (1, 1)

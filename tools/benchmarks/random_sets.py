@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,14 @@ def write_jpegs(root: Path, n: int) -> None:
         Image.fromarray(pixels).save(folder / f"{i:06d}.jpg", quality=QUALITY)
     for i in range(DIFFERENT_JPEGS, n):
         os.link(folder / f"{i % DIFFERENT_JPEGS:06d}.jpg", folder / f"{i:06d}.jpg")
+
+
+def write_shards(root: Path, folder: Path, n: int, per_shard: int = 64) -> None:
+    """Write the first `n` JPEGs of a folder, all of class 0, into tar files in WebDataset's layout."""
+    root.mkdir()
+    (root / "0.cls").write_text("0")
+    for first in range(0, n, per_shard):
+        with tarfile.open(root / f"{first // per_shard:06d}.tar", "w", dereference=True) as tar:
+            for i in range(first, min(first + per_shard, n)):
+                tar.add(root / "0.cls", f"{i:06d}.cls")
+                tar.add(folder / f"{i:06d}.jpg", f"{i:06d}.jpg")

@@ -1,0 +1,140 @@
+"""Labels as people write them, names or numbers, and the splits that samples belong to."""
+
+import logging
+import re
+from array import array
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from datasets.pipeline.splits import Files, Loaded, Source, hold_out
+from models.loading.files import MalformedFile, first_line, one_line
+
+log = logging.getLogger(__name__)
+
+TRAIN, VALID, TEST = range(3)
+PARTS = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(("val", "valid", "validation", "dev"), VALID) | {"test": TEST}
+FIRST_WORD = re.compile("[a-z]+", re.IGNORECASE)
+WHOLE = re.compile(r"(-?[0-9]{1,18})(\.0*)?")
+MAX_CLASSES = 100_000
+
+
+def part_of_name(name: str) -> int | None:
+    """Return the split of a file or folder whose name begins with that of a split; None for any other."""
+    word = FIRST_WORD.match(name)
+    return PARTS.get(word[0].lower()) if word else None
+
+
+class Labels:
+    """The labels of samples. Each distinct one is checked once, and an error names the place where it occurs first.
+
+    `several`: a sample may have any number of labels. `place` is the word for a sample's place in its file, such as line.
+    """
+
+    def __init__(self, several: bool, place: str) -> None:
+        self.several, self.place = several, place
+        self._codes: dict[Any, int] = {}  # of the distinct labels, in the order of their first occurrence
+        self._values: list[str | int] = []  # by code
+        self._first: list[tuple[Path, int | str]] = []  # by code
+        self._of_samples, self._counts = array("q"), array("q")  # codes, and how many of them each sample has
+
+    def add(self, labels: Sequence[Any], file: Path, place: int | str) -> None:
+        """Add a sample; it has exactly one label unless there may be several."""
+        for label in labels:
+            code = self._codes.get(label) if isinstance(label, Hashable) else None
+            if code is None:
+                self._values.append(self._checked(label, file, place))
+                self._first.append((file, place))
+                code = self._codes[label] = len(self._codes)
+            self._of_samples.append(code)
+        self._counts.append(len(labels))
+
+    def error(self, file: Path, place: int | str, problem: str) -> MalformedFile:
+        return MalformedFile(file, f"{self.place} {one_line(str(place))}: {problem}")
+
+    def targets(self, names: Sequence[str] | None, n_classes: int | None) -> tuple[Tensor, tuple[str, ...]]:
+        """Return the targets of a task, and the names of its classes.
+
+        Whole numbers are classes: indices of `names`, if these are known. Otherwise the classes are the labels in sorted order.
+        """
+        values, whole = self._values, [WHOLE.fullmatch(str(value)) for value in self._values]
+        if names is None and all(whole):
+            whole_numbers = [int(match[1]) for match in whole if match]
+            values, names = [*whole_numbers], [str(i) for i in range(n_classes or min(1 + max(0, *whole_numbers), MAX_CLASSES))]
+        elif names is None:
+            values = [str(value) for value in values]
+            names = sorted(set(map(str, values)))
+        n, number_of = len(names), {name: i for i, name in enumerate(names)}
+        numbers = [value if isinstance(value, int) else number_of.get(value, -1) for value in values]
+        for number, value, where in zip(numbers, values, self._first, strict=True):
+            if not 0 <= number < n:
+                known = f"0 to {n - 1}" if isinstance(value, int) else f"{first_line(names[0])} to {first_line(names[-1])}"
+                raise self.error(*where, f"the label {first_line(str(value))} is not one of the {n:,} classes, {known}")
+        found = np.array(numbers, dtype=np.int64)[np.frombuffer(self._of_samples, dtype=np.int64)]
+        if not self.several:
+            return torch.from_numpy(found), tuple(names)
+        counts = np.frombuffer(self._counts, dtype=np.int64)
+        if len(counts) * n > psutil.virtual_memory().available:
+            raise OSError(f"{self._first[0][0]}: {len(counts):,} samples with {n:,} classes don't fit into memory")
+        targets = torch.zeros(len(counts), n, dtype=torch.uint8)
+        targets[torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), torch.from_numpy(found)] = 1
+        return targets, tuple(names)
+
+    def _checked(self, label: Any, file: Path, place: int | str) -> str | int:
+        if len(self._values) >= MAX_CLASSES:
+            raise self.error(file, place, f"the labels are more than {MAX_CLASSES:,} different ones")
+        if label is None or label != label or (isinstance(label, str) and not label.strip()):
+            raise self.error(file, place, "the label is missing")
+        if isinstance(label, float) and label.is_integer():
+            return int(label)
+        if not isinstance(label, (str, int)):
+            raise self.error(file, place, f"the label {first_line(repr(label))} is neither text nor a whole number")
+        return label.strip() if isinstance(label, str) else int(label)
+
+
+def make_splits(
+    files: Files, parts: np.ndarray, classes: tuple[str, ...], source: Source, test_ratio: float, where: Path
+) -> Loaded:
+    """Divide samples by `parts`: TRAIN, VALID or TEST of each. If all are for training, hold out a test split, class by class.
+
+    A class that training lacks is an error. A class that another split lacks, or that was only held out, is a warning.
+    """
+    by_part = {i: files.subset(torch.from_numpy(np.flatnonzero(parts == i))) for i in np.unique(parts).tolist()}
+    if TRAIN not in by_part:
+        raise OSError(f"{where}: there is no sample for training")
+    train, valid, test = by_part[TRAIN], by_part.get(VALID), by_part.get(TEST)
+    is_held_out = valid is None and test is None
+    if test is None:
+        valid, test = None, valid
+    by_class = is_held_out and files.labels.ndim == 1
+    if test is None:
+        train, test = hold_out(train, test_ratio, source.seed, by_class=by_class)
+        log.info("%s: %d of the %d samples are held out for testing (data.test_ratio)", where, len(test), len(files))
+    loaded = Loaded(train, test, classes, valid=valid, by_class=by_class)
+    _check_classes(loaded, where, was_held_out=is_held_out)
+    return loaded
+
+
+def _check_classes(loaded: Loaded, where: Path, *, was_held_out: bool) -> None:
+    classes, n = loaded.classes, len(loaded.classes)
+    counts = {}
+    for name, split in {"training": loaded.train, "validation": loaded.valid, "test": loaded.test}.items():
+        if split is not None:
+            counts[name] = split.labels.bincount(minlength=n) if split.labels.ndim == 1 else split.labels.sum(0)
+    for name, of_split in counts.items():
+        extra, lacking = (of_split > 0) & (counts["training"] == 0), of_split == 0
+        if extra.any() and not was_held_out:
+            raise OSError(f"{where}: the {name} split has classes that training doesn't have: {_listed(classes, extra)}")
+        if lacking.any():
+            n_lacking, names = int(lacking.sum()), _listed(classes, lacking)
+            log.warning("%s: the %s split has no image of %d of the %d classes: %s", where, name, n_lacking, n, names)
+
+
+def _listed(classes: Sequence[str], chosen: Tensor, n: int = 5) -> str:
+    names = [first_line(classes[i]) for i in chosen.nonzero().flatten().tolist()]
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
