@@ -32,7 +32,7 @@ def load(source: Source, *, classes: list[str] | None = None, ignore_label: int 
     except UnreadableImage as error:
         raise OSError(str(error)) from error
     for split in (train, test):
-        check_masks(split, n_classes)
+        check_masks(split, n_classes, source.exif_rotate)
     return Loaded(train, test, tuple(classes or (f"class {i}" for i in range(n_classes))))
 
 

@@ -32,7 +32,7 @@ def load_masks(source: Source, *, year: int = 2012, train_set: str = "train", va
     folder = find_folder(source.root, year)
     train, val = (_masked(folder, name) for name in (train_set, val_set))
     for split in (train, val):
-        check_masks(split, len(CLASSES))
+        check_masks(split, len(CLASSES), source.exif_rotate)
     return Loaded(train, val, CLASSES)
 
 

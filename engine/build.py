@@ -15,6 +15,7 @@ from torch import nn
 from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
 from datasets.pipeline.cores import cores_per_rank
 from datasets.pipeline.counters import derive
+from datasets.pipeline.images import log_rotated
 from datasets.pipeline.loaders import (
     EvalLoader,
     Growth,
@@ -27,7 +28,7 @@ from datasets.pipeline.loaders import (
 )
 from datasets.pipeline.mixing import Mixing
 from datasets.pipeline.order import BalancedOrder, Order
-from datasets.pipeline.splits import Images, hold_out
+from datasets.pipeline.splits import Files, Images, hold_out
 from engine.config.command_line import require_packages
 from engine.config.errors import ConfigError, RunError
 from engine.config.rules import check_n_classes
@@ -147,7 +148,12 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     )
     if order.steps_per_epoch == 0:
         samples = f"the {order.n_samples} training samples of {data.spec.name}"
-        raise ConfigError("train.batch_size", f"{train.batch_size} is more than {samples}: an epoch would have no step")
+        problem = f"{train.batch_size} is more than {samples}: an epoch would have no step"
+        ranks = accelerator.num_processes
+        raise ConfigError("train.batch_size", problem, f"the largest here is {order.n_samples // ranks * ranks * repeats}")
+    _log_absent_classes(data)
+    if isinstance(split, Files) and not config.data.exif_rotate and accelerator.is_main_process:
+        log_rotated(split.paths)
 
     task = task or task_kind(config).make(config, data)
     if config.distill.teacher is not None:
@@ -221,7 +227,7 @@ def dataset_spec(config: Config) -> DatasetSpec:
 def data_source(config: Config) -> Source:
     data = config.data
     root = Path(data.dataroot or f"~/data/{dataset_spec(config).name}").expanduser()
-    return Source(root, data.verify, data.download, config.seed, data.img_size, data.n_classes)
+    return Source(root, data.verify, data.download, config.seed, data.img_size, data.n_classes, data.exif_rotate)
 
 
 def read_data(config: Config) -> Loaded:
@@ -255,6 +261,14 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
 
     classes = tuple(printable(name) for name in loaded.classes)
     return Data(spec, classes, img_size, splits, loader, loaded.category_ids)
+
+
+def _log_absent_classes(data: Data) -> None:
+    for name, split in data.splits.items() if data.spec.targets == "classes" else ():
+        counts = split.labels.bincount(minlength=len(data.classes)).tolist()
+        if absent := [of_class for of_class, n in zip(data.classes, counts, strict=True) if n == 0]:
+            some = ", ".join([*absent[:5], *(["..."] if len(absent) > 5 else [])])
+            log.warning("the %s split has no image of %d of the %d classes: %s", name, len(absent), len(counts), some)
 
 
 def _check_parts(data: Data, model: nn.Module, accelerator: Accelerator) -> None:
@@ -314,6 +328,7 @@ def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: Growth
         erasing=augment.erasing,
         repeats=augment.repeats,
         growth=growth,
+        exif_rotate=config.data.exif_rotate,
     )
 
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from typing_extensions import Self
 
 from datasets.pipeline.augment import AUGMENT, ColorJitter
 from datasets.pipeline.counters import below, derive, draws
-from datasets.pipeline.images import ImageFile, Request, jitter, seeded
+from datasets.pipeline.images import UPRIGHT, ImageFile, Request, UnreadableImage, jitter, seeded
 from datasets.pipeline.loaders import EvalLoader, FileEvaluation, FileTraining, InMemoryEvaluation, TrainLoader
 from datasets.pipeline.order import Order
+from datasets.pipeline.places import shown
 from datasets.pipeline.preparation import Preparation
 from datasets.pipeline.splits import Files, Images
 from datasets.pipeline.workers import Packed, StructuredBatches, Workers
@@ -129,15 +131,27 @@ class BoxedFiles(Files):
         return FileTraining(self, order, StructuredBatches(read, _batch_of_lists, workers, device), Unscaled())
 
     def eval_loader(self, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> EvalLoader:
-        return FileEvaluation(self, batch_size, StructuredBatches(read_for_evaluation, _batch_of_lists, workers, device))
+        read = partial(read_for_evaluation, exif_rotate=prepare.exif_rotate)
+        return FileEvaluation(self, batch_size, StructuredBatches(read, _batch_of_lists, workers, device))
 
 
 def _batch_of_lists(images: list[Tensor], objects: list[Tensor]) -> Batch:
     return [image / 255 for image in images], [as_target(of_image) for of_image in objects]
 
 
-def read_for_evaluation(request: Request) -> tuple[Packed, Packed]:
-    images = [torch.from_numpy(np.array(ImageFile(os.fsdecode(path)).decode())).permute(2, 0, 1) for path in request.paths]
+def opened(path: bytes, rows: np.ndarray, exif_rotate: bool) -> ImageFile:
+    """Open an image that has these objects. With `exif_rotate`, their boxes are those of the turned image."""
+    file = ImageFile(os.fsdecode(path), exif_rotate)
+    right, bottom = rows[:, 2:4].max(0, initial=0)
+    if file.turn is not UPRIGHT and (right > file.width + TOLERANCE or bottom > file.height + TOLERANCE):
+        size = f"{file.width}x{file.height} after data.exif_rotate turned it"
+        raise UnreadableImage(f"{shown(file.path)} is {size}, and a box in it extends to {right:g} {bottom:g}")
+    return file
+
+
+def read_for_evaluation(request: Request, exif_rotate: bool = False) -> tuple[Packed, Packed]:
+    files = (opened(path, rows, exif_rotate) for path, rows in zip(request.paths, request.targets, strict=True))
+    images = [torch.from_numpy(np.array(file.decode())).permute(2, 0, 1) for file in files]
     return Packed.of(images), Packed.of([torch.from_numpy(objects) for objects in request.targets])
 
 
@@ -146,13 +160,15 @@ class ReadForTraining:
 
     def __init__(self, prepare: Preparation, seed: int) -> None:
         self.hflip, self.seed, self.jitter = prepare.hflip, seed, jitter(prepare.color_jitter)
+        self.exif_rotate = prepare.exif_rotate
 
     def __call__(self, request: Request) -> tuple[Packed, Packed]:
         (bits,) = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), 1)
         images, objects = [], []
         flips = (below(bits, 2) == 1).tolist()
         for path, rows, sample, is_mirrored in zip(request.paths, request.targets, request.samples.tolist(), flips, strict=True):
-            image = tv_tensors.Image(torch.from_numpy(ImageFile(os.fsdecode(path)).decode_fast()).permute(2, 0, 1))
+            file = opened(path, rows, self.exif_rotate)
+            image = tv_tensors.Image(file.turned(torch.from_numpy(file.decode_fast()).permute(2, 0, 1)))
             boxes = tv_tensors.BoundingBoxes(torch.from_numpy(rows[:, :4]), format="XYXY", canvas_size=tuple(image.shape[-2:]))
             if self.hflip and is_mirrored:
                 image, boxes = (v2.functional.horizontal_flip(part) for part in (image, boxes))

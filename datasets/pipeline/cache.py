@@ -23,7 +23,7 @@ from models.loading.files import first_line, open_regular, replace_file
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 2  # of the cache; another number invalidates older ones
+LAYOUT = 3  # of the cache; another number invalidates older ones
 PARTS, KINDS = ("train", "test"), ("images", "labels")
 TENSORS = tuple(f"{part}_{kind}" for part in PARTS for kind in KINDS)
 

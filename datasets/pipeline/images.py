@@ -7,17 +7,20 @@ a pixel is at most a level off for 4:4:4 and gray JPEGs at full scale, up to 19 
 """
 
 import io
+import logging
 import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,12 +32,39 @@ from datasets.pipeline.places import read_place, shown
 from datasets.pipeline.preparation import Preparation
 from models.loading.files import first_line
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow would run Ghostscript for an EPS file of any name
+log = logging.getLogger(__name__)
+
+HAS_AVIF, HAS_HEIF = features.check("avif"), find_spec("pillow_heif") is not None
+IMAGE_ENDINGS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_ENDINGS += ((".avif",) if HAS_AVIF else ()) + ((".heic", ".heif") if HAS_HEIF else ())
+IMAGE_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS: Pillow would run Ghostscript
+IMAGE_FORMATS += ("AVIF",) if HAS_AVIF else ()
+PACKAGES = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif", ".avif": "pip install --upgrade pillow"}
+N_SAMPLED = 100  # files whose orientation is looked at before a training
 PILLOW_MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels, an error, is at twice the size of the warning
+
+
+class Turn(NamedTuple):
+    """How the pixels in a file become an upright picture: rows become columns, then axes of C H W are reversed."""
+
+    transposed: bool
+    reversed: tuple[int, ...]
+    method: Image.Transpose | None  # Pillow's name for it
+
+
+UPRIGHT = Turn(False, (), None)
+TURNS = {  # by the orientation in EXIF data
+    2: Turn(False, (-1,), Image.Transpose.FLIP_LEFT_RIGHT),
+    3: Turn(False, (-2, -1), Image.Transpose.ROTATE_180),
+    4: Turn(False, (-2,), Image.Transpose.FLIP_TOP_BOTTOM),
+    5: Turn(True, (), Image.Transpose.TRANSPOSE),
+    6: Turn(True, (-1,), Image.Transpose.ROTATE_270),
+    7: Turn(True, (-2, -1), Image.Transpose.TRANSVERSE),
+    8: Turn(True, (-2,), Image.Transpose.ROTATE_90),
+}
 
 
 class UnreadableImage(OSError):
@@ -73,72 +103,132 @@ class Request:
 class ImageFile:
     """A file, or a part of one (places.py), in memory. The size of its image is available before the pixels are decoded.
 
-    The orientation in a camera's EXIF data is ignored, as it was when published accuracies were measured.
+    `exif_rotate` turns it as the camera's EXIF data say. Published accuracies were measured without. Pillow does it by itself
+    for TIFF and HEIC.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, exif_rotate: bool = False) -> None:
         self.path = path
         with self._naming_the_file():
             self.data = read_image_file(path)
             self.is_plain_jpeg = False
             if self.data.startswith(b"\xff\xd8"):
                 with suppress(ValueError):  # then Pillow decides whether the file is readable
-                    self.height, self.width, colors, _ = decode_jpeg_header(self.data)
+                    self.rows, self.columns, colors, _ = decode_jpeg_header(self.data)
                     self.is_plain_jpeg = colors in ("YCbCr", "Gray")
             if not self.is_plain_jpeg:
-                self.width, self.height = self._opened().size
-            if not 0 < self.width * self.height <= max_pixels():
-                raise ValueError(f"it has {self.width} x {self.height} pixels; from 1 to {max_pixels():,} are allowed")
+                self.columns, self.rows = self._opened().size
+            if not 0 < self.columns * self.rows <= max_pixels():
+                raise ValueError(f"it has {self.columns} x {self.rows} pixels; from 1 to {max_pixels():,} are allowed")
+        self.turn = self._turn() if exif_rotate else UPRIGHT
+        self.height, self.width = (self.columns, self.rows) if self.turn.transposed else (self.rows, self.columns)
 
     def decode(self) -> Image.Image:
-        """Decode with Pillow, to RGB."""
+        """Decode with Pillow, to RGB, and turn."""
+        image = self._decoded()
+        return image if self.turn.method is None else image.transpose(self.turn.method)
+
+    def _decoded(self) -> Image.Image:
         with self._naming_the_file():
             image = self._opened()
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return image if image.mode == "RGB" else _in_8_bits(image).convert("RGB")
 
     def decode_fast(self, shrink: int = 1, n_rows: int | None = None) -> np.ndarray:
-        """Decode to H W C in RGB. For most JPEGs, `shrink` 2, 4 or 8 saves time by decoding at that fraction of the size, and
-        `n_rows` by decoding only the upper rows."""
+        """Decode to H W C in RGB, not turned. For most JPEGs, `shrink` 2, 4 or 8 saves time by decoding at that fraction of the
+        size, and `n_rows` by decoding only the upper rows."""
         if self.is_plain_jpeg:
-            data, height = self._with_rows(n_rows or self.height)
-            shape = (-(-height // shrink), -(-self.width // shrink))
+            data, height = self._with_rows(n_rows or self.rows)
+            shape = (-(-height // shrink), -(-self.columns // shrink))
             pixels = np.empty((*shape, 3), np.uint8)
             try:
                 return decode_jpeg(data, fastupsample=True, min_height=shape[0], min_width=shape[1], buffer=pixels)
             except ValueError as error:
                 # libjpeg-turbo reports the first irregularity that it meets: here the rows above were correct
-                if height < self.height and str(error).endswith("extraneous bytes before marker 0xd9"):
+                if height < self.rows and str(error).endswith("extraneous bytes before marker 0xd9"):
                     return pixels
-        return np.array(self.decode())
+        return np.array(self._decoded())
+
+    def turned(self, pixels: Tensor) -> Tensor:
+        """Turn a part of the decoded image, C H W."""
+        return (pixels.transpose(-2, -1) if self.turn.transposed else pixels).flip(self.turn.reversed)
+
+    def in_file(self, box: "Box") -> "Box":
+        """Return a box of the turned picture in rows and columns of the file."""
+        top = self.height - box.top - box.height if -2 in self.turn.reversed else box.top
+        left = self.width - box.left - box.width if -1 in self.turn.reversed else box.left
+        return Box(left, top, box.width, box.height) if self.turn.transposed else Box(top, left, box.height, box.width)
 
     def _with_rows(self, n: int) -> tuple[bytes, int]:
         """Return the JPEG with a header of only `n` rows or a few more, after which its decoder stops, and their number."""
         n = -(-n // 16) * 16  # whole blocks, so that no row is interpolated from the missing ones below
-        height, width = (side.to_bytes(2, "big") for side in (self.height, self.width))
+        height, width = (side.to_bytes(2, "big") for side in (self.rows, self.columns))
         frame = b"\xff\xc0\x00\x11\x08%b%b\x03"  # the start of frame of a sequential JPEG with three colors
         before, found, after = self.data.partition(frame % (height, width))
-        if n >= self.height or not found or b"\xff\xdd" in self.data:  # restart markers would be extraneous bytes too
-            return self.data, self.height
+        if n >= self.rows or not found or b"\xff\xdd" in self.data:  # restart markers would be extraneous bytes too
+            return self.data, self.rows
         return b"".join((before, frame % (n.to_bytes(2, "big"), width), after)), n
 
     def _opened(self) -> Image.Image:
-        return Image.open(io.BytesIO(self.data), formats=IMAGE_FORMATS)
+        is_heif = HAS_HEIF and self.data[4:8] == b"ftyp"
+        if is_heif:
+            _register_heif()
+        return Image.open(io.BytesIO(self.data), formats=(*IMAGE_FORMATS, "HEIF") if is_heif else IMAGE_FORMATS)
+
+    def _turn(self) -> Turn:
+        try:
+            image = self._opened()
+            orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+            return UPRIGHT if image.format == "TIFF" else TURNS.get(orientation, UPRIGHT)
+        except Exception:  # damaged EXIF data raise exceptions of many types, and the picture may be fine
+            return UPRIGHT
 
     @contextmanager
     def _naming_the_file(self) -> Iterator[None]:
         try:
             yield
         except UnidentifiedImageError as error:
-            raise UnreadableImage(f"{shown(self.path)}: this image can't be read (its content is not an image)") from error
+            hint = PACKAGES.get(os.path.splitext(self.path)[1].lower())
+            problem = "its content is not an image" + (f"; {hint} if it is one" if hint else "")
+            raise UnreadableImage(f"{shown(self.path)}: this image can't be read ({problem})") from error
         except Exception as error:  # Pillow's decoders raise exceptions of any type
             raise UnreadableImage(f"{shown(self.path)}: this image can't be read ({problem_of(error)})") from error
+
+
+@cache
+def _register_heif() -> None:
+    import pillow_heif  # type: ignore[import-not-found, unused-ignore]  # optional
+
+    pillow_heif.register_heif_opener()
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Scale gray levels of 16 bits, which `convert` would clip. In color, Pillow has already dropped the lower 8 bits."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # of a TIFF
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError(f"its gray levels are numbers of mode {image.mode}, of unknown range; 8 and 16 bits can be read")
+    levels, highest = np.array(image, np.uint32), 2**bits - 1
+    return Image.fromarray(((levels * 255 + highest // 2) // highest).astype(np.uint8))
+
+
+def log_rotated(paths: np.ndarray) -> None:
+    """Say how many of the first files `exif_rotate` would turn, if any. One that can't be read doesn't count."""
+    n_rotated = 0
+    for path in (first := paths[:N_SAMPLED]):
+        with suppress(UnreadableImage):
+            n_rotated += ImageFile(os.fsdecode(path), exif_rotate=True).turn is not UPRIGHT
+    if n_rotated:
+        message = "EXIF data rotate %d of the first %d training images, and are ignored; data.exif_rotate true turns such images"
+        log.info(message, n_rotated, len(first))
 
 
 class EvaluationImages:
     """The center crop of images whose shorter side was scaled to img_size / crop_pct."""
 
-    def __init__(self, img_size: int, crop_pct: float, interpolation: str) -> None:
+    def __init__(self, img_size: int, crop_pct: float, interpolation: str, exif_rotate: bool = False) -> None:
+        self.exif_rotate = exif_rotate
         self.img_size, self.mode = img_size, PILLOW_MODES[interpolation]
         self.shorter_side = math.floor(img_size / crop_pct + 1e-6)  # 224 / (224 / 232) is slightly less than 232
 
@@ -147,7 +237,7 @@ class EvaluationImages:
             into.copy_(self.read(os.fsdecode(path)))
 
     def read(self, path: str) -> Tensor:
-        return self.prepared(ImageFile(path).decode())
+        return self.prepared(ImageFile(path, self.exif_rotate).decode())
 
     def prepared(self, image: Image.Image) -> Tensor:
         width, height = (int(self.shorter_side * side / min(image.size)) for side in image.size)
@@ -182,7 +272,7 @@ class TrainingImages:
 
     def __init__(self, prepare: Preparation, seed: int) -> None:
         self.scale, self.hflip, self.interpolation, self.seed = prepare.scale, prepare.hflip, prepare.interpolation, seed
-        self.erasing = prepare.erasing
+        self.erasing, self.exif_rotate = prepare.erasing, prepare.exif_rotate
         self.mean = torch.tensor(prepare.mean).mul(255).round().to(torch.uint8).view(3, 1, 1)
         self.distortions = _distortions(prepare.policy, prepare.magnitude, prepare.color_jitter)
 
@@ -190,7 +280,7 @@ class TrainingImages:
         bits = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), self.ERASE.stop)
         numbers = (bits.T.double() / 2**31).tolist()
         for path, sample, of_sample, into in zip(request.paths, request.samples.tolist(), numbers, out, strict=True):
-            image = self._cropped(ImageFile(os.fsdecode(path)), out.shape[-1], of_sample[self.CROP])
+            image = self._cropped(ImageFile(os.fsdecode(path), self.exif_rotate), out.shape[-1], of_sample[self.CROP])
             if self.hflip and of_sample[self.FLIP] < 0.5:
                 image = image.flip(-1)
             if self.distortions:
@@ -205,12 +295,13 @@ class TrainingImages:
         box = random_box(file.height, file.width, self.scale, numbers)
         # decode at the smallest scale at which the box is no smaller than the result
         shrink = next((n for n in (8, 4, 2) if min(box.height, box.width) >= n * img_size), 1)
+        box = file.in_file(box)
         pixels = torch.from_numpy(file.decode_fast(shrink, box.top + box.height))
-        scale = round(file.width / pixels.shape[1])  # 1 if it isn't a JPEG
+        scale = round(file.columns / pixels.shape[1])  # 1 if it isn't a JPEG
         top, left, height, width = box.top // scale, box.left // scale, round(box.height / scale), round(box.width / scale)
         crop = pixels[top : top + height, left : left + width].permute(2, 0, 1).unsqueeze(0)
         crop = crop.contiguous(memory_format=torch.channels_last)  # torch has a fast kernel for this layout
-        return F.interpolate(crop, (img_size, img_size), mode=self.interpolation, antialias=True)[0]
+        return file.turned(F.interpolate(crop, (img_size, img_size), mode=self.interpolation, antialias=True)[0])
 
     def _erase(self, image: Tensor, draw: float, area: float, ratio: float, y: float, x: float) -> None:
         """Fill a rectangle, of 2 % to 33 % of the area and an aspect ratio from 0.3 to 1 / 0.3, with the mean color."""

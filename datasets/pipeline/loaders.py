@@ -81,7 +81,7 @@ def eval_loader(
 
 
 def _evaluation_images(prepare: Preparation) -> EvaluationImages:
-    return EvaluationImages(prepare.img_size, prepare.crop_pct, prepare.interpolation)
+    return EvaluationImages(prepare.img_size, prepare.crop_pct, prepare.interpolation, prepare.exif_rotate)
 
 
 class InMemoryTraining:

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from datasets.pipeline.augment import AUGMENT, ColorJitter, CropAndFlip
 from datasets.pipeline.counters import derive, draws
-from datasets.pipeline.images import ImageFile, Request, UnreadableImage, jitter, problem_of, read_image_file, seeded
+from datasets.pipeline.images import UPRIGHT, ImageFile, Request, UnreadableImage, jitter, problem_of, read_image_file, seeded
 from datasets.pipeline.loaders import EvalLoader, FileEvaluation, FileTraining, InMemoryEvaluation, TrainLoader
 from datasets.pipeline.order import Order
 from datasets.pipeline.preparation import Preparation
@@ -109,11 +109,12 @@ class ReadForEvaluation:
     """Whole images, scaled and padded to the input size, and masks at their own size."""
 
     def __init__(self, prepare: Preparation, ignored: int) -> None:
-        self.side, self.ignored = prepare.img_size, ignored
+        self.side, self.ignored, self.exif_rotate = prepare.img_size, ignored, prepare.exif_rotate
         self.fill = [round(255 * mean) for mean in prepare.mean]
 
     def __call__(self, request: Request) -> tuple[Tensor, Packed]:
-        pairs = [read_pair(path, of_mask, self.ignored) for path, of_mask in zip(request.paths, request.targets, strict=True)]
+        names = zip(request.paths, request.targets, strict=True)
+        pairs = [read_pair(path, of_mask, self.ignored, self.exif_rotate) for path, of_mask in names]
         return torch.stack([self.prepared(image) for image, _ in pairs]), Packed.of([mask for _, mask in pairs])
 
     def prepared(self, image: Tensor) -> Tensor:
@@ -129,14 +130,14 @@ class ReadForTraining:
         self.side, self.ignored, self.seed = prepare.img_size, ignored, seed
         self.zoom, self.augment, self.hflip = prepare.zoom, prepare.augment, prepare.hflip
         self.fill = [round(255 * mean) for mean in prepare.mean]
-        self.jitter = jitter(prepare.color_jitter)
+        self.jitter, self.exif_rotate = jitter(prepare.color_jitter), prepare.exif_rotate
 
     def __call__(self, request: Request) -> tuple[Tensor, Tensor]:
         bits = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), 4)
         numbers = (bits.T.double() / 2**31).tolist()
         images, masks = [], []
         for path, of_mask, sample, drawn in zip(request.paths, request.targets, request.samples.tolist(), numbers, strict=True):
-            image, mask = self._cut(*read_pair(path, of_mask, self.ignored, fast=True), *drawn)
+            image, mask = self._cut(*read_pair(path, of_mask, self.ignored, self.exif_rotate, fast=True), *drawn)
             for distort in self.jitter:
                 with seeded(derive(self.seed, AUGMENT, request.epoch, sample)):
                     image = distort(image)
@@ -165,13 +166,16 @@ def padded(part: Tensor, side: int, fill: int | list[int]) -> Tensor:
     return v2.functional.pad(part, [0, 0, side - width, side - height], fill=fill).as_subclass(Tensor)
 
 
-def read_pair(path: bytes, of_mask: bytes, ignored: int, *, fast: bool = False) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-    file, mask = ImageFile(os.fsdecode(path)), read_mask(os.fsdecode(of_mask))
+def read_pair(
+    path: bytes, of_mask: bytes, ignored: int, exif_rotate: bool = False, *, fast: bool = False
+) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """Read an image and its mask. With `exif_rotate`, the mask is that of the turned image; it is not turned itself."""
+    file, mask = ImageFile(os.fsdecode(path), exif_rotate), read_mask(os.fsdecode(of_mask))
     if problem := _size_mismatch(os.fsdecode(of_mask), mask, file):
         raise UnreadableImage(problem)
-    pixels = file.decode_fast() if fast else np.array(file.decode())  # H W C
+    pixels = torch.from_numpy(file.decode_fast() if fast else np.array(file.decode())).permute(2, 0, 1)
     mask[mask == ignored] = IGNORED
-    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(mask))
+    return tv_tensors.Image(file.turned(pixels) if fast else pixels), tv_tensors.Mask(torch.from_numpy(mask))
 
 
 def read_mask(path: str) -> np.ndarray:
@@ -188,20 +192,20 @@ def read_mask(path: str) -> np.ndarray:
 # Checks before training
 
 
-def check_masks(split: MaskedFiles, n_classes: int) -> None:
+def check_masks(split: MaskedFiles, n_classes: int, exif_rotate: bool = False) -> None:
     """Raise OSError for the first mask that differs in size from its image or has a label that is out of range.
 
     Masks that passed are not read again: a digest of the files' names, sizes and times is kept in their folder, if writable.
     """
     names = [os.fsdecode(name) for name in (*split.paths, *split.labels)]
     facts = [(name, status.st_size, status.st_mtime_ns) for name, status in ((name, os.stat(name)) for name in names)]
-    digest = hashlib.sha256(json.dumps([n_classes, split.ignored, facts]).encode()).hexdigest().encode()
+    digest = hashlib.sha256(json.dumps([n_classes, split.ignored, exif_rotate, facts]).encode()).hexdigest().encode()
     note = Path(os.fsdecode(split.labels[0])).parent / CHECKED
     passed = _passed_before(note)
     if digest in passed:
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release Python's global lock
-        problem = next(filter(None, pool.map(lambda i: mask_problem(split, i, n_classes), range(len(split)))), None)
+        problem = next(filter(None, pool.map(lambda i: mask_problem(split, i, n_classes, exif_rotate), range(len(split)))), None)
         pool.shutdown(cancel_futures=True)
     if problem:
         raise OSError(problem)
@@ -224,10 +228,10 @@ def _passed_before(note: Path) -> list[bytes]:
     return content.split()
 
 
-def mask_problem(split: MaskedFiles, i: int, n_classes: int) -> str | None:
+def mask_problem(split: MaskedFiles, i: int, n_classes: int, exif_rotate: bool = False) -> str | None:
     of_mask = os.fsdecode(split.labels[i])
     try:
-        image, mask = ImageFile(os.fsdecode(split.paths[i])), read_mask(of_mask)
+        image, mask = ImageFile(os.fsdecode(split.paths[i]), exif_rotate), read_mask(of_mask)
     except UnreadableImage as error:
         return str(error)
     if problem := _size_mismatch(of_mask, mask, image):
@@ -243,7 +247,8 @@ def mask_problem(split: MaskedFiles, i: int, n_classes: int) -> str | None:
 def _size_mismatch(of_mask: str, mask: np.ndarray, image: ImageFile) -> str | None:
     if mask.shape == (image.height, image.width):
         return None
-    return f"{of_mask} is {mask.shape[1]}x{mask.shape[0]}, and its image {image.path} is {image.width}x{image.height}"
+    turned = " after data.exif_rotate turned it" if image.turn is not UPRIGHT else ""
+    return f"{of_mask} is {mask.shape[1]}x{mask.shape[0]}, and its image {image.path} is {image.width}x{image.height}{turned}"
 
 
 def highest_label(split: MaskedFiles) -> int:

@@ -42,6 +42,7 @@ class Preparation:
     erasing: float = 0.0  # probability
     repeats: int = 1
     growth: Growth | None = None
+    exif_rotate: bool = False
 
     def size(self, epoch: int) -> int:
         """Height and width of the training images of an epoch."""

@@ -67,6 +67,7 @@ class Source:
     seed: int = 0
     img_size: int | None = None  # None: the dataset's own
     n_classes: int | None = None  # likewise
+    exif_rotate: bool = False  # turn images as their EXIF data say
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,11 @@ def augmentation_of_files_or_memory(draft: Draft) -> None:
             draft.warn(key, f"has no effect on {name}, which is held in memory")
 
 
+def files_have_exif_data(draft: Draft) -> None:
+    if draft["data.exif_rotate"] and not draft.dataset.in_files:
+        draft.warn("data.exif_rotate", f"has no effect on {draft.dataset.name}, which has no image files")
+
+
 def sizes_grow_to_the_full_size(draft: Draft) -> None:
     first, step = draft["augment.resize_from"], draft["augment.resize_step"]
     if first is None:
@@ -392,6 +397,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     one_kind_of_averaging,
     keys_of_other_tasks,
     augmentation_of_files_or_memory,
+    files_have_exif_data,
     sizes_grow_to_the_full_size,
     keys_without_effect,
     prefetching_needs_workers,

@@ -37,6 +37,9 @@ class DataConfig:
     download: bool = key(True, "download missing files, if the dataset is published")
     mean: list[float] | None = key(None, "mean of each channel, from 0 to 1, for normalization; null: the dataset's")
     std: list[float] | None = key(None, "standard deviation of each channel; null: the dataset's")
+    exif_rotate: bool = key(
+        False, "turn images in files as the camera's EXIF data say; masks and boxes must be those of the turned images"
+    )
     valid_ratio: float | None = key(
         None, "share of the training split that is held out for validation; null: validate on the test split", above=0, below=1
     )

@@ -74,7 +74,7 @@ def read_images(trained: Trained, paths: Sequence[str | Path], batch_size: int) 
     reading = workers(trained.config)
     reading = replace(reading, num_workers=min(reading.num_workers, len(paths) // FEW))
     read, batched = _reader(trained)
-    reader = _Reader(np.array([os.fsencode(path) for path in paths]), read)
+    reader = _Reader(np.array([os.fsencode(path) for path in paths]), read, trained.config.data.exif_rotate)
     loader = DataLoader(reader, batch_size, collate_fn=_collated, **reading.options())
     for places, packed, sizes, unreadable in loader:
         batch = None
@@ -143,13 +143,14 @@ class _Reader(Dataset):
 
     paths: np.ndarray
     read: Read
+    exif_rotate: bool
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, place: int) -> tuple[int, Tensor | str, tuple[int, int]]:
         try:
-            file = ImageFile(os.fsdecode(self.paths[place]))
+            file = ImageFile(os.fsdecode(self.paths[place]), self.exif_rotate)
             return place, self.read(file.decode()), (file.height, file.width)
         except UnreadableImage as error:
             return place, str(error), (0, 0)

@@ -94,7 +94,15 @@ def test_an_image_folder_has_its_classes_and_paths(data_root):
 @pytest.mark.parametrize(
     ("breaks", "expected"),
     [
-        (lambda root: shutil.rmtree(root / "val"), "val: no such folder"),
+        (lambda root: shutil.rmtree(root), "train: no such folder"),
+        (lambda root: shutil.copytree(root / "val", root / "valid"), "val and .*/valid: there can be one folder"),
+        (
+            lambda root: (
+                [shutil.move(root / "val" / f"class_{i}" / "0000.jpg", root / "val" / f"{i}.jpg") for i in range(3)]
+                + [shutil.rmtree(root / "val" / f"class_{i}") for i in range(3)]
+            ),
+            "val holds no class folders",
+        ),
         (lambda root: shutil.rmtree(root / "train"), "train: no such folder"),
         (lambda root: (root / "train" / "empty").mkdir(), "empty holds no image"),
         (lambda root: shutil.move(root / "val" / "class_0", root / "val" / "other"), "other is a class that"),

@@ -1,5 +1,6 @@
 """The cached list of an image folder's files, and the folder held in memory."""
 
+import json
 import os
 import shutil
 import time
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from datasets import Files, Images, Source, find_dataset, image_folder
 from tests import on_disk
@@ -24,7 +26,7 @@ def root(tmp_path, monkeypatch):
 
 
 def age(root):
-    for folder in (*root.glob("train/*"), *root.glob("val/*")):
+    for folder in (path for path in root.rglob("*") if path.is_dir()):
         past = time.time() - 100
         os.utime(folder, (past, past))
 
@@ -74,6 +76,166 @@ def test_a_change_of_the_folder_is_noticed(root, change, part):
     for split, of_part in ((loaded.train, "train"), (loaded.test, "val")):
         assert names(split) == sorted(str(path.relative_to(root / of_part)) for path in (root / of_part).glob("*/*.jpg"))
         assert [loaded.classes[label] for label in split.labels] == [name.split("/")[0] for name in names(split)]
+
+
+@pytest.fixture
+def nested(root):
+    """The same folder with folders and links inside of the class folders."""
+    for part, name in (("train", "class_1"), ("val", "class_0")):
+        of_class = root / part / name
+        shutil.copytree(of_class, of_class / "b" / "deep")
+        shutil.copytree(of_class / "b", of_class / "b-c")
+    (root / "train" / "class_2" / "link").symlink_to(root / "val" / "class_0" / "b")
+    age(root)
+    return root
+
+
+@pytest.mark.parametrize("is_split", [True, False])
+def test_nested_and_linked_folders_are_read_as_torchvision_reads_them(nested, is_split):
+    if not is_split:
+        shutil.rmtree(nested / "val" / "class_1")
+        shutil.rmtree(nested / "train" / "class_2")
+        nested = nested.rename(nested.with_name("moved")) / "train"
+    folders = image_folder.class_folders(nested)
+    for _ in range(2):  # listed, then cached
+        listing = image_folder._listing(nested, folders)
+        for part in folders:
+            theirs = ImageFolder(nested / part if is_split else nested)
+            ours = [(str(nested / os.fsdecode(name)), label) for name, label in zip(*of(listing, part), strict=True)]
+            assert ours == theirs.samples
+            assert list(folders["train"]) == ImageFolder(nested / "train" if is_split else nested).classes
+    assert (nested / ".image-list.npz").is_file()
+
+
+def of(listing, part):
+    return listing[f"{part}_names"].tolist(), listing[f"{part}_labels"].tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "b" / "deep" / "0001.jpg").unlink(),
+        lambda folder: shutil.copy(folder / "0001.jpg", folder / "b" / "0009.jpg"),
+        lambda folder: (folder / "b" / "new").symlink_to(folder.parent / "class_0"),
+        lambda folder: shutil.rmtree(folder / "b-c"),
+    ],
+    ids=["a file less", "a file more", "a folder more", "a folder less"],
+)
+def test_a_change_of_a_nested_folder_is_noticed(nested, change):
+    before = len(load(nested).train)
+    change(nested / "train" / "class_1")
+    after = load(nested)
+    assert len(after.train) == len(ImageFolder(nested / "train").samples) != before
+
+
+def test_the_list_is_made_again_when_other_formats_can_be_read(root, monkeypatch):
+    shutil.copy(root / "train" / "class_1" / "0000.jpg", root / "train" / "class_1" / "more.heic")
+    age(root)
+    monkeypatch.setattr(image_folder, "IMAGE_ENDINGS", (".jpg",))
+    assert len(load(root).train) == 24
+    monkeypatch.setattr(image_folder, "IMAGE_ENDINGS", (".jpg", ".heic"))
+    assert len(load(root).train) == 25
+
+
+def test_a_list_cached_by_an_earlier_version_is_replaced(root, caplog):
+    first, cache = load(root), root / ".image-list.npz"
+    with np.load(cache) as file:
+        arrays = dict(file)
+    times = json.loads(str(arrays.pop("stamp")))["times"]
+    np.savez(cache, stamp=np.array(json.dumps(times)), **arrays)
+    assert np.array_equal(load(root).train.paths, first.train.paths)
+    with np.load(cache) as file:
+        assert "times" in str(file["stamp"])
+    assert "damaged" not in caplog.text
+
+
+@pytest.mark.timeout(20)
+def test_links_in_a_cycle_are_followed_once(root):
+    of_class = root / "train" / "class_1"
+    (of_class / "inner").mkdir()
+    shutil.copy(of_class / "0000.jpg", of_class / "inner" / "new.jpg")
+    for name, target in (("up", root), ("train", root / "train"), ("self", of_class), ("inner/back", of_class), ("x", "x")):
+        (of_class / name).symlink_to(target)
+    for i in range(30):  # 2^30 paths lead to the last folder
+        (of_class / f"level{i}").mkdir()
+        for name in ("a", "b"):
+            (of_class / f"level{i}" / name).symlink_to(of_class / f"level{i + 1}")
+    loaded = load(root)
+    assert loaded.train.labels.bincount().tolist() == [8, 9, 8]
+    assert [name for name in names(loaded.train) if "class" not in name] == ["inner/new.jpg"]
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
+def test_validation_and_test_folders_become_splits(root, validation):
+    shutil.copytree(root / "val", root / "test")
+    (root / "test" / "class_1" / "0000.jpg").unlink()
+    (root / "val").rename(root / validation)
+    for in_memory in (False, True, True):
+        loaded = load(root, in_memory=in_memory)
+        assert (len(loaded.train), len(loaded.valid), len(loaded.test)) == (24, 9, 8)
+        assert not loaded.by_class
+        assert loaded.test.labels.tolist() == [0] * 3 + [1] * 2 + [2] * 3
+    assert torch.equal(loaded.valid.images[4:], loaded.test.images[3:])
+    shutil.rmtree(root / validation)
+    loaded = load(root)
+    assert (len(loaded.test), loaded.valid) == (8, None)
+    (root / "test").rename(root / validation)
+    assert len(load(root).test) == 8
+
+
+@pytest.mark.parametrize("parts", [["train"], ["train", "test"], []])
+def test_without_a_split_a_part_of_each_class_is_held_out(root, parts, caplog):
+    caplog.set_level("INFO")
+    shutil.rmtree(root / "val")
+    if "test" in parts:  # as in many competitions
+        (root / "test").mkdir()
+        shutil.copy(root / "train" / "class_0" / "0000.jpg", root / "test")
+    if not parts:
+        root = (root / "train").rename(root.with_name("unsplit"))
+    loaded = load(root, test_ratio=0.25)
+    assert loaded.train.labels.bincount().tolist() == [6, 6, 6]
+    assert loaded.test.labels.bincount().tolist() == [2, 2, 2]
+    assert (loaded.valid, loaded.by_class) == (None, True)
+    assert not set(loaded.train.paths) & set(loaded.test.paths)
+    assert np.array_equal(load(root, test_ratio=0.25).test.paths, loaded.test.paths)
+    other = find_dataset("imagefolder").load(Source(root, seed=1), test_ratio=0.25)
+    assert not np.array_equal(other.test.paths, loaded.test.paths)
+    assert "6 of its 24 images are held out, class by class (data.test_ratio 0.25)" in caplog.text
+    assert ("folders that are neither a split nor a class are not read: test" in caplog.text) == (parts == ["train", "test"])
+    in_memory = load(root, test_ratio=0.25, in_memory=True)
+    assert torch.equal(in_memory.test.labels, loaded.test.labels)
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+    root = on_disk.write_image_folder(tmp_path / "set", n_classes=3) / "train"
+    (root / "class_0").rename(root / "train")
+    (root / "class_1").rename(root / "test")
+    assert load(root).classes == ("class_2", "test", "train")
+    shutil.rmtree(root / "class_2")
+    with pytest.raises(OSError, match=r"train holds no class folders; expected .*/train/<class>/\*\.jpg"):
+        load(root)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_files_that_are_not_read_are_counted(root, caplog, cached, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(image_folder, "IMAGE_ENDINGS", (".jpg", ".png"))
+    for i in range(3):
+        (root / "train" / "class_1" / f"{i}.HEIC").touch()
+    (root / "val" / "class_1" / "notes.txt").touch()
+    (root / "val" / "class_1" / "._0001.jpg").touch()
+    (root / "val" / ".hidden").mkdir()
+    (root / "val" / "loose.jpg").touch()
+    age(root)
+    for _ in range(1 + cached):
+        caplog.clear()
+        load(root)
+    expected = "5 files not read: 3 .heic (pip install pillow-heif), 1 .jpg outside of a class, 1 .txt"
+    assert [record.getMessage() for record in caplog.records] == [f"{root}: {expected}"]
+    for path in (root / "train" / "class_1").glob("*.jpg"):
+        path.unlink()
+    with pytest.raises(OSError, match=r"class_1 holds no image \(.jpg, .png\); not read: 3 .heic \(pip install pillow-heif\)"):
+        load(root)
 
 
 def test_a_list_is_not_cached_right_after_a_change(root):

@@ -1,6 +1,7 @@
 """Training on an image folder through the command line."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from datasets.pipeline.loaders import FileTraining
 from engine import build as builder
@@ -17,6 +19,7 @@ from engine.devices.accelerator import make_accelerator
 from tests import on_disk
 from tests.faults import children
 from tests.running import ROOT, assert_same_weights, metrics, results, run_main, untimed, weights
+from tools.predict import main as predict
 
 SMALL = ("--model.name", "lenet", "--data.name", "imagefolder", "--data.img_size", 32, "--train.n_epochs", "null")
 SMALL += ("--train.batch_size", 6, "--train.optim.lr", 0.01, "--train.sched.type", "constant")
@@ -50,6 +53,71 @@ def test_two_ranks_train_on_an_image_folder(root, tmp_path):
     ended = children.train(tmp_path / "run", *argv, ranks=2)
     assert ended.codes == [0, 0], ended.output
     assert metrics(tmp_path / "run")[-1]["valid/count"] == 9
+
+
+def as_held_sideways(root, into):
+    """Copy an image folder without its splits, as PNGs that EXIF data turn by 90 degrees; those in `into`/upright are turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in sorted(root.glob("train/*/*.jpg")):
+        image = Image.open(path)
+        for kind, pixels, options in (
+            ("upright", image, {}),
+            ("held", image.transpose(Image.Transpose.ROTATE_90), {"exif": exif}),
+        ):
+            to = into / kind / path.parent.name / f"{path.stem}.png"
+            to.parent.mkdir(parents=True, exist_ok=True)
+            pixels.save(to, **options)
+    return into / "upright", into / "held"
+
+
+@pytest.mark.parametrize("in_memory", ["false", "true"])
+def test_exif_rotate_trains_and_predicts_as_on_upright_images(root, tmp_path, capsys, in_memory):
+    upright, held = as_held_sideways(root, tmp_path)
+    argv = ("--data.valid_ratio", 0.3, "--data.in_memory", in_memory, "--dataloader.num_workers", 0)
+    rates = {}
+    for name, data, turn in (("a", upright, "true"), ("b", held, "true"), ("c", held, "false")):
+        assert train(data, tmp_path / name, *argv, "--data.exif_rotate", turn, n_steps=2) == 0
+        hint = "data.exif_rotate true turns such images" in capsys.readouterr().out
+        assert hint == (name == "c")
+        table = tmp_path / f"{name}.csv"
+        assert predict([str(tmp_path / name), str(held / "class_1"), "-o", str(table)]) == 0
+        rates[name] = table.read_text()
+    losses = [next(line["test/loss"] for line in metrics(tmp_path / name) if "test/loss" in line) for name in "abc"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # turned before or after it is scaled
+    assert losses[0] != losses[2]
+    if in_memory == "true":
+        assert_same_weights(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    on_upright = tmp_path / "upright.csv"
+    assert predict([str(tmp_path / "b"), str(upright / "class_1"), "-o", str(on_upright)]) == 0
+    assert on_upright.read_text().replace(str(upright), "") == rates["b"].replace(str(held), "")
+    assert predict([str(tmp_path / "c"), str(upright / "class_1"), "-o", str(on_upright)]) == 0
+    assert on_upright.read_text().replace(str(upright), "") != rates["c"].replace(str(held), "")
+
+
+def test_a_batch_larger_than_the_set_is_an_error_that_names_the_largest(root, tmp_path, capsys):
+    assert train(root, tmp_path / "run", "--train.batch_size", 75, "--augment.repeats", 3) == 2
+    problem = "75 is more than the 24 training samples of imagefolder: an epoch would have no step"
+    assert f"{problem} (--train.batch_size); the largest here is 72" in capsys.readouterr().err
+    assert train(root, tmp_path / "run", "--train.batch_size", 72, "--augment.repeats", 3, n_steps=1) == 0
+
+
+def test_a_class_that_a_split_lacks_is_a_warning(tmp_path, capsys):
+    root = on_disk.write_image_folder(tmp_path / "set")
+    shutil.rmtree(root / "val" / "class_1")
+    assert train(root, tmp_path / "run", "--dry_run") == 0
+    assert "warning: the valid split has no image of 1 of the 3 classes: class_1\n" in capsys.readouterr().out
+
+
+def test_own_classes_trains_on_twenty_unsplit_images(tmp_path, capsys):
+    root = on_disk.write_image_folder(tmp_path / "set", n_classes=2, n_train=10) / "train"
+    argv = ("-c", "configs/own_classes.yaml", "--model.pretrained", "false", "--data.img_size", 32, "--dataloader.num_workers", 0)
+    argv += ("--data.dataroot", root, "--train.n_epochs", 2)
+    assert run_main("-e", tmp_path / "run", *argv) == 0, capsys.readouterr().err
+    assert [metrics(tmp_path / "run")[-1][key] for key in ("step", "valid/count")] == [4, 4]
+    assert run_main(*argv, "--data.valid_ratio", 0.2, "--dry_run") == 0
+    for name in ("finetune_resnet50", "finetune_linear_resnet50"):
+        assert load_config(ROOT / "configs" / f"{name}_imagefolder.yaml").train.batch_size <= 16
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])

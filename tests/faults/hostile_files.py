@@ -424,14 +424,16 @@ def bmp(width: int, height: int) -> bytes:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n0 0 moveto 16 16 lineto stroke\nshowpage\n%%EOF\n"
 
 
-def tiff(folder: Path) -> bytes:
-    Image.new("L", (16, 16)).save(folder / "written.tif")
-    return (folder / "written.tif").read_bytes()
+def written(folder: Path, image: Image.Image, ending: str, **options: Any) -> bytes:
+    image.save(folder / f"written{ending}", **options)
+    return (folder / f"written{ending}").read_bytes()
 
 
 IMAGES: dict[str, Callable[[Path], bytes]] = {
     "EPS, for which Pillow runs Ghostscript": lambda f: EPS,
-    "TIFF, which is not documented": tiff,
+    "PPM, which is not documented": lambda f: written(f, Image.new("L", (16, 16)), ".ppm"),
+    "a TIFF of 20,000 x 20,000": lambda f: written(f, Image.new("1", (20_000, 20_000)), ".tif", compression="group4"),
+    "a TIFF of numbers of 32 bits": lambda f: written(f, Image.new("F", (16, 16)), ".tif"),
     "a JPEG of 30,000 x 30,000": lambda f: jpeg(f, 30_000, 30_000),
     "a JPEG of 65,500 x 65,500": lambda f: jpeg(f, 65_500, 65_500),
     "a PNG of 30,000 x 30,000": lambda f: png(30_000, 30_000),

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from datasets import Source, find_dataset
-from datasets.pipeline.boxes import Unscaled, clipped
+from datasets.pipeline.boxes import BoxedFiles, Unscaled, clipped
+from datasets.pipeline.images import UnreadableImage
 from datasets.pipeline.loaders import Preparation, Workers, eval_loader, train_loader
 from datasets.pipeline.order import Order
 from datasets.shapes import SHAPES, TRAIN, derive
@@ -332,3 +333,27 @@ def test_a_subset_of_boxed_files_keeps_paths_and_boxes_together(folder):
     some = split.subset(torch.tensor([4, 1]))
     assert [os.path.basename(path) for path in some.paths.tolist()] == [b"000004.jpg", b"000001.jpg"]
     assert np.array_equal(some.labels[1], split.labels[1])
+
+
+def test_boxes_are_those_of_the_turned_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    pixels = np.full((60, 40, 3), 200, dtype=np.uint8)
+    pixels[35:55, 4:14] = (220, 30, 30)
+    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_270).save(tmp_path / "0.png", exif=exif)
+    rows = np.array([[4, 35, 14, 55, 1, 0, 200]], np.float32)
+    split = BoxedFiles(np.array([os.fsencode(tmp_path / "0.png")]), [rows])
+    turning = replace(PREPARE, exif_rotate=True)
+    loader = eval_loader(split, 1, 0, 1, turning, Workers(), CPU)
+    for images, targets in (*loader.batches(), *batches(split, turning, last=4, batch_size=1)):
+        left, top, right, bottom = targets[0]["boxes"][0].int().tolist()
+        assert images[0].shape == (3, 60, 40)
+        assert (images[0][1, top:bottom, left:right] < 0.2).all()
+    for prepare in (PREPARE, turning):  # the other way round, the box is outside of the image, which only the turned one knows
+        beyond = replace(split, labels=[rows[:, [1, 0, 3, 2, 4, 5, 6]]])
+        loader = eval_loader(beyond, 1, 0, 1, prepare, Workers(), CPU)
+        if prepare is turning:
+            with pytest.raises(UnreadableImage, match=r"0\.png is 40x60 after data\.exif_rotate turned it, and a box .* 55 14$"):
+                list(loader.batches())
+        else:
+            assert len(list(loader.batches())) == 1

@@ -3,12 +3,14 @@
 import io
 import math
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torchvision.models import EfficientNet_B0_Weights, ResNet50_Weights
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
@@ -53,6 +55,9 @@ WRITE = {
     "frame.gif": lambda path: photograph().save(path),
     "plain.bmp": lambda path: photograph().save(path),
     "named_wrongly.jpg": lambda path: photograph().save(path, format="PNG"),
+    "scanned.tif": lambda path: photograph().save(path, compression="tiff_lzw"),
+    "print.tiff": lambda path: photograph().convert("CMYK").save(path),
+    "still.avif": lambda path: photograph().save(path),
 }
 
 
@@ -130,6 +135,138 @@ def test_without_augmentation_training_sees_what_evaluation_sees(split):
     images, labels = next(train_loader(split, Order(len(split), 6, seed=1), prepare, Workers(), CPU).batches(0, 1))
     evaluation = torch.cat([batch for batch, _ in eval_loader(split, 7, 0, 1, prepare, Workers(), CPU).batches()])
     assert torch.equal(images, evaluation[labels])
+
+
+# 16 bits, and formats that need a package
+
+
+LEVELS = np.arange(0, 65536, 13, dtype=np.uint16)[:5000].reshape(50, 100)
+
+
+def png_of_16_bits(pixels):
+    """Write a PNG of 16-bit gray or RGB, which Pillow can't."""
+    kind, (height, width) = {2: 0, 3: 2}[pixels.ndim], pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    for tag, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+    return content
+
+
+def tiff_of_16_bits(byte_order):
+    file = io.BytesIO()
+    mode = {"<": "I;16", ">": "I;16B"}[byte_order]
+    Image.frombytes(mode, LEVELS.shape[::-1], LEVELS.astype(f"{byte_order}u2").tobytes()).save(file, "TIFF")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [png_of_16_bits(LEVELS), tiff_of_16_bits("<"), tiff_of_16_bits(">")], ids=["PNG", "TIFF", "big-endian TIFF"]
+)
+def test_gray_levels_of_16_bits_are_scaled_to_8(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    file = ImageFile(str(tmp_path / "x"))
+    expected = np.rint(LEVELS / 257).astype(np.uint8)
+    assert np.array_equal(file.decode(), np.stack([expected] * 3, axis=-1))
+    assert np.array_equal(file.decode_fast(), np.stack([expected] * 3, axis=-1))
+
+
+def test_colors_of_16_bits_are_at_most_a_level_off(tmp_path):
+    colors = np.stack([LEVELS, LEVELS[::-1], LEVELS[:, ::-1]], axis=-1)
+    (tmp_path / "x.png").write_bytes(png_of_16_bits(colors))
+    assert np.abs(np.array(ImageFile(str(tmp_path / "x.png")).decode()) - colors / 257).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_gray_levels_of_unknown_range_are_an_error(tmp_path, dtype):
+    Image.fromarray(LEVELS.astype(dtype)).save(tmp_path / "x.tif")
+    with pytest.raises(UnreadableImage, match=r"x\.tif: this image can't be read \(its gray levels .* of unknown range"):
+        ImageFile(str(tmp_path / "x.tif")).decode()
+
+
+def test_heic_is_read_where_pillow_heif_is_installed_and_else_the_error_names_it(tmp_path):
+    if not files.HAS_HEIF:
+        (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+        assert not {".heic", ".heif"} & set(files.IMAGE_ENDINGS)
+        with pytest.raises(UnreadableImage, match=r"x\.heic: .*\(its content is not an image; pip install pillow-heif if it is"):
+            ImageFile(str(tmp_path / "x.heic"))
+        return
+    import pillow_heif
+
+    pillow_heif.from_pillow(photograph()).save(tmp_path / "x.heic", quality=95)
+    code = f"from datasets.pipeline.images import ImageFile; print(ImageFile({str(tmp_path / 'x.heic')!r}).decode().size)"
+    assert run_command("python", "-c", code).stdout == "(500, 375)\n"  # a process that has read no HEIC before, as a worker
+
+
+# EXIF
+
+
+@pytest.fixture(scope="module", params=range(1, 9))
+def turned(request, tmp_path_factory):
+    """The same picture as a camera held in each way stores it."""
+    folder = tmp_path_factory.mktemp("turned")
+    exif = Image.Exif()
+    exif[0x0112] = request.param
+    back = {None: None, **{turn.method: turn.method for turn in files.TURNS.values()}}
+    back |= {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+    method = back[files.TURNS.get(request.param, files.UPRIGHT).method]
+    stored = photograph() if method is None else photograph().transpose(method)
+    for name in ("x.jpg", "x.png", "x.tif", "x.webp"):
+        options = {"quality": 95, "subsampling": 0} if name == "x.jpg" else {"lossless": True} if name == "x.webp" else {}
+        stored.save(folder / name, exif=exif, **options)
+    stored.resize((stored.width * 4, stored.height * 4)).save(folder / "large.jpg", exif=exif)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.tif", "x.webp", "large.jpg"])
+def test_exif_rotate_equals_pillows_exif_transpose(turned, name):
+    upright = ImageOps.exif_transpose(Image.open(turned / name)).convert("RGB")
+    file = ImageFile(str(turned / name), exif_rotate=True)
+    assert (file.width, file.height) == upright.size
+    assert np.array_equal(file.decode(), upright)
+    assert np.array_equal(file.turned(torch.from_numpy(file.decode_fast()).permute(2, 0, 1)).shape[1:], upright.size[::-1])
+    evaluation = EvaluationImages(64, 0.875, "bilinear", exif_rotate=True)
+    assert torch.equal(evaluation.read(str(turned / name)), evaluation.prepared(upright))
+    ignored = np.array(Image.open(turned / name).convert("RGB"))  # Pillow always turns a TIFF
+    assert np.array_equal(ImageFile(str(turned / name)).decode(), ignored)
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "large.jpg"])
+def test_training_crops_the_turned_picture(turned, name):
+    upright = v2.pil_to_tensor(ImageOps.exif_transpose(Image.open(turned / name)).convert("RGB"))
+    images = training_images(img_size=96, exif_rotate=True, scale=(0.05, 1.0))
+    file = ImageFile(str(turned / name), exif_rotate=True)
+    for i in range(20):
+        numbers = np.random.default_rng(i).random(22).tolist()
+        theirs = v2.resized_crop(upright, *random_box(*upright.shape[1:], (0.05, 1.0), numbers), [96, 96], antialias=True)
+        assert (images._cropped(file, 96, numbers).int() - theirs.int()).abs().float().mean() < 3
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_exif_data_that_are_damaged_do_not_stop_a_training(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(40, 60).save(tmp_path / "x.jpg", exif=exif)
+    sound = (tmp_path / "x.jpg").read_bytes()
+    begin, size = sound.index(b"Exif"), len(exif.tobytes())
+    for i in range(begin, begin + size):
+        for value in (0, 1, 7, 127, 255):
+            (tmp_path / "x.jpg").write_bytes(sound[:i] + bytes([value]) + sound[i + 1 :])
+            assert ImageFile(str(tmp_path / "x.jpg"), exif_rotate=True).decode().size in ((60, 40), (40, 60))
+
+
+def test_the_log_counts_the_first_images_that_exif_data_rotate(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for i in range(5):
+        exif = Image.Exif()
+        exif[0x0112] = 6 if i in (1, 3) else 1
+        photograph(20, 30).save(tmp_path / f"{i}.jpg", exif=exif)
+    paths = np.array([str(tmp_path / f"{i}.jpg").encode() for i in (0, 2, 4, 5)])
+    files.log_rotated(paths)
+    assert not caplog.text
+    files.log_rotated(np.append(paths, [str(tmp_path / "1.jpg").encode(), str(tmp_path / "3.jpg").encode()] * 100))
+    assert "EXIF data rotate 96 of the first 100 training images, and are ignored; data.exif_rotate true turns" in caplog.text
 
 
 # Training
@@ -319,7 +456,7 @@ def test_batches_are_the_same_with_0_1_and_2_workers_and_after_a_jump_into_the_t
 def test_a_jump_does_not_read_skipped_images(split, monkeypatch):
     opened = []
     init = ImageFile.__init__
-    monkeypatch.setattr(ImageFile, "__init__", lambda self, path: opened.append(path) or init(self, path))
+    monkeypatch.setattr(ImageFile, "__init__", lambda self, *args: opened.append(args) or init(self, *args))
     assert len(batches(split, 1001, 1003)) == 2
     assert len(opened) == 12
 

@@ -259,7 +259,7 @@ class TestErrors:
     def test_masks_that_passed_are_not_checked_again_until_they_change(self, folder, monkeypatch):
         split = pairs_in(folder, IGNORED)
         check_masks(split, 3)
-        monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda split, i, n_classes: "checked")
+        monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda *args: "checked")
         check_masks(split, 3)
         with pytest.raises(OSError, match="checked"):
             check_masks(split, 4)
@@ -268,13 +268,36 @@ class TestErrors:
             check_masks(split, 3)
 
 
+def test_a_mask_is_that_of_the_turned_image(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(2):
+        stored = Image.linear_gradient("L").resize((40, 60)).convert("RGB").transpose(Image.Transpose.ROTATE_90)
+        stored.save(tmp_path / "images" / f"{i}.png", exif=exif)
+        mask = np.array(Image.linear_gradient("L").resize((40, 60))) > 127  # low gray levels and class 0 at the top
+        Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "masks" / f"{i}.png")
+    split = pairs_in(tmp_path, IGNORED)
+    check_masks(split, 2, exif_rotate=True)
+    with pytest.raises(OSError, match=r"0\.png is 40x60, and its image .*0\.png is 60x40$"):
+        check_masks(split, 2)
+    turning = replace(PREPARE, exif_rotate=True, hflip=False)
+    ((images, (mask, _)),) = eval_loader(split, 2, 0, 1, turning, Workers(), CPU).batches()
+    assert mask.shape == (60, 40)
+    shown = images[0, 0, :, : images.shape[-1] * 40 // 60]
+    assert shown[:10].mean() < shown[-10:].mean()
+    images, masks = next(train_loader(split, Order(2, 2, seed=1), turning, Workers(), CPU).batches(0, 1))
+    assert images[:, 0][masks == 0].mean() < images[:, 0][masks == 1].mean()
+
+
 def test_a_damaged_note_on_checked_masks_is_logged_and_replaced(tmp_path, caplog, monkeypatch):
     split = pairs_in(on_disk.write_pairs(tmp_path, n=3), IGNORED)
     note = tmp_path / "masks" / ".masks-checked"
     note.write_bytes(b"\xff\xfe")
     check_masks(split, 3)
     assert ".masks-checked: it is damaged; the masks are checked again" in caplog.text
-    monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda split, i, n_classes: "checked")
+    monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda *args: "checked")
     check_masks(split, 3)
     assert len(note.read_bytes().split()) == 1
 
