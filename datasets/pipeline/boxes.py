@@ -3,10 +3,12 @@
 A batch is a list of images from 0 to 1, which may differ in size, and a list of targets. The network scales and normalizes.
 """
 
+import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,10 +26,14 @@ from datasets.pipeline.order import Order
 from datasets.pipeline.preparation import Preparation
 from datasets.pipeline.splits import Files, Images
 from datasets.pipeline.workers import Packed, StructuredBatches, Workers
+from models.loading.files import one_line
+
+log = logging.getLogger(__name__)
 
 # An image's objects are rows of left, top, right, bottom, class, whether it is a crowd, area. A crowd stands for several objects,
 # or for one that is hard to recognize: it isn't learned, and a detection of it counts neither as right nor as wrong.
 COLUMNS = 7
+NO_NAME = "N/A"  # of a class that the files don't declare
 CLASS, CROWD, AREA = 4, 5, 6
 TOLERANCE = 1.0  # pixels
 MAX_SIDE = 1 << 24  # pixels; float32 holds each whole number up to this one
@@ -61,6 +67,14 @@ def has_area(box: Sequence[float]) -> bool:
     if min(right - left, bottom - top) >= 2:  # more than rounding changes, up to MAX_SIDE
         return True
     return bool(np.float32(right) > np.float32(left) and np.float32(bottom) > np.float32(top))
+
+
+def warn_of_absent_classes(parts: Mapping[str, "BoxedFiles"], classes: Sequence[str]) -> None:
+    for part, split in parts.items():
+        found = np.unique(np.concatenate([rows[:, CLASS] for rows in split.labels]))
+        if absent := [name for number, name in enumerate(classes) if number and number not in found and name != NO_NAME]:
+            names = one_line(", ".join(absent[:10])) + (f" and {len(absent) - 10} others" if len(absent) > 10 else "")
+            log.warning("no object in %s is of the class %s", part, names)
 
 
 class Unscaled:
@@ -120,32 +134,45 @@ def _batch_of_tensors(images: Tensor, objects: Tensor) -> Batch:
 @dataclass(frozen=True)
 class BoxedFiles(Files):
     labels: list[np.ndarray]  # of each image M COLUMNS, float32
+    normalized: bool = False  # the boxes are fractions of the image's sides, which aren't known before it is read
 
     def subset(self, indices: Tensor) -> Self:
         return replace(self, paths=self.paths[indices.numpy()], labels=[self.labels[i] for i in indices.tolist()])
 
     def train_loader(self, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> TrainLoader:
-        read = ReadForTraining(prepare, order.seed)
+        read = ReadForTraining(prepare, order.seed, self.normalized)
         return FileTraining(self, order, StructuredBatches(read, _batch_of_lists, workers, device), Unscaled())
 
     def eval_loader(self, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> EvalLoader:
-        return FileEvaluation(self, batch_size, StructuredBatches(read_for_evaluation, _batch_of_lists, workers, device))
+        read = partial(read_for_evaluation, normalized=self.normalized)
+        return FileEvaluation(self, batch_size, StructuredBatches(read, _batch_of_lists, workers, device))
 
 
 def _batch_of_lists(images: list[Tensor], objects: list[Tensor]) -> Batch:
     return [image / 255 for image in images], [as_target(of_image) for of_image in objects]
 
 
-def read_for_evaluation(request: Request) -> tuple[Packed, Packed]:
+def in_pixels(objects: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return the rows in pixels of rows whose boxes are fractions of an image's sides. The area is that of the box."""
+    scaled = objects.copy()
+    scaled[:, :4] *= (width, height, width, height)
+    scaled[:, AREA] = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
+    return scaled
+
+
+def read_for_evaluation(request: Request, *, normalized: bool) -> tuple[Packed, Packed]:
     images = [torch.from_numpy(np.array(ImageFile(os.fsdecode(path)).decode())).permute(2, 0, 1) for path in request.paths]
-    return Packed.of(images), Packed.of([torch.from_numpy(objects) for objects in request.targets])
+    objects = request.targets
+    if normalized:
+        objects = [in_pixels(rows, image.shape[2], image.shape[1]) for rows, image in zip(objects, images, strict=True)]
+    return Packed.of(images), Packed.of([torch.from_numpy(rows) for rows in objects])
 
 
 class ReadForTraining:
     """Whole images, optionally mirrored and with other colors."""
 
-    def __init__(self, prepare: Preparation, seed: int) -> None:
-        self.hflip, self.seed, self.jitter = prepare.hflip, seed, jitter(prepare.color_jitter)
+    def __init__(self, prepare: Preparation, seed: int, normalized: bool) -> None:
+        self.hflip, self.seed, self.jitter, self.normalized = prepare.hflip, seed, jitter(prepare.color_jitter), normalized
 
     def __call__(self, request: Request) -> tuple[Packed, Packed]:
         (bits,) = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), 1)
@@ -153,6 +180,8 @@ class ReadForTraining:
         flips = (below(bits, 2) == 1).tolist()
         for path, rows, sample, is_mirrored in zip(request.paths, request.targets, request.samples.tolist(), flips, strict=True):
             image = tv_tensors.Image(torch.from_numpy(ImageFile(os.fsdecode(path)).decode_fast()).permute(2, 0, 1))
+            if self.normalized:
+                rows = in_pixels(rows, image.shape[2], image.shape[1])
             boxes = tv_tensors.BoundingBoxes(torch.from_numpy(rows[:, :4]), format="XYXY", canvas_size=tuple(image.shape[-2:]))
             if self.hflip and is_mirrored:
                 image, boxes = (v2.functional.horizontal_flip(part) for part in (image, boxes))
