@@ -3,7 +3,8 @@
 Tsung-Yi Lin et al. (2014): Microsoft COCO: Common Objects in Context. ECCV. https://arxiv.org/abs/1405.0312
 
 `COCO` is the published dataset: train2017/, val2017/, annotations/instances_train2017.json and instances_val2017.json. `cocojson`
-is any other: by default train/, val/, annotations/train.json and annotations/val.json.
+is any other: train/, val/, annotations/train.json and annotations/val.json; an export of Roboflow (train/_annotations.coco.json,
+valid/ and test/ likewise), CVAT or Label Studio; or other paths by options.
 
 Class 0 is the background. If all category ids are from 1 to 9,999, they are the classes, and those between them have no name: so
 COCO's 80 categories are among the classes 1 to 90, as in torchvision's published weights. Otherwise the classes 1, 2, ... are the
@@ -22,47 +23,76 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.pipeline.boxes import COLUMNS, MAX_SIDE, BoxedFiles, clipped, has_area
-from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source
+from datasets.pipeline.boxes import COLUMNS, MAX_SIDE, NO_NAME, BoxedFiles, clipped, has_area, warn_of_absent_classes
+from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source, from_parts
 from models.loading.files import MalformedFile, one_line, read_json, stays_inside
 
 log = logging.getLogger(__name__)
 
-NO_NAME = "N/A"
 MAX_CLASSES = 10_000
 MAX_BYTES = 1 << 32  # of a file of annotations; COCO's has 450 MB
+
+
+LAYOUTS = {  # folders of images and their annotations; the first that exists is used
+    "train": (
+        ("train", "annotations/train.json"),
+        ("train", "train/_annotations.coco.json"),  # Roboflow
+        ("images", "annotations/instances_default.json"),  # CVAT
+        (".", "result.json"),  # Label Studio
+    ),
+    "val": (("val", "annotations/val.json"), ("valid", "valid/_annotations.coco.json")),
+    "test": (("test", "annotations/test.json"), ("test", "test/_annotations.coco.json")),
+}
 
 
 def load(
     source: Source,
     *,
-    train_images: str = "train",
-    train_annotations: str = "annotations/train.json",
-    val_images: str = "val",
-    val_annotations: str = "annotations/val.json",
+    train_images: str | None = None,
+    train_annotations: str | None = None,
+    val_images: str | None = None,
+    val_annotations: str | None = None,
+    test_images: str | None = None,
+    test_annotations: str | None = None,
+    test_ratio: float = 0.2,
     keep_empty: bool = True,
     drop_degenerate: bool = False,
 ) -> Loaded:
-    """Names are relative to the data folder. `keep_empty` false omits images without objects from training. `drop_degenerate`
-    omits boxes without an area, of which COCO has two, instead of raising an error."""
-    root, files = source.root, (source.root / train_annotations, source.root / val_annotations)
-    train, categories = _read(root / train_images, files[0], drop_degenerate)
-    test, of_val = _read(root / val_images, files[1], drop_degenerate)
-    if categories != of_val:
-        raise MalformedFile(files[1], f"declares other categories than {files[0]}")
+    """Names are relative to the data folder; null: found by LAYOUTS. Without val and test, `test_ratio` of the images are held
+    out, the same ones for the same seed. `keep_empty` false omits images without objects from training. `drop_degenerate` omits
+    boxes without an area, of which COCO has two, instead of raising an error."""
+    given = {
+        "train": (train_images, train_annotations),
+        "val": (val_images, val_annotations),
+        "test": (test_images, test_annotations),
+    }
+    files, parts, categories = {}, {}, {}
+    for part, (images, annotations) in given.items():
+        found = next((layout for layout in LAYOUTS[part] if os.path.lexists(source.root / layout[1])), None)
+        if part != "train" and images is annotations is found is None:
+            continue
+        usual = found or LAYOUTS[part][0]
+        files[part] = source.root / (annotations or usual[1])
+        parts[part], categories[part] = _read(source.root / (images or usual[0]), files[part], drop_degenerate)
+        if categories[part] != categories["train"]:
+            raise MalformedFile(files[part], f"declares other categories than {files['train']}")
+    train, of_train = parts["train"], categories["train"]
     if not keep_empty:
         kept = [i for i, objects in enumerate(train.labels) if len(objects)]
         if not kept:
-            raise MalformedFile(files[0], "no image has an object, and data.keep_empty is false")
-        train = train.subset(torch.tensor(kept))
-    numbers = class_numbers(categories)
+            raise MalformedFile(files["train"], "no image has an object, and data.keep_empty is false")
+        parts["train"] = train.subset(torch.tensor(kept))
+    numbers = class_numbers(of_train)
     classes = ["background", *[NO_NAME] * max(numbers.values())]
     for category, number in numbers.items():
-        classes[number] = categories[category]
-    if all(category == number for category, number in numbers.items()):
-        return Loaded(train, test, tuple(classes))
-    log.info("%s: category ids are not all from 1 to 9,999: the classes 1 to %d are in their order", files[0], len(numbers))
-    return Loaded(train, test, tuple(classes), category_ids=(None, *numbers))
+        classes[number] = of_train[category]
+    warn_of_absent_classes(parts, classes)
+    category_ids = None
+    if any(category != number for category, number in numbers.items()):
+        n, file = len(numbers), files["train"]
+        log.info("%s: category ids are not all from 1 to 9,999: the classes 1 to %d are in their order", file, n)
+        category_ids = (None, *numbers)
+    return from_parts(parts, tuple(classes), test_ratio, source.seed, category_ids)
 
 
 def class_numbers(categories: Iterable[int]) -> dict[int, int]:
@@ -84,6 +114,7 @@ def _read(images: Path, annotations: Path, drop_degenerate: bool) -> tuple[Boxed
         raise MalformedFile(annotations, f"it has {len(categories):,} categories; at most {MAX_CLASSES - 1:,} are supported")
     numbers = class_numbers(categories)
     rows: dict[int, list[list[float]]] = {image: [] for image in known}
+    n_dropped = 0
     for i, entry in enumerate(content["annotations"]):
         try:
             row = _row(entry, known, numbers, drop_degenerate)
@@ -91,6 +122,10 @@ def _read(images: Path, annotations: Path, drop_degenerate: bool) -> tuple[Boxed
             raise MalformedFile(annotations, f"{_title(entry, i)} {error}") from error
         if row is not None:
             rows[entry["image_id"]].append(row)
+        else:
+            n_dropped += 1
+    if n_dropped:
+        log.warning("%s: %d boxes without an area are dropped", annotations, n_dropped)
     existing = {os.path.relpath(os.path.join(at, name), images) for at, _, names in os.walk(images) for name in names}
     for image in known.values():
         if os.path.normpath(image["file_name"]) not in existing:
@@ -160,12 +195,26 @@ def _parse(path: Path) -> dict[str, list[dict[str, Any]]]:
         for i, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 raise MalformedFile(path, f"number {i + 1} of its {part} is not an object")
+            if part == "annotations" and not entry.get("bbox") and (box := _box_around(entry.get("segmentation"))):
+                entry["bbox"] = box
             for name, (is_valid, expected) in fields.items():
                 value = entry.get(name, OPTIONAL.get(name))
                 if not is_valid(value):
                     found = f"{name} is {reprlib.repr(value)}" if name in entry else f"{name} is missing"
                     raise MalformedFile(path, f"{_title(entry, i, SINGULAR[part])}: {found}; expected {expected}")
     return content
+
+
+def _box_around(polygons: Any) -> list[float] | None:
+    """Return the box of an annotation with nothing but polygons, each a list of x and y in turn; None for anything else."""
+    lists = polygons if isinstance(polygons, list) else []
+    if not lists or not all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in lists):
+        return None
+    values = [value for polygon in lists for value in polygon]
+    if not all(map(_is_number, values)):
+        return None
+    xs, ys = values[::2], values[1::2]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def _title(entry: dict[str, Any], i: int, kind: str = "annotation") -> str:

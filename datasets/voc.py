@@ -1,4 +1,4 @@
-"""Pascal VOC: photographs with 20 kinds of objects.
+"""Pascal VOC: photographs with 20 kinds of objects; and other images with boxes in the same layout.
 
 Mark Everingham, Luc Van Gool, Christopher K. I. Williams, John Winn, Andrew Zisserman (2010): The Pascal Visual Object Classes
 (VOC) Challenge. IJCV. http://host.robots.ox.ac.uk/pascal/VOC/
@@ -6,24 +6,35 @@ Mark Everingham, Luc Van Gool, Christopher K. I. Williams, John Winn, Andrew Zis
 The data folder is VOCdevkit/VOC2012, to which the published archives unpack, or a parent of it. For segmentation, most published
 results train on `trainaug`: 10,582 images with the masks of Hariharan, Arbelaez, Bourdev, Maji, Malik (2011): Semantic Contours
 from Inverse Detectors, ICCV. Its files are ImageSets/Segmentation/trainaug.txt and SegmentationClassAug/.
+
+A folder of another name than VOC2012 with JPEGImages/ and Annotations/ holds boxes of a person's own classes: `data.classes` or,
+if that is null, the names in the annotations, sorted. ImageSets/Main/ has the lists train, val and test, or a part of them;
+without it, all annotated images are used.
 """
 
+import logging
 import os
+import reprlib
 import xml.etree.ElementTree as ElementTree
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datasets.pipeline.boxes import COLUMNS, MAX_SIDE, BoxedFiles, clipped, has_area
+from datasets.pipeline.boxes import CLASS, COLUMNS, MAX_SIDE, BoxedFiles, clipped, has_area, warn_of_absent_classes
+from datasets.pipeline.images import IMAGE_ENDINGS
 from datasets.pipeline.masks import MaskedFiles, check_masks
-from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source
+from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source, from_parts
 from models.loading.files import MalformedFile, one_line, read_limited, stays_inside
+
+log = logging.getLogger(__name__)
 
 CLASSES: tuple[str, ...]
 CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable")
 CLASSES += ("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
 MAX_LIST = 100_000_000  # bytes of a list of names
+ENDINGS = (*IMAGE_ENDINGS, *map(str.upper, IMAGE_ENDINGS))
 MASKS = ("SegmentationClass", "SegmentationClassAug")
 
 
@@ -36,10 +47,49 @@ def load_masks(source: Source, *, year: int = 2012, train_set: str = "train", va
     return Loaded(train, val, CLASSES)
 
 
-def load_boxes(source: Source, *, year: int = 2012, train_set: str = "train", val_set: str = "val") -> Loaded:
-    """`train_set` and `val_set` are files of ImageSets/Main. Objects marked as difficult are treated like crowds in COCO."""
+def load_boxes(
+    source: Source,
+    *,
+    year: int = 2012,
+    train_set: str = "train",
+    val_set: str = "val",
+    classes: list[str] | None = None,
+    test_ratio: float = 0.2,
+    drop_degenerate: bool = False,
+) -> Loaded:
+    """`train_set` and `val_set` are files of ImageSets/Main. Objects marked as difficult are treated like crowds in COCO.
+
+    In a folder named by the year, `classes` null means the published data. In other data, lists that don't exist are skipped, and
+    test.txt is read too. Without val and test, `test_ratio` of the images are held out, the same ones for the same seed.
+    `drop_degenerate` omits boxes without an area instead of raising an error.
+    """
     folder = find_folder(source.root, year)
-    return Loaded(_boxed(folder, train_set), _boxed(folder, val_set), CLASSES)
+    is_published = classes is None and folder.resolve().name == f"VOC{year}"
+    if classes is not None and not 0 < len(set(classes)) == len(classes):
+        raise ValueError(f"classes are {', '.join(classes) or 'empty'}; expected different names")
+    known = CLASSES[1:] if is_published else classes
+    objects = _Objects({name: number for number, name in enumerate(known or (), 1)}, known is None, drop_degenerate)
+    lists, lists_folder = {"train": train_set, "val": val_set}, folder / "ImageSets" / "Main"
+    if not is_published:
+        lists |= {} if "test" in lists.values() else {"test": "test"}
+        is_there = {name: (lists_folder / f"{name}.txt").is_file() for name in lists.values()}
+        lists = {part: name for part, name in lists.items() if part == "train" or part != name or is_there[name]}
+    if is_published or lists_folder.is_dir() or train_set != "train":
+        named = {part: names_in(folder, "Main", name, with_spaces=not is_published) for part, name in lists.items()}
+        parts = {part: _boxed(folder, f"ImageSets/Main/{lists[part]}.txt", names, objects) for part, names in named.items()}
+    else:
+        names = sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))
+        parts = {"train": _boxed(folder, "Annotations", names, objects)}
+    if objects.n_dropped:
+        log.warning("%s: %d boxes without an area are dropped", folder, objects.n_dropped)
+    if not objects.numbers:
+        raise OSError(f"{folder / 'Annotations'} has no object in the images of {', '.join(lists)}")
+    if known is None:
+        objects.sort_classes(rows for part in parts.values() for rows in part.labels)
+        log.info("%s: the classes are %s", folder, ", ".join(map(one_line, objects.numbers)))
+    classes = ["background", *objects.numbers]
+    warn_of_absent_classes(parts, classes)
+    return from_parts(parts, tuple(classes), test_ratio, source.seed)
 
 
 def find_folder(root: Path, year: int) -> Path:
@@ -52,11 +102,12 @@ def find_folder(root: Path, year: int) -> Path:
     )
 
 
-def names_in(folder: Path, kind: str, name: str) -> list[str]:
-    """Read the names of images in ImageSets/<kind>/<name>.txt."""
+def names_in(folder: Path, kind: str, name: str, *, with_spaces: bool = False) -> list[str]:
+    """Read the names of images in ImageSets/<kind>/<name>.txt. A published list may have more columns."""
     path = folder / "ImageSets" / kind / f"{name}.txt"
     try:
-        found = [line.split()[0] for line in read_limited(path, MAX_LIST).decode().splitlines() if line.strip()]
+        lines = [line.strip() for line in read_limited(path, MAX_LIST).decode().splitlines() if line.strip()]
+        found = lines if with_spaces else [line.split()[0] for line in lines]
     except MalformedFile:
         raise
     except OSError as error:
@@ -84,51 +135,75 @@ def _masked(folder: Path, name: str) -> MaskedFiles:
     return MaskedFiles(np.array(images), np.array(masks))
 
 
-def _boxed(folder: Path, name: str) -> BoxedFiles:
-    paths, objects = [], []
-    for image in names_in(folder, "Main", name):
-        path, annotation = folder / "JPEGImages" / f"{image}.jpg", folder / "Annotations" / f"{image}.xml"
-        if not path.is_file():
-            raise OSError(f"{one_line(path)} is missing; ImageSets/Main/{name}.txt names it")
+def _boxed(folder: Path, origin: str, names: Sequence[str], objects: "_Objects") -> BoxedFiles:
+    paths, rows = [], []
+    for name in names:
+        stem = os.path.join(folder, "JPEGImages", name)
+        path = next((stem + ending for ending in ENDINGS if os.path.isfile(stem + ending)), None)
+        if path is None:
+            raise OSError(f"{one_line(stem)}{IMAGE_ENDINGS[0]} is missing; {origin} names it")
         paths.append(os.fsencode(path))
-        objects.append(np.array(_objects(annotation), dtype=np.float32).reshape(-1, COLUMNS))
-    return BoxedFiles(np.array(paths), objects)
+        rows.append(objects.read(folder / "Annotations" / f"{name}.xml"))
+    return BoxedFiles(np.array(paths), rows)
 
 
-def _objects(annotation: Path) -> list[list[float]]:
-    """Return the rows of boxes.py. The file counts pixels from 1, and its box includes the last one."""
-    try:
-        content = read_limited(annotation)
-        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_WithoutDoctype()))
-        width, height = (_number(root, f"size/{side}", 1) for side in ("width", "height"))
-        return [_row(one, width, height) for one in root.findall("object")]
-    except MalformedFile:
-        raise
-    except (OSError, ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
-        raise OSError(f"{one_line(annotation)}: this annotation can't be read ({error})") from error
-    except ValueError as error:
-        raise MalformedFile(annotation, str(error)) from error
+@dataclass
+class _Objects:
+    """Reads annotations to the rows of boxes.py. An annotation counts pixels from 1, and its boxes include the last one."""
+
+    numbers: dict[str, int]  # of each class
+    is_open: bool  # add the classes that are found
+    drop_degenerate: bool
+    n_dropped: int = 0
+
+    def read(self, annotation: Path) -> np.ndarray:
+        try:
+            root = ElementTree.fromstring(read_limited(annotation), ElementTree.XMLParser(target=_WithoutDoctype()))
+            width, height = (_number(root, f"size/{side}", 1) for side in ("width", "height"))
+            rows = [self._row(one, width, height) for one in root.findall("object")]
+        except MalformedFile:
+            raise
+        except (OSError, ElementTree.ParseError, LookupError) as error:  # LookupError: an unknown encoding
+            raise OSError(f"{one_line(annotation)}: this annotation can't be read ({error})") from error
+        except ValueError as error:
+            raise MalformedFile(annotation, str(error)) from error
+        kept = [row for row in rows if row is not None]
+        self.n_dropped += len(rows) - len(kept)
+        return np.array(kept, dtype=np.float32).reshape(-1, COLUMNS)
+
+    def _row(self, one: ElementTree.Element, width: float, height: float) -> list[float] | None:
+        name, difficult = one.findtext("name", "").strip(), one.findtext("difficult") or "0"
+        if self.is_open and name:
+            self.numbers.setdefault(name, len(self.numbers) + 1)
+        if name not in self.numbers:
+            what = "VOC" if tuple(self.numbers) == CLASSES[1:] else reprlib.repr([*self.numbers])
+            raise ValueError(f"{name or 'an object without a name'} is not a class of {what}; data.classes names the classes")
+        if difficult.strip() not in ("0", "1"):
+            raise ValueError(f"{name} has difficult {difficult}, which is neither 0 nor 1")
+        try:
+            left, top, right, bottom = (_number(one, f"bndbox/{side}", -MAX_SIDE) for side in ("xmin", "ymin", "xmax", "ymax"))
+            box = clipped((left - 1, top - 1, right, bottom), width, height)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from error
+        if has_area(box):
+            return [*box, self.numbers[name], int(difficult), (box[2] - box[0]) * (box[3] - box[1])]
+        if self.drop_degenerate:
+            return None
+        extent = f"from {left:g} {top:g} to {right:g} {bottom:g}"
+        raise ValueError(f"{name} has a box without an area, {extent}; data.drop_degenerate omits such boxes")
+
+    def sort_classes(self, objects: Iterable[np.ndarray]) -> None:
+        """Number the classes in the order of their names, here and in the rows."""
+        names = sorted(self.numbers)
+        order = np.array([0, *(1 + names.index(name) for name in self.numbers)], dtype=np.float32)
+        for rows in objects:
+            rows[:, CLASS] = order[rows[:, CLASS].astype(int)]
+        self.numbers = {name: number for number, name in enumerate(names, 1)}
 
 
 class _WithoutDoctype(ElementTree.TreeBuilder):
     def doctype(self, name: str, public_id: str | None, system_id: str | None) -> None:
         raise ValueError("it declares a document type, whose entities could expand without end")
-
-
-def _row(one: ElementTree.Element, width: float, height: float) -> list[float]:
-    name, difficult = one.findtext("name", ""), one.findtext("difficult") or "0"
-    if name not in CLASSES[1:]:
-        raise ValueError(f"{name or 'an object without a name'} is not a class of VOC")
-    if difficult.strip() not in ("0", "1"):
-        raise ValueError(f"{name} has difficult {difficult}, which is neither 0 nor 1")
-    try:
-        left, top, right, bottom = (_number(one, f"bndbox/{side}", -MAX_SIDE) for side in ("xmin", "ymin", "xmax", "ymax"))
-        box = clipped((left - 1, top - 1, right, bottom), width, height)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from error
-    if not has_area(box):
-        raise ValueError(f"{name} has a box without an area, from {left:g} {top:g} to {right:g} {bottom:g}")
-    return [*box, CLASSES.index(name), int(difficult), (box[2] - box[0]) * (box[3] - box[1])]
 
 
 def _number(element: ElementTree.Element, path: str, low: float) -> float:
@@ -141,6 +216,7 @@ def _number(element: ElementTree.Element, path: str, low: float) -> float:
     return value
 
 
-_VOC = partial(PHOTOGRAPHS, name="VOC", img_size=512, n_classes=len(CLASSES))
-
-DATASETS = [_VOC(load=load_masks, targets="masks"), _VOC(load=load_boxes, targets="boxes")]
+DATASETS = [
+    PHOTOGRAPHS(name="VOC", img_size=512, load=load_masks, targets="masks", n_classes=len(CLASSES)),
+    PHOTOGRAPHS(name="VOC", img_size=512, load=load_boxes, targets="boxes"),
+]

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
+from datasets.pipeline.catalog import DATASETS
 from datasets.pipeline.cores import cores_per_rank
 from datasets.pipeline.counters import derive
 from datasets.pipeline.images import log_rotated
@@ -69,6 +70,10 @@ class Catalog:
         signature, bound = inspect.signature(spec.load), getattr(spec.load, "keywords", {})
         parameters = [p for option, p in signature.parameters.items() if option != "source" and option not in bound]
         return spec, signature.replace(parameters=parameters)
+
+    def dataset_arguments(self) -> frozenset[str]:
+        specs = DATASETS.entries.values()
+        return frozenset(option for spec in specs for option in inspect.signature(spec.load).parameters)
 
     def model(self, name: str) -> inspect.Signature | None:
         return model_signature(name)

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -182,6 +183,26 @@ def write_coco(
     return root
 
 
+def write_yolo(root: Path, n_train: int = 6, n_val: int = 3) -> Path:
+    """Write the folders of Ultralytics, with the images and boxes of write_coco; the last image of a split has no label file."""
+    made = write_coco(root / "made", n_train, n_val, category_ids=(0, 1))
+    for part in ("train", "val"):
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        (root / "labels" / part).mkdir(parents=True)
+        (made / part).rename(root / "images" / part)
+        content = json.loads((made / "annotations" / f"{part}.json").read_text())
+        sizes = {image["id"]: (image["width"], image["height"], image["file_name"]) for image in content["images"]}
+        for one in content["annotations"]:
+            width, height, name = sizes[one["image_id"]]
+            (left, top, across, down), label = one["bbox"], (root / "labels" / part / name).with_suffix(".txt")
+            box = ((left + across / 2) / width, (top + down / 2) / height, across / width, down / height)
+            with label.open("a") as file:
+                file.write(" ".join((str(one["category_id"]), *(f"{value:.6f}" for value in box))) + "\n")
+    shutil.rmtree(made)
+    (root / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\ntest:\nnames:\n  0: red\n  1: blue\n")
+    return root
+
+
 def write_all(root: Path) -> Path:
     """Write every dataset that the configs of this project use, each in a separate folder."""
     write_cifar10(root / "CIFAR-10")
@@ -193,4 +214,6 @@ def write_all(root: Path) -> Path:
     write_table(root / "table")
     write_voc(root / "VOC")
     write_coco(root / "COCO", parts=("train2017", "val2017"))
+    write_yolo(root / "YOLO")
+    write_pairs(root / "pairs")
     return root

@@ -3,9 +3,10 @@
 A batch is a list of images from 0 to 1, which may differ in size, and a list of targets. The network scales and normalizes.
 """
 
+import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,10 +27,14 @@ from datasets.pipeline.places import shown
 from datasets.pipeline.preparation import Preparation
 from datasets.pipeline.splits import Files, Images
 from datasets.pipeline.workers import Packed, StructuredBatches, Workers
+from models.loading.files import one_line
+
+log = logging.getLogger(__name__)
 
 # An image's objects are rows of left, top, right, bottom, class, whether it is a crowd, area. A crowd stands for several objects,
 # or for one that is hard to recognize: it isn't learned, and a detection of it counts neither as right nor as wrong.
 COLUMNS = 7
+NO_NAME = "N/A"  # of a class that the files don't declare
 CLASS, CROWD, AREA = 4, 5, 6
 TOLERANCE = 1.0  # pixels
 MAX_SIDE = 1 << 24  # pixels; float32 holds each whole number up to this one
@@ -63,6 +68,14 @@ def has_area(box: Sequence[float]) -> bool:
     if min(right - left, bottom - top) >= 2:  # more than rounding changes, up to MAX_SIDE
         return True
     return bool(np.float32(right) > np.float32(left) and np.float32(bottom) > np.float32(top))
+
+
+def warn_of_absent_classes(parts: Mapping[str, "BoxedFiles"], classes: Sequence[str]) -> None:
+    for part, split in parts.items():
+        found = np.unique(np.concatenate([rows[:, CLASS] for rows in split.labels]))
+        if absent := [name for number, name in enumerate(classes) if number and number not in found and name != NO_NAME]:
+            names = one_line(", ".join(absent[:10])) + (f" and {len(absent) - 10} others" if len(absent) > 10 else "")
+            log.warning("no object in %s is of the class %s", part, names)
 
 
 class Unscaled:
@@ -122,16 +135,17 @@ def _batch_of_tensors(images: Tensor, objects: Tensor) -> Batch:
 @dataclass(frozen=True)
 class BoxedFiles(Files):
     labels: list[np.ndarray]  # of each image M COLUMNS, float32
+    normalized: bool = False  # the boxes are fractions of the image's sides, which aren't known before it is read
 
     def subset(self, indices: Tensor) -> Self:
         return replace(self, paths=self.paths[indices.numpy()], labels=[self.labels[i] for i in indices.tolist()])
 
     def train_loader(self, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> TrainLoader:
-        read = ReadForTraining(prepare, order.seed)
+        read = ReadForTraining(prepare, order.seed, self.normalized)
         return FileTraining(self, order, StructuredBatches(read, _batch_of_lists, workers, device), Unscaled())
 
     def eval_loader(self, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> EvalLoader:
-        read = partial(read_for_evaluation, exif_rotate=prepare.exif_rotate)
+        read = partial(read_for_evaluation, normalized=self.normalized, exif_rotate=prepare.exif_rotate)
         return FileEvaluation(self, batch_size, StructuredBatches(read, _batch_of_lists, workers, device))
 
 
@@ -139,35 +153,48 @@ def _batch_of_lists(images: list[Tensor], objects: list[Tensor]) -> Batch:
     return [image / 255 for image in images], [as_target(of_image) for of_image in objects]
 
 
-def opened(path: bytes, rows: np.ndarray, exif_rotate: bool) -> ImageFile:
-    """Open an image that has these objects. With `exif_rotate`, their boxes are those of the turned image."""
+def opened(path: bytes, rows: np.ndarray, normalized: bool, exif_rotate: bool) -> tuple[ImageFile, np.ndarray]:
+    """Open an image and return it with its rows in pixels. With `exif_rotate`, their boxes are those of the turned image."""
     file = ImageFile(os.fsdecode(path), exif_rotate)
+    if normalized:
+        return file, in_pixels(rows, file.width, file.height)
     right, bottom = rows[:, 2:4].max(0, initial=0)
     if file.turn is not UPRIGHT and (right > file.width + TOLERANCE or bottom > file.height + TOLERANCE):
         size = f"{file.width}x{file.height} after data.exif_rotate turned it"
         raise UnreadableImage(f"{shown(file.path)} is {size}, and a box in it extends to {right:g} {bottom:g}")
-    return file
+    return file, rows
 
 
-def read_for_evaluation(request: Request, exif_rotate: bool = False) -> tuple[Packed, Packed]:
-    files = (opened(path, rows, exif_rotate) for path, rows in zip(request.paths, request.targets, strict=True))
-    images = [torch.from_numpy(np.array(file.decode())).permute(2, 0, 1) for file in files]
-    return Packed.of(images), Packed.of([torch.from_numpy(objects) for objects in request.targets])
+def in_pixels(objects: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return the rows in pixels of rows whose boxes are fractions of an image's sides. The area is that of the box."""
+    scaled = objects.copy()
+    scaled[:, :4] *= (width, height, width, height)
+    scaled[:, AREA] = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
+    return scaled
+
+
+def read_for_evaluation(request: Request, *, normalized: bool = False, exif_rotate: bool = False) -> tuple[Packed, Packed]:
+    images, objects = [], []
+    for path, rows in zip(request.paths, request.targets, strict=True):
+        file, in_image = opened(path, rows, normalized, exif_rotate)
+        images.append(torch.from_numpy(np.array(file.decode())).permute(2, 0, 1))
+        objects.append(torch.from_numpy(in_image))
+    return Packed.of(images), Packed.of(objects)
 
 
 class ReadForTraining:
     """Whole images, optionally mirrored and with other colors."""
 
-    def __init__(self, prepare: Preparation, seed: int) -> None:
+    def __init__(self, prepare: Preparation, seed: int, normalized: bool = False) -> None:
         self.hflip, self.seed, self.jitter = prepare.hflip, seed, jitter(prepare.color_jitter)
-        self.exif_rotate = prepare.exif_rotate
+        self.normalized, self.exif_rotate = normalized, prepare.exif_rotate
 
     def __call__(self, request: Request) -> tuple[Packed, Packed]:
         (bits,) = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), 1)
         images, objects = [], []
         flips = (below(bits, 2) == 1).tolist()
         for path, rows, sample, is_mirrored in zip(request.paths, request.targets, request.samples.tolist(), flips, strict=True):
-            file = opened(path, rows, self.exif_rotate)
+            file, rows = opened(path, rows, self.normalized, self.exif_rotate)
             image = tv_tensors.Image(file.turned(torch.from_numpy(file.decode_fast()).permute(2, 0, 1)))
             boxes = tv_tensors.BoundingBoxes(torch.from_numpy(rows[:, :4]), format="XYXY", canvas_size=tuple(image.shape[-2:]))
             if self.hflip and is_mirrored:

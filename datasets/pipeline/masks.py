@@ -14,7 +14,9 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -89,18 +91,37 @@ class InMemoryMaskTraining:
 # In files
 
 
+class Palette(NamedTuple):
+    """The labels of colors, for masks in which a color means a class."""
+
+    colors: np.ndarray  # red << 16 | green << 8 | blue, ascending
+    labels: np.ndarray  # uint8
+
+    def labels_of(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the labels H W of colors H W 3. ValueError for a color that isn't in the palette."""
+        red, green, blue = (pixels[..., i].astype(np.uint32) for i in range(3))
+        packed = red << 16 | green << 8 | blue
+        found = np.searchsorted(self.colors, packed).clip(max=len(self.colors) - 1)
+        if (unknown := self.colors[found] != packed).any():
+            y, x = np.argwhere(unknown)[0].tolist()
+            color = " ".join(map(str, pixels[y, x].tolist()))
+            raise ValueError(f"the pixel at x={x}, y={y} has the color {color}, which is not in the palette")
+        return self.labels[found]
+
+
 @dataclass(frozen=True)
 class MaskedFiles(Files):
     labels: np.ndarray  # N, bytes: the paths of the masks
     ignored: int = IGNORED  # the label in these files that means IGNORED
+    palette: Palette | None = None  # None: the files hold labels
 
     def train_loader(self, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> TrainLoader:
-        normalize, read = prepare.normalize(device), ReadForTraining(prepare, self.ignored, order.seed)
+        normalize, read = prepare.normalize(device), ReadForTraining(prepare, self.ignored, self.palette, order.seed)
         batches = StructuredBatches(read, lambda images, masks: (normalize(images), masks), workers, device)
         return FileTraining(self, order, batches, normalize)
 
     def eval_loader(self, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> EvalLoader:
-        normalize, read = prepare.normalize(device), ReadForEvaluation(prepare, self.ignored)
+        normalize, read = prepare.normalize(device), ReadForEvaluation(prepare, self.ignored, self.palette)
         batches = StructuredBatches(read, lambda images, masks: (normalize(images), masks), workers, device)
         return FileEvaluation(self, batch_size, batches)
 
@@ -108,13 +129,13 @@ class MaskedFiles(Files):
 class ReadForEvaluation:
     """Whole images, scaled and padded to the input size, and masks at their own size."""
 
-    def __init__(self, prepare: Preparation, ignored: int) -> None:
-        self.side, self.ignored, self.exif_rotate = prepare.img_size, ignored, prepare.exif_rotate
+    def __init__(self, prepare: Preparation, ignored: int, palette: Palette | None = None) -> None:
+        self.side = prepare.img_size
+        self.read_pair = partial(read_pair, ignored=ignored, palette=palette, exif_rotate=prepare.exif_rotate)
         self.fill = [round(255 * mean) for mean in prepare.mean]
 
     def __call__(self, request: Request) -> tuple[Tensor, Packed]:
-        names = zip(request.paths, request.targets, strict=True)
-        pairs = [read_pair(path, of_mask, self.ignored, self.exif_rotate) for path, of_mask in names]
+        pairs = [self.read_pair(path, of_mask) for path, of_mask in zip(request.paths, request.targets, strict=True)]
         return torch.stack([self.prepared(image) for image, _ in pairs]), Packed.of([mask for _, mask in pairs])
 
     def prepared(self, image: Tensor) -> Tensor:
@@ -126,18 +147,19 @@ class ReadForEvaluation:
 class ReadForTraining:
     """A random square of image and mask at a random scale, optionally mirrored and with other colors."""
 
-    def __init__(self, prepare: Preparation, ignored: int, seed: int) -> None:
-        self.side, self.ignored, self.seed = prepare.img_size, ignored, seed
+    def __init__(self, prepare: Preparation, ignored: int, palette: Palette | None, seed: int) -> None:
+        self.side, self.seed = prepare.img_size, seed
+        self.read_pair = partial(read_pair, ignored=ignored, palette=palette, exif_rotate=prepare.exif_rotate, fast=True)
         self.zoom, self.augment, self.hflip = prepare.zoom, prepare.augment, prepare.hflip
         self.fill = [round(255 * mean) for mean in prepare.mean]
-        self.jitter, self.exif_rotate = jitter(prepare.color_jitter), prepare.exif_rotate
+        self.jitter = jitter(prepare.color_jitter)
 
     def __call__(self, request: Request) -> tuple[Tensor, Tensor]:
         bits = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), 4)
         numbers = (bits.T.double() / 2**31).tolist()
         images, masks = [], []
         for path, of_mask, sample, drawn in zip(request.paths, request.targets, request.samples.tolist(), numbers, strict=True):
-            image, mask = self._cut(*read_pair(path, of_mask, self.ignored, self.exif_rotate, fast=True), *drawn)
+            image, mask = self._cut(*self.read_pair(path, of_mask), *drawn)
             for distort in self.jitter:
                 with seeded(derive(self.seed, AUGMENT, request.epoch, sample)):
                     image = distort(image)
@@ -167,10 +189,16 @@ def padded(part: Tensor, side: int, fill: int | list[int]) -> Tensor:
 
 
 def read_pair(
-    path: bytes, of_mask: bytes, ignored: int, exif_rotate: bool = False, *, fast: bool = False
+    path: bytes,
+    of_mask: bytes,
+    *,
+    ignored: int,
+    palette: Palette | None = None,
+    exif_rotate: bool = False,
+    fast: bool = False,
 ) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     """Read an image and its mask. With `exif_rotate`, the mask is that of the turned image; it is not turned itself."""
-    file, mask = ImageFile(os.fsdecode(path), exif_rotate), read_mask(os.fsdecode(of_mask))
+    file, mask = ImageFile(os.fsdecode(path), exif_rotate), read_mask(os.fsdecode(of_mask), palette)
     if problem := _size_mismatch(os.fsdecode(of_mask), mask, file):
         raise UnreadableImage(problem)
     pixels = torch.from_numpy(file.decode_fast() if fast else np.array(file.decode())).permute(2, 0, 1)
@@ -178,12 +206,15 @@ def read_pair(
     return tv_tensors.Image(file.turned(pixels) if fast else pixels), tv_tensors.Mask(torch.from_numpy(mask))
 
 
-def read_mask(path: str) -> np.ndarray:
-    """Return H W, uint8. In a file with a palette the labels are the palette's indices."""
+def read_mask(path: str, palette: Palette | None = None) -> np.ndarray:
+    """Return H W, uint8. Without `palette`, the labels of a file with a palette are its indices."""
     try:
         with Image.open(io.BytesIO(read_image_file(path)), formats=MASK_FORMATS) as image:
+            if palette is not None and image.mode in ("P", "L", "1", "RGB", "RGBA"):
+                return palette.labels_of(np.asarray(image.convert("RGB")))
             if image.mode not in ("P", "L", "1"):
-                raise ValueError(f"its mode is {image.mode}; a mask has one number of 8 bits per pixel")
+                expected = "a mask has one number of 8 bits per pixel, or colors of which data.palette names a list"
+                raise ValueError(f"its mode is {image.mode}; {expected}")
             return np.array(image, dtype=np.uint8)
     except Exception as error:  # Pillow's decoders raise exceptions of any type
         raise UnreadableImage(f"{one_line(path)}: this mask can't be read ({problem_of(error)})") from error
@@ -199,7 +230,9 @@ def check_masks(split: MaskedFiles, n_classes: int, exif_rotate: bool = False) -
     """
     names = [os.fsdecode(name) for name in (*split.paths, *split.labels)]
     facts = [(name, status.st_size, status.st_mtime_ns) for name, status in ((name, os.stat(name)) for name in names)]
-    digest = hashlib.sha256(json.dumps([n_classes, split.ignored, exif_rotate, facts]).encode()).hexdigest().encode()
+    palette = [part.tolist() for part in split.palette or ()]
+    content = json.dumps([n_classes, split.ignored, palette, exif_rotate, facts])
+    digest = hashlib.sha256(content.encode()).hexdigest().encode()
     note = Path(os.fsdecode(split.labels[0])).parent / CHECKED
     passed = _passed_before(note)
     if digest in passed:
@@ -231,7 +264,7 @@ def _passed_before(note: Path) -> list[bytes]:
 def mask_problem(split: MaskedFiles, i: int, n_classes: int, exif_rotate: bool = False) -> str | None:
     of_mask = os.fsdecode(split.labels[i])
     try:
-        image, mask = ImageFile(os.fsdecode(split.paths[i]), exif_rotate), read_mask(of_mask)
+        image, mask = ImageFile(os.fsdecode(split.paths[i]), exif_rotate), read_mask(of_mask, split.palette)
     except UnreadableImage as error:
         return str(error)
     if problem := _size_mismatch(of_mask, mask, image):

@@ -1,6 +1,7 @@
 """What a dataset consists of: two splits, class names, and a specification that is available before anything is read."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,25 @@ def hold_out(split: AnySplit, ratio: float, seed: int, *, by_class: bool = False
         order = _first_of_each_class(order, split.labels, n_held_out)
     held_out, kept = order[:n_held_out].sort().values, order[n_held_out:].sort().values
     return split.subset(kept), split.subset(held_out)  # type: ignore[return-value]  # mypy resolves Self to the bound, a union
+
+
+PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # and the names of their folders
+
+
+def from_parts(
+    parts: Mapping[str, Split],
+    classes: tuple[str, ...],
+    test_ratio: float,
+    seed: int,
+    category_ids: tuple[int | None, ...] | None = None,
+) -> Loaded:
+    """Return data in the parts train, val and test. Without val and test, `test_ratio` of train is held out."""
+    train, held_out = parts["train"], parts.get("test", parts.get("val"))
+    if held_out is None:
+        train, held_out = hold_out(train, test_ratio, seed)
+        n, n_all = len(held_out), len(parts["train"])
+        log.info("there is no val or test split: %d of the %d images are held out (data.test_ratio)", n, n_all)
+    return Loaded(train, held_out, classes, category_ids, valid=parts.get("val") if "test" in parts else None)
 
 
 def _first_of_each_class(order: Tensor, labels: Tensor, n: int) -> Tensor:

@@ -34,6 +34,9 @@ class Catalog(Protocol):
 
     def dataset(self, name: str, targets: str) -> tuple[DatasetFacts, inspect.Signature]: ...
 
+    def dataset_arguments(self) -> frozenset[str]:
+        """The names of all arguments that some dataset accepts."""
+
     def model(self, name: str) -> inspect.Signature | None:
         """The constructor's signature; None for a timm model, which checks its arguments when it is built."""
 
@@ -70,6 +73,7 @@ def resolve(layers: Sequence[Layer], catalog: Catalog) -> ResolvedConfig:
         task = _find("task", catalog.task, values["task"])
         dataset, options = _find("data.name", catalog.dataset, values["data.name"], task.targets)
         draft = Draft(values, arguments, origins, task, dataset)
+        _drop_arguments_of_other_datasets(draft, options, catalog)
         for rule in RULES:
             rule(draft)
         check_arguments("data", arguments["data"], options)
@@ -166,6 +170,15 @@ def check_arguments(section: str, given: Mapping[str, Any], signature: inspect.S
             problem = mismatch(value, parameter.annotation)
             if problem and value != parameter.default:
                 raise ConfigError(f"{section}.{name}", problem)
+
+
+def _drop_arguments_of_other_datasets(draft: Draft, options: inspect.Signature, catalog: Catalog) -> None:
+    """Drop, with a warning, arguments that were written for another dataset: below data.name, which this one doesn't accept."""
+    given, name = draft.arguments["data"], draft.dataset.name
+    for argument in sorted((given.keys() - options.parameters.keys()) & catalog.dataset_arguments()):
+        if draft.origin(f"data.{argument}").rank < draft.origin("data.name").rank:
+            del given[argument]
+            draft.warn(f"data.{argument}", f"is dropped: {name} does not take it")
 
 
 def _settle_model_arguments(draft: Draft, catalog: Catalog) -> None:

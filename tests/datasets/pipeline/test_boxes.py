@@ -289,7 +289,11 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("old", "new", "expected"),
         [
-            ("<name>cat</name>", "<name>unicorn</name>", "0002.xml: unicorn is not a class of VOC"),
+            (
+                "<name>cat</name>",
+                "<name>unicorn</name>",
+                "0002.xml: unicorn is not a class of VOC; data.classes names the classes",
+            ),
             ("<ymax>20</ymax>", "<ymax>900</ymax>", "0002.xml: cat has a box outside its image"),
             ("<ymax>20</ymax>", "<ymax>1</ymax>", "0002.xml: cat has a box without an area"),
             ("<ymax>20</ymax>", "", "0002.xml: cat has no bndbox/ymax"),

@@ -24,6 +24,10 @@ PREPARE = Preparation(
 )
 
 
+def pairs_of(folder):
+    return pairs_in(folder / "images", folder / "masks")
+
+
 def in_memory(n=40, size=32):
     """Images in which the color of a pixel of class c is 20 * c + 1."""
     masks = torch.randint(0, 12, (n, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -87,7 +91,7 @@ class TestInMemory:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Files in a lossless format, in which the color of a pixel determines its class."""
-    return pairs_in(on_disk.write_pairs(tmp_path_factory.mktemp("pairs"), n=12, ending=".png"), IGNORED)
+    return pairs_of(on_disk.write_pairs(tmp_path_factory.mktemp("pairs"), n=12, ending=".png"))
 
 
 def agreement(images, masks):
@@ -257,7 +261,7 @@ class TestErrors:
             spec.load(Source(tmp_path))
 
     def test_masks_that_passed_are_not_checked_again_until_they_change(self, folder, monkeypatch):
-        split = pairs_in(folder, IGNORED)
+        split = pairs_of(folder)
         check_masks(split, 3)
         monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda *args: "checked")
         check_masks(split, 3)
@@ -292,7 +296,7 @@ def test_a_mask_is_that_of_the_turned_image(tmp_path):
 
 
 def test_a_damaged_note_on_checked_masks_is_logged_and_replaced(tmp_path, caplog, monkeypatch):
-    split = pairs_in(on_disk.write_pairs(tmp_path, n=3), IGNORED)
+    split = pairs_of(on_disk.write_pairs(tmp_path, n=3))
     note = tmp_path / "masks" / ".masks-checked"
     note.write_bytes(b"\xff\xfe")
     check_masks(split, 3)

@@ -428,6 +428,34 @@ class TestModelArguments:
         assert "no such argument" in error_message(write(FULL_CONFIG), {"model.first_blok": "cifar10"})
 
 
+class TestDatasetArguments:
+    """data.name alone switches between datasets."""
+
+    OBJECTS = "task: detection\ndata: {name: cocojson, train_images: pictures, drop_degenerate: true}\n"
+    OBJECTS += "model: {name: resnet18}\ntrain: {n_epochs: 1}"
+
+    def test_an_argument_of_the_dataset_before_is_dropped_with_a_warning(self, write):
+        path = write(self.OBJECTS)
+        assert load_config(path).data.args == {"train_images": "pictures", "drop_degenerate": True}
+        config = load_config(path, {"data.name": "VOC"})
+        assert config.data.args == {"drop_degenerate": True}
+        (note,) = [note for note in config.notes if "train_images" in note]
+        assert note == f"warning: data.train_images ({path}) is dropped: VOC does not take it"
+
+    def test_an_argument_of_a_base_is_dropped_too(self, write):
+        base = write(self.OBJECTS)
+        assert load_config(write(f"base: {base.name}\ndata: {{name: shapes}}", "other.yaml")).data.args == {}
+
+    def test_an_argument_written_for_this_dataset_is_an_error(self, write):
+        path = write(self.OBJECTS)
+        assert "data.year: no such argument" in error_message(path, {"data.year": 2007})
+        assert "data.train_images: no such argument" in error_message(path, {"data.name": "VOC", "data.train_images": "x"})
+
+    def test_an_argument_that_no_dataset_has_is_an_error(self, write):
+        path = write(self.OBJECTS.replace("train_images", "train_imagse"))
+        assert "data.train_imagse: no such argument" in error_message(path, {"data.name": "VOC"})
+
+
 def test_the_config_is_frozen(write):
     config = load_config(write(MINIMAL))
     with pytest.raises(FrozenInstanceError):
