@@ -28,6 +28,7 @@ import psutil
 import torch
 
 from datasets.pipeline.cache import load_cached
+from datasets.pipeline.cores import usable_cores
 from datasets.pipeline.images import IMAGE_ENDINGS, PACKAGES, EvaluationImages, log_rotated
 from datasets.pipeline.splits import PHOTOGRAPHS, Files, Images, Loaded, Source, hold_out
 from models.loading.files import MalformedFile, first_line, one_line, open_regular, read_limited, replace_file, stays_inside
@@ -355,7 +356,7 @@ def _in_memory(files: Files, size: int, exif_rotate: bool) -> Images:
     def read(i: int) -> None:
         images[i] = prepare.read(os.fsdecode(files.paths[i]))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(read, range(len(files))))  # raises the first exception
     return Images(images, files.labels)
 

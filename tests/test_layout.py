@@ -13,7 +13,8 @@ from tests.running import ROOT
 # From the bottom up. A module may import from its own package and from lower layers; models and datasets don't import the engine.
 LAYERS = (
     ("engine.config", "models.loading"),
-    ("models.heads", "datasets.pipeline", "engine.devices"),
+    ("models.heads", "datasets.pipeline"),
+    ("engine.devices",),
     ("models", "datasets", "engine.plots"),
     ("engine.run", "engine.tasks"),
     ("engine.optim", "engine.plugins"),

@@ -27,6 +27,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from datasets.pipeline.augment import AUGMENT, ColorJitter, CropAndFlip
+from datasets.pipeline.cores import usable_cores
 from datasets.pipeline.counters import derive, draws
 from datasets.pipeline.images import UPRIGHT, ImageFile, Request, UnreadableImage, jitter, problem_of, read_image_file, seeded
 from datasets.pipeline.loaders import EvalLoader, FileEvaluation, FileTraining, InMemoryEvaluation, TrainLoader
@@ -237,7 +238,7 @@ def check_masks(split: MaskedFiles, n_classes: int, exif_rotate: bool = False) -
     passed = _passed_before(note)
     if digest in passed:
         return
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release Python's global lock
+    with ThreadPoolExecutor(usable_cores()) as pool:  # decoders release Python's global lock
         problem = next(filter(None, pool.map(lambda i: mask_problem(split, i, n_classes, exif_rotate), range(len(split)))), None)
         pool.shutdown(cancel_futures=True)
     if problem:

@@ -282,7 +282,7 @@ def test_a_mask_is_that_of_the_turned_image(tmp_path):
         stored.save(tmp_path / "images" / f"{i}.png", exif=exif)
         mask = np.array(Image.linear_gradient("L").resize((40, 60))) > 127  # low gray levels and class 0 at the top
         Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "masks" / f"{i}.png")
-    split = pairs_in(tmp_path, IGNORED)
+    split = pairs_in(tmp_path / "images", tmp_path / "masks")
     check_masks(split, 2, exif_rotate=True)
     with pytest.raises(OSError, match=r"0\.png is 40x60, and its image .*0\.png is 60x40$"):
         check_masks(split, 2)
