@@ -12,7 +12,7 @@ from PIL import Image
 from engine import load_config
 from engine.config.schema import keys
 from engine.plugins import Parser
-from tests.on_disk import write_image_folder
+from tests import on_disk
 from tests.running import ROOT, run_command, run_main
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,8 +73,39 @@ SHORTER = {
 SMALLER_DATA = {
     "shapes": "--data.n_train 64 --data.n_test 32 --train.batch_size 16",
     "cifar": "--data.verify false --train.n_steps 2 --train.n_epochs null --train.batch_size 8",
+    "own_": "--data.img_size 32 --train.n_steps 2 --train.n_epochs null --train.batch_size 4",
+    "own_classes": "--model.pretrained false",
+    "own_table": "--model.pretrained false",
     "finetune": "--model.pretrained false --train.n_steps 2 --train.n_epochs null --train.batch_size 4",
 }
+
+
+def write_own_data(folder: Path) -> None:
+    """Write data in every layout of docs/own-data.md."""
+    pictures = on_disk.write_image_folder(folder / "my_pictures", n_classes=3)
+    on_disk.write_table(folder / "my_table")
+    on_disk.write_parquet(folder / "my_parquet", pictures)
+    on_disk.write_shards(folder / "my_shards", pictures)
+    images = sorted(pictures.glob("train/*/*.jpg"))
+    lines = [f"{path.relative_to(folder)},{'|'.join(('cat', 'dog', 'bird')[: 1 + i % 3])}" for i, path in enumerate(images)]
+    (folder / "my_tags.csv").write_text("\n".join(["path,tags", *lines]))
+    on_disk.write_yolo(folder / "my_yolo", 16, 8)
+    on_disk.write_coco(folder / "my_coco", 16, 8)
+    on_disk.write_voc(folder / "voc", 16, 8)
+    (folder / "voc" / "VOCdevkit" / "VOC2012").rename(folder / "my_voc")
+    for part in ("train", "val"):
+        on_disk.write_pairs(folder / "my_masks" / part)
+        (folder / "CamVid").mkdir(exist_ok=True)
+        made = on_disk.write_pairs(folder / "made" / part, n_classes=3)
+        shutil.copytree(made / "images", folder / "CamVid" / part)
+        shutil.copytree(made / "masks", folder / "CamVid" / f"{part}annot")
+    colors = np.array([(128, 64, 128), (0, 0, 192), (64, 0, 128), (0, 0, 0)], np.uint8)
+    (folder / "my_colors" / "pictures").mkdir(parents=True)
+    (folder / "my_colors" / "label_colors.txt").write_text("128 64 128 road\n0 0 192 sidewalk\n64 0 128 car\n0 0 0 void\n")
+    for path in (folder / "made" / "train" / "masks").iterdir():
+        shutil.copy(path.parent.parent / "images" / f"{path.stem}.jpg", folder / "my_colors" / "pictures")
+        classes = np.minimum(np.array(Image.open(path)), 3)
+        Image.fromarray(colors[classes]).save(folder / "my_colors" / "pictures" / f"{path.stem}_mask.png")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +123,7 @@ def checkout(tmp_path_factory, data_root):
         "detector": ("-c", "configs/detection_resnet18_shapes.yaml", *scenes, "--train.n_steps", 2),
     }.items():
         assert run_main("-e", folder / "runs" / name, *argv) == 0
-    write_image_folder(folder / "my_pictures", n_classes=2)
+    write_own_data(folder)
     pictures = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)
     (folder / "photos").mkdir()
     for i, pixels in enumerate(pictures):

@@ -240,9 +240,7 @@ def test_training_crops_the_turned_picture(turned, name):
     for i in range(20):
         numbers = np.random.default_rng(i).random(22).tolist()
         theirs = v2.resized_crop(upright, *random_box(*upright.shape[1:], (0.05, 1.0), numbers), [96, 96], antialias=True)
-        assert (
-            images._cropped(file, 96, numbers).int() - theirs.int()
-        ).abs().float().mean() < 8
+        assert (images._cropped(file, 96, numbers).int() - theirs.int()).abs().float().mean() < 8
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
