@@ -81,6 +81,8 @@ def _digest(*parts: Any) -> str:
             array = part.detach().cpu().contiguous().numpy() if isinstance(part, Tensor) else np.ascontiguousarray(part)
             digest.update(f"{array.shape} {array.dtype.str}".encode())
             digest.update(array.reshape(-1).view(np.uint8).data)  # releases Python's global lock
-        else:  # M COLUMNS of each image
+        elif all(isinstance(one, np.ndarray) for one in part):  # the rows of boxes.py for each image
             digest.update(_digest(torch.tensor([len(one) for one in part]), np.concatenate([*part])).encode())
+        else:  # of a plugin
+            digest.update(repr(part).encode())
     return digest.hexdigest()[:DIGITS]

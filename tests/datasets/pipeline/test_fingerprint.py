@@ -93,6 +93,12 @@ def test_many_files_take_a_fraction_of_a_second(tmp_path):
     assert found["train"]["images"] == 200_000
 
 
+def test_labels_of_any_type_count(tmp_path):
+    paths = files_in(tmp_path)
+    assert difference(Files(paths, [0, 1, 2, 3]), Files(paths, [0, 1, 2, 3]), tmp_path) == []
+    assert difference(Files(paths, [0, 1, 2, 3]), Files(paths, [0, 1, 2, 4]), tmp_path) == ["train: other labels"]
+
+
 @pytest.mark.parametrize("old", [None, {}, [], {"train": 1}, {"train": None}, "text"])
 def test_a_run_without_a_fingerprint_differs_from_none(old, images, tmp_path):
     assert fingerprint_differences(old, fingerprint({"train": images}, CLASSES, tmp_path)) == []
