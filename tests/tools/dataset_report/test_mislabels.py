@@ -36,13 +36,20 @@ pytestmark = pytest.mark.usefixtures("plugins_of_this_module")
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """The lines of the report on a run that was trained on digits of which 2 % have a changed label."""
+def folder(tmp_path_factory):
+    """A plugin with digits of which 2 % have a changed label, and a run that was trained on them."""
     folder = tmp_path_factory.mktemp("flipped")
     plugin = folder / "flipped.py"
     plugin.write_text(PLUGIN)
     options = ("--plugin", plugin, "-c", "configs/lenet_digits.yaml", "--data.name", "flipped_digits", "--train.n_epochs", 10)
     assert run_main(*options, "-e", folder / "run") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(folder):
+    """The lines of the report on the run."""
+    plugin = folder / "flipped.py"
     words = ("--plugin", plugin, "--run", folder / "run", "--csv", folder / "report.csv", "--html", folder / "report.html")
     assert run_tool(lambda: main([str(word) for word in words])) == 0
     assert "Likely wrong labels" in (folder / "report.html").read_text()
@@ -62,6 +69,16 @@ def test_changed_labels_are_in_the_most_suspicious_five_percent(table, split):
     assert n_found >= 0.9 * is_changed.sum()  # measured: all of them
     suspects = np.array([line["suggested"] != "" for line in lines])
     assert (suspects & is_changed).sum() >= 0.5 * suspects.sum() > 0
+
+
+@pytest.mark.slow
+def test_a_model_by_name_judges_all_labels_by_its_features(folder, capsys):
+    weights = ("--run", "lenet", "--model.pretrained", folder / "run", "-c", "configs/lenet_digits.yaml")
+    words = ("--plugin", folder / "flipped.py", *weights, "--data.name", "flipped_digits")
+    assert run_tool(lambda: main([str(word) for word in words])) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "are likely wrong" in line]
+    assert "of 1,797 labels" in line
+    assert line.count("5-fold cross-validation of a linear classifier") == 2
 
 
 def test_thresholds_are_the_mean_confidence_of_each_class():
