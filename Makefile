@@ -9,7 +9,7 @@ PICTURED := configs/resnet18_shapes.yaml
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow docs-test faults accuracies bench pictures docs lint format clean
+.PHONY: help install install-dev train test test-slow docs-test faults duplicates accuracies bench pictures docs lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,11 @@ faults: install-dev  ## kill, interrupt and damage runs; update the tables of do
 	$(BIN)/python -m tests.faults > .faults.md
 	mv .faults.md docs/measured/faults.md
 	cat docs/measured/faults.md
+
+duplicates: install-dev  ## measure the search for duplicates: make duplicates PHOTOS=folder CIFAR=folder; 15 minutes
+	$(BIN)/python -m tests.measured_duplicates $(PHOTOS) $(CIFAR) > .duplicates.md
+	mv .duplicates.md docs/measured/duplicates.md
+	cat docs/measured/duplicates.md
 
 accuracies: install-dev  ## train on the datasets without a download, three seeds; update the table of results; 20 minutes
 	$(BIN)/python tools/compare.py --train configs/lenet_digits.yaml configs/lenet_shapes.yaml configs/resnet18_shapes.yaml \

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
 from datasets.pipeline.catalog import DATASETS
 from datasets.pipeline.cores import cores_per_rank
 from datasets.pipeline.counters import derive
+from datasets.pipeline.fingerprint import Fingerprint, fingerprint
 from datasets.pipeline.images import log_rotated
 from datasets.pipeline.loaders import (
     EvalLoader,
@@ -107,6 +109,7 @@ class Data:
     splits: dict[str, Split]  # train, valid and, where it is a split apart from valid, test
     loader: Callable[..., EvalLoader]  # loader(split) reads this rank's part; loader(split, n) the first n samples on every rank
     category_ids: tuple[int | None, ...] | None = None  # of each class in the files, where they aren't 0, 1, ...
+    root: Path = Path()  # the folder of its files
 
 
 @dataclass
@@ -132,6 +135,7 @@ class Run:
     eval_first: bool = False
     profile: int = 0
     max_eval_batches: int | None = None
+    fingerprint: Future[Fingerprint] | None = None  # of the data, on rank 0
 
 
 def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None = None, task: Task | None = None) -> Run:
@@ -142,6 +146,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     require_packages(*task_kind(config).packages, needed_by=f"task {config.task}", listed_in="requirements.txt")
     data = load_data(config, accelerator)
     split = data.splits["train"]
+    fingerprint_of_data = start_fingerprint(data) if accelerator.is_main_process else None
     make_order = partial(BalancedOrder, labels=split.labels) if config.data.sampler == "balanced" else Order
     order = make_order(
         len(split),
@@ -215,6 +220,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
         patience=train.patience,
         eval_first=train.eval_first,
         profile=train.profile,
+        fingerprint=fingerprint_of_data,
     )
 
 
@@ -265,7 +271,15 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
         return eval_loader(part, per_device, *of, prepare, evaluation_workers, accelerator.device)
 
     classes = tuple(printable(name) for name in loaded.classes)
-    return Data(spec, classes, img_size, splits, loader, loaded.category_ids)
+    return Data(spec, classes, img_size, splits, loader, loaded.category_ids, data_source(config).root)
+
+
+def start_fingerprint(data: Data) -> Future[Fingerprint]:
+    """Compute the fingerprint of the data in a thread, while the model is built."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(fingerprint, dict(data.splits), data.classes, data.root)
+    pool.shutdown(wait=False)
+    return future
 
 
 def _log_absent_classes(data: Data) -> None:

@@ -287,15 +287,18 @@ def _train_in(
 def _start(run: Run, config: ResolvedConfig, outputs: Outputs, checkpoint: Checkpoint | None) -> None:
     """Write the files of the run's start, and open those of its metrics."""
     folder, values = outputs.folder, to_dict(config)
-    environment = describe_environment(run.accelerator, config.train.precision, loaded_plugins())
+    data = run.fingerprint.result() if run.fingerprint is not None else {}
+    environment = describe_environment(run.accelerator, config.train.precision, loaded_plugins(), data)
     try:
         if checkpoint is not None and outputs.checkpoints is not None:
-            log_changes(folder.path, checkpoint.config, values, environment)
+            log_changes(folder.path, checkpoint.config, values, environment, checkpoint.data)
             outputs.checkpoints.rewind(run.state.step, run.state.best_step)
         write_start(folder, to_yaml(config), environment, run.data.classes, run.data.category_ids)
         outputs.metrics = MetricsLog(folder, run.state.step, run.state.metrics_bytes)
     except OSError as error:
         raise RunError(f"{folder.path} can't be written ({error.strerror or error})") from error
+    if outputs.checkpoints is not None:
+        outputs.checkpoints.data = data
     outputs.trackers = Trackers(config.tracking, values, folder)
 
 

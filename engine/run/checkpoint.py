@@ -70,6 +70,7 @@ class Checkpoint:
     train_state: dict[str, Any]
     ema_weights: dict[str, Tensor] | None = None
     config: dict[str, Any] | None = None  # key -> value, dotted; None in old checkpoints
+    data: dict[str, Any] | None = None  # fingerprint of the data; None in old checkpoints
 
     def weights_of(self, *, averaged: bool) -> dict[str, Tensor]:
         if not averaged:
@@ -82,6 +83,7 @@ class Checkpoint:
 class Checkpoints:
     def __init__(self, run_dir: Path, keep_last: int, config: Mapping[str, Any] | None = None) -> None:
         self.run_dir, self.folder, self.keep_last, self.config = run_dir, run_dir / "ckpt", keep_last, config
+        self.data: Mapping[str, Any] | None = None  # the fingerprint of the data, known once they are read
         self.failed_saves = 0  # in a row
 
     def save(
@@ -103,7 +105,7 @@ class Checkpoints:
                 files = {WEIGHTS: partial(_write_weights, weights), TRAIN_STATE: partial(_write_state, train_state)}
                 if ema_weights is not None:
                     files[EMA_WEIGHTS] = partial(_write_weights, ema_weights)
-                _write(part, step, files, self.config)
+                _write(part, step, files, {"config": self.config, "data": self.data})
                 part.rename(target)
                 fsync_folder(self.folder)
             except BaseException:
@@ -205,7 +207,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ema_weights = _parsed(path / EMA_WEIGHTS, files, load_safetensors) if EMA_WEIGHTS in files else None
         if not isinstance(train_state, dict):
             raise MalformedFile(path / TRAIN_STATE, "it is not a mapping")
-        return Checkpoint(path, manifest["step"], weights, train_state, ema_weights, manifest.get("config"))
+        about = manifest.get("config"), manifest.get("data")
+        return Checkpoint(path, manifest["step"], weights, train_state, ema_weights, *about)
     except MalformedFile as error:
         raise InvalidCheckpoint(str(error)) from error
     except OSError as error:
@@ -222,14 +225,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path, MAX_MANIFEST, follow_link=False)
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != _manifest_digest(manifest):
         raise MalformedFile(path, "it is damaged (wrong digest)")
-    version, step, files, config = (manifest.get(key) for key in ("format", "step", "files", "config"))
+    version, step, files = (manifest.get(key) for key in ("format", "step", "files"))
     if type(version) is int and version > FORMAT:
         problem = f"a newer version of this program wrote it; this one reads manifests up to format {FORMAT}"
         raise NewerFormat(f"{path} has format {version}: {problem}")
     named = STEP_FOLDER.fullmatch(path.parent.name)
     is_valid = version is None or (type(version) is int and version >= 0)
     is_valid &= type(step) is int and step >= 0 and (named is None or int(named[1]) == step)
-    is_valid &= isinstance(config, (dict, NoneType))
+    is_valid &= all(isinstance(manifest.get(key), (dict, NoneType)) for key in ("config", "data"))
     is_valid &= isinstance(files, dict) and {WEIGHTS, TRAIN_STATE} <= files.keys() <= {WEIGHTS, TRAIN_STATE, EMA_WEIGHTS}
     if not is_valid or not all(isinstance(sha256, str) for sha256 in manifest["files"].values()):
         raise MalformedFile(path, "it is not the manifest of this step")
@@ -257,14 +260,14 @@ def _parsed(path: Path, files: dict[str, bytes], load: Callable[[bytes], T]) -> 
         raise MalformedFile(path, str(error)) from error
 
 
-def _write(folder: Path, step: int, files: Mapping[str, Callable[[Path], None]], config: Mapping[str, Any] | None) -> None:
+def _write(folder: Path, step: int, files: Mapping[str, Callable[[Path], None]], about: Mapping[str, Any]) -> None:
     if folder.exists():
         remove_tree(folder)
     folder.mkdir()
     with ThreadPoolExecutor(len(files)) as pool:  # hashes one file while another is written
         digests = {name: pool.submit(_flushed, write, folder / name) for name, write in files.items()}
     manifest: dict[str, Any] = {"format": FORMAT, "step": step}
-    manifest |= {"files": {name: digest.result() for name, digest in digests.items()}, "config": config}
+    manifest |= {"files": {name: digest.result() for name, digest in digests.items()}, **about}
     manifest["digest"] = _manifest_digest(manifest)
     content = json.dumps(manifest, indent=2).encode()
     _flushed(lambda path: path.write_bytes(content), folder / MANIFEST)

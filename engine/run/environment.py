@@ -15,7 +15,9 @@ from datasets.pipeline.cores import usable_cores
 PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "safetensors", "omegaconf")
 
 
-def describe_environment(accelerator: Accelerator, precision: str | None, plugins: dict[str, str]) -> dict[str, Any]:
+def describe_environment(
+    accelerator: Accelerator, precision: str | None, plugins: dict[str, str], data: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "command": [sys.executable, *sys.argv],
         "device": device_name(accelerator.device),
@@ -27,6 +29,7 @@ def describe_environment(accelerator: Accelerator, precision: str | None, plugin
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "plugins": plugins,
+        "data": data,
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets.pipeline.fingerprint import fingerprint_differences
 from engine.config.schema import WITHOUT_EFFECT_ON_WEIGHTS, flatten
 from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, ENVIRONMENT, RunFolder, plugins_in, read_config, read_replaceable
 from models.loading.files import first_line
@@ -53,18 +54,24 @@ def write_start(
 
 
 def log_changes(
-    run_dir: Path, trained_with: Mapping[str, Any] | None, config: Mapping[str, Any], environment: Mapping[str, Any]
+    run_dir: Path,
+    trained_with: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    trained_on: Mapping[str, Any] | None = None,
 ) -> None:
     """Log what differs from the training so far, and whether it affects the weights.
 
     `trained_with` are the values of the config that the checkpoint was trained with. Old checkpoints have none: only the command
-    line can differ from config.yaml then.
+    line can differ from config.yaml then. `trained_on` is the fingerprint of its data, which old checkpoints don't have either.
     """
     before, now = (json.loads(json.dumps(values)) for values in (trained_with or flatten(read_config(run_dir)), flatten(config)))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             effect = "" if key.startswith(WITHOUT_EFFECT_ON_WEIGHTS) else INEXACT
             log.info("%s is now %s, was %s%s", first_line(key), now.get(key), first_line(str(before.get(key))), effect)
+    for difference in fingerprint_differences(trained_on, environment["data"]):
+        log.warning("the data are not those of the training so far: %s%s", difference, INEXACT)
     earlier = read_replaceable(run_dir, ENVIRONMENT, dict) or environment
     digests = {Path(plugin).name: digest for plugin, digest in environment["plugins"].items()}
     for plugin, digest in plugins_in(earlier).items():

@@ -39,7 +39,7 @@ def mistakes_of(rows: Sequence[Row], n: int, overrides: Mapping[str, Any]) -> li
                 confidences, predicted = (part.tolist() for part in predictions.max(1))
                 for image, true, confidence, index in zip(chosen.images, chosen.names, confidences, predicted, strict=True):
                     sample = {"predicted": trained.classes[index], "confidence": confidence, "true": true}
-                    samples.append({"picture": _data_url(image), **sample})
+                    samples.append({"picture": data_url(image), **sample})
             else:
                 why_none = "it makes no mistake"
         except (ConfigError, RunError) as error:
@@ -49,7 +49,7 @@ def mistakes_of(rows: Sequence[Row], n: int, overrides: Mapping[str, Any]) -> li
     return found
 
 
-def _data_url(image: Tensor) -> str:
+def data_url(image: Tensor) -> str:
     """Encode an image, C H W from 0 to 1: PNG if it is small, else a JPEG thumbnail."""
     levels = (255 * image).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()  # C H W -> H W C
     picture, encoded = Image.fromarray(np.squeeze(levels, -1) if levels.shape[-1] == 1 else levels), io.BytesIO()

@@ -12,7 +12,7 @@ from tools.comparison.runs import RunRecord
 from tools.tables import duration, giga
 
 SEED_SUFFIX = re.compile(r"[-_./]*seed[-_=]?\d+$")
-NOT_OF_THE_MACHINE = ("command", "earlier_sessions")  # keys of environment.json
+NOT_OF_THE_MACHINE = ("command", "earlier_sessions", "data")  # keys of environment.json
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,19 @@ def columns_for(rows: Sequence[Row]) -> list[Column]:
 
 def failure_reasons(rows: Sequence[Row]) -> list[str]:
     return [f"{row.name}: {row.first.results['why']}" for row in rows if row.first.results.get("why")]
+
+
+def data_notes(rows: Sequence[Row]) -> list[str]:
+    """Name the runs whose data differ from those of the first run with the same dataset and seed: a seed may choose the split."""
+    from datasets.pipeline.fingerprint import fingerprint_differences  # imports torch, which --help does without
+
+    first: dict[Any, RunRecord] = {}
+    notes = []
+    for run in (run for row in rows for run in row.runs if run.is_readable and run.environment.get("data")):
+        other = first.setdefault((run.config["data.name"], run.seed), run)
+        if found := fingerprint_differences(other.environment["data"], run.environment["data"]):
+            notes.append(f"{run.name} was trained on other data than {other.name}: {', '.join(found)}")
+    return notes
 
 
 def differences(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -6,17 +6,17 @@ import os
 from collections.abc import Sequence
 
 from engine.config.schema import flatten
-from tools.comparison.rows import COLUMNS, Row, columns_for, differences, failure_reasons, machine_of
+from tools.comparison.rows import COLUMNS, Row, columns_for, data_notes, differences, failure_reasons, machine_of
 from tools.comparison.runs import RunRecord
 from tools.tables import Rows, escaped, markdown, plain
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    return "\n".join([plain(*_cells(rows)), *failure_reasons(rows)])
+    return "\n".join([plain(*_cells(rows)), *failure_reasons(rows), *data_notes(rows)])
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    return "\n\n".join([markdown(*_cells(rows)), *map(escaped, failure_reasons(rows))]) + "\n"
+    return "\n\n".join([markdown(*_cells(rows)), *map(escaped, [*failure_reasons(rows), *data_notes(rows)])]) + "\n"
 
 
 def _cells(rows: Sequence[Row]) -> tuple[Rows, set[int]]:
@@ -47,6 +47,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 def differences_as_text(a: RunRecord, b: RunRecord) -> str:
     parts = {
         "config": differences([a.config, b.config]),
+        "data": differences([flatten({"data": run.environment.get("data")}) for run in (a, b)]),
         "versions and machine": differences([machine_of(a), machine_of(b)]),
         "results": differences([flatten({**run.results, "status": run.progress}) for run in (a, b)]),
     }
