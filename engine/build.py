@@ -283,9 +283,9 @@ def start_fingerprint(data: Data) -> Future[Fingerprint]:
 
 
 def _log_absent_classes(data: Data) -> None:
-    for name, split in data.splits.items() if data.spec.targets == "classes" else ():
-        counts = split.labels.bincount(minlength=len(data.classes)).tolist()
-        if absent := [of_class for of_class, n in zip(data.classes, counts, strict=True) if n == 0]:
+    for name, split in data.splits.items() if data.spec.targets in ("classes", "labels") else ():
+        counts = split.labels.bincount(minlength=len(data.classes)) if split.labels.ndim == 1 else split.labels.sum(0)
+        if absent := [of_class for of_class, n in zip(data.classes, counts.tolist(), strict=True) if n == 0]:
             some = ", ".join([*absent[:5], *(["..."] if len(absent) > 5 else [])])
             log.warning("the %s split has no image of %d of the %d classes: %s", name, len(absent), len(counts), some)
 

@@ -102,7 +102,7 @@ def make_splits(
 ) -> Loaded:
     """Divide samples by `parts`: TRAIN, VALID or TEST of each. If all are for training, hold out a test split, class by class.
 
-    A class that training lacks is an error. A class that another split lacks, or that was only held out, is a warning.
+    A class that only another split has is an error.
     """
     by_part = {i: files.subset(torch.from_numpy(np.flatnonzero(parts == i))) for i in np.unique(parts).tolist()}
     if TRAIN not in by_part:
@@ -115,26 +115,13 @@ def make_splits(
     if test is None:
         train, test = hold_out(train, test_ratio, source.seed, by_class=by_class)
         log.info("%s: %d of the %d samples are held out for testing (data.test_ratio)", where, len(test), len(files))
-    loaded = Loaded(train, test, classes, valid=valid, by_class=by_class)
-    _check_classes(loaded, where, was_held_out=is_held_out)
-    return loaded
+    if not is_held_out:
+        for name, split in {"validation": valid, "test": test}.items():
+            if split is not None and (extra := (_counts(split, classes) > 0) & (_counts(train, classes) == 0)).any():
+                names = [first_line(classes[i]) for i in extra.nonzero().flatten().tolist()]
+                raise OSError(f"{where}: the {name} split has classes that training doesn't have: {', '.join(names[:5])}")
+    return Loaded(train, test, classes, valid=valid, by_class=by_class)
 
 
-def _check_classes(loaded: Loaded, where: Path, *, was_held_out: bool) -> None:
-    classes, n = loaded.classes, len(loaded.classes)
-    counts = {}
-    for name, split in {"training": loaded.train, "validation": loaded.valid, "test": loaded.test}.items():
-        if split is not None:
-            counts[name] = split.labels.bincount(minlength=n) if split.labels.ndim == 1 else split.labels.sum(0)
-    for name, of_split in counts.items():
-        extra, lacking = (of_split > 0) & (counts["training"] == 0), of_split == 0
-        if extra.any() and not was_held_out:
-            raise OSError(f"{where}: the {name} split has classes that training doesn't have: {_listed(classes, extra)}")
-        if lacking.any():
-            n_lacking, names = int(lacking.sum()), _listed(classes, lacking)
-            log.warning("%s: the %s split has no image of %d of the %d classes: %s", where, name, n_lacking, n, names)
-
-
-def _listed(classes: Sequence[str], chosen: Tensor, n: int = 5) -> str:
-    names = [first_line(classes[i]) for i in chosen.nonzero().flatten().tolist()]
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+def _counts(split: Files, classes: Sequence[str]) -> Tensor:
+    return split.labels.bincount(minlength=len(classes)) if split.labels.ndim == 1 else split.labels.sum(0)

@@ -122,7 +122,7 @@ class _Results(_MultiProcessingDataLoaderIter):
         except BaseException as error:
             self._shutdown = True  # torch's own end of a half-started iterator fails
             _kill(set(multiprocessing.active_children()) - others)
-            if not isinstance(error, (OSError, RuntimeError)):
+            if not isinstance(error, (OSError, RuntimeError)) or str(error).startswith("DataLoader worker"):  # started, and died
                 raise
             problem = f"{loader.num_workers} worker processes can't be started: {_first_line(error)}"
             error.__traceback__ = None  # its frames hold pipes open

@@ -125,13 +125,14 @@ class RankedLabels:
             raise ValueError("no image of this split has a label: there is nothing to evaluate")
         n = int(occurs.sum())
         precisions = torch.full((len(classes),), torch.nan)
-        precisions[occurs] = multilabel_average_precision(scores[:, occurs], truth[:, occurs], n, average="none")
+        whole: dict[str, Any] = {"validate_args": False}  # which would refuse a single class
+        precisions[occurs] = multilabel_average_precision(scores[:, occurs], truth[:, occurs], n, average="none", **whole)
         present = self.task.present(scores).int()
         metrics: dict[str, Any] = {
             "loss": sum(losses) / len(scores),
             "mAP": float(precisions[occurs].mean()),
-            "f1_micro": float(multilabel_f1_score(present, truth, len(classes), average="micro")),
-            "f1_macro": float(multilabel_f1_score(present, truth, len(classes), average="macro")),
+            "f1_micro": float(multilabel_f1_score(present, truth, len(classes), average="micro", **whole)),
+            "f1_macro": float(multilabel_f1_score(present, truth, len(classes), average="macro", **whole)),
             "count": len(scores),
         }
         if "per_class" in self.tables:

@@ -107,6 +107,11 @@ def test_a_class_that_a_split_lacks_is_a_warning(tmp_path, capsys):
     shutil.rmtree(root / "val" / "class_1")
     assert train(root, tmp_path / "run", "--dry_run") == 0
     assert "warning: the valid split has no image of 1 of the 3 classes: class_1\n" in capsys.readouterr().out
+    for part, labels in (("train", "class_0|class_2"), ("val", "class_0")):
+        rows = [f"{path.relative_to(root)},{labels}" for path in sorted((root / part).glob("*/*.jpg"))]
+        (root / f"{part}.csv").write_text("\n".join(["path,tags", *rows]))
+    assert train(root, tmp_path / "run", "--dry_run", "--data.name", "table", "--task", "multilabel") == 0
+    assert "warning: the valid split has no image of 1 of the 2 classes: class_2\n" in capsys.readouterr().out
 
 
 def test_own_classes_trains_on_twenty_unsplit_images(tmp_path, capsys):

@@ -206,8 +206,9 @@ def test_each_run_shows_its_monitored_metric(seeds, one_fails, capsys):
 def test_diff_prints_only_differences(seeds, capsys):
     a, b = (seeds / f"lenet_digits-seed-{seed}" for seed in (1, 2))
     compare("--diff", a, b)
-    config, machine, reached = capsys.readouterr().out.split("\n\n")
+    config, data, machine, reached = capsys.readouterr().out.split("\n\n")
     assert [line.split() for line in config.splitlines()[2:]] == [["seed", "1", "2"]]
+    assert {line.split()[0].split(".")[1] for line in data.splitlines()[2:]} == {"train", "valid", "test"}  # of each seed
     assert machine == "versions and machine: no difference"
     lines = {line.split()[0]: line.split()[1:] for line in reached.splitlines()[2:]}
     assert lines["best.valid/loss"] == [str(results(run)["best"]["valid/loss"]) for run in (a, b)]

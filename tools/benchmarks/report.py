@@ -1,19 +1,19 @@
 """Options of the benchmark commands and the report that each of them returns. Importing it needs no torch."""
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from datasets.pipeline.cores import usable_cores
 from tools.tables import plain, write_text
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
-N_CORES = usable_cores()
+N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 LAYOUTS = {"channels first": False, "channels last": True}  # train.channels_last
 NUMBERS = (2, 3, 5)  # right-aligned columns of `ratio_rows`
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datasets.pipeline.cores import usable_cores
 from engine import load_config
 from engine.config import yaml12
 from engine.config.errors import ConfigError, RunError
@@ -103,6 +102,8 @@ def environments(jobs: int) -> list[dict[str, str]]:
     if jobs == 1:
         return [{}]
     import torch
+
+    from datasets.pipeline.cores import usable_cores  # its package imports torch
 
     slots: list[dict[str, str]] = [{}]
     if torch.cuda.is_available():

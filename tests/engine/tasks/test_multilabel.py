@@ -57,6 +57,12 @@ def test_a_class_without_an_image_does_not_count(monkeypatch):
     assert found["mAP"] == pytest.approx(np.mean([value for value in found["per_class"].values() if value is not None]))
 
 
+def test_a_single_class_that_occurs_is_enough(monkeypatch):
+    monkeypatch.setitem(globals(), "TARGETS", TARGETS * torch.tensor([0, 0, 1, 0, 0], dtype=torch.uint8))
+    expected = average_precision_score(TARGETS[:, 2].numpy(), LOGITS[:, 2].sigmoid().numpy())
+    assert evaluated(MultiLabel(CLASSES))["mAP"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_tables_count_per_class():
     found = evaluated(MultiLabel(CLASSES).with_tables("per_class", "confusion"))
     expected = multilabel_confusion_matrix(TARGETS.numpy(), (LOGITS >= 0).numpy())
