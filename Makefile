@@ -32,7 +32,7 @@ train: install  ## train a config: make train CONFIG=configs/resnet18_cifar10.ya
 	$(BIN)/python main.py -c $(CONFIG) $(ARGS)
 
 test: install-dev  ## run the tests; at most 10 minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: install-dev  ## run the slow tests: real trainings, every model
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow $(ARGS)
