@@ -114,7 +114,7 @@ def _duplicates_in_words(groups: Sequence[Any]) -> list[str]:
     lines = [f"LEAK: groups of duplicates that are in train and in a split to evaluate on: {leaks:,}"] if leaks else []
     lines += [f"groups of duplicates with conflicting labels: {conflicts:,}"] if conflicts else []
     n_extra = sum(len(group.members) - 1 for group in groups)
-    return [*lines, f"{n_extra:,} images are duplicates of others, in {len(groups):,} groups" if groups else "no duplicates"]
+    return [*lines, f"groups of duplicates: {len(groups):,}, with {n_extra:,} superfluous" if groups else "no duplicates"]
 
 
 def _write_list(path: Path, places: Sequence[bytes], root: Path) -> None:
