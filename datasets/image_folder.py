@@ -8,7 +8,6 @@ Olga Russakovsky et al. (2015): ImageNet Large Scale Visual Recognition Challeng
 The list of files is cached, in the data folder or else in the user's cache folder, and is valid until a folder changes.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -27,10 +26,10 @@ import numpy as np
 import psutil
 import torch
 
-from datasets.pipeline.cache import load_cached
+from datasets.pipeline.cache import cache_paths, load_cached
 from datasets.pipeline.cores import usable_cores
 from datasets.pipeline.images import IMAGE_ENDINGS, PACKAGES, EvaluationImages, log_rotated
-from datasets.pipeline.splits import PHOTOGRAPHS, Files, Images, Loaded, Source, hold_out
+from datasets.pipeline.splits import PARTS, PHOTOGRAPHS, Files, Images, Loaded, Source, from_parts
 from models.loading.files import MalformedFile, first_line, one_line, open_regular, read_limited, replace_file, stays_inside
 
 log = logging.getLogger(__name__)
@@ -40,8 +39,6 @@ WORDNET = re.compile(r"n\d{8}")
 MAX_LIST = 1 << 30  # bytes of a file for data.exclude
 RECENT = 2.0  # seconds; after a more recent change, another may follow with the same timestamp
 
-VALIDATION = ("val", "valid", "validation")  # the names of a validation folder
-SPLITS = ("train", *VALIDATION, "test")
 MANY = 5  # of which a message names no more
 
 Folders = dict[str, dict[str, Path]]  # the folder of each class, by split and name
@@ -64,15 +61,8 @@ def load(source: Source, *, in_memory: bool = False, exclude: str | None = None,
         part: Files(np.char.add(prefix, listing[f"{part}_names"]), torch.from_numpy(listing[f"{part}_labels"]))
         for part in folders
     }
-    train, test = splits["train"], splits.get("test")
-    valid = next((splits[part] for part in VALIDATION if part in splits), None)
-    test, valid = (valid, None) if test is None else (test, valid)
-    by_class = test is None
-    if test is None:
-        train, test = hold_out(train, test_ratio, source.seed, by_class=True)
-        message = "%s has no split for validation or test: %d of its %d images are held out, class by class (data.test_ratio %g)"
-        log.info(message, root, len(test), len(train) + len(test), test_ratio)
-    loaded = Loaded(train, test, class_names(tuple(folders["train"])), valid=valid, by_class=by_class)
+    parts = {name: splits[folder] for name, folders_of in PARTS.items() for folder in folders_of if folder in splits}
+    loaded = from_parts(parts, class_names(tuple(folders["train"])), test_ratio, source.seed, by_class=True)
     return _read_into_memory(loaded, source) if in_memory else loaded
 
 
@@ -83,7 +73,7 @@ def class_folders(root: Path) -> Folders:
     A folder with the name of a split is one if it holds folders. Where none is, it may be a class.
     """
     at_root = _folders_in(root) if root.is_dir() else {}
-    inside = {part: _folders_in(at_root[part]) for part in SPLITS if part in at_root}
+    inside = {part: _folders_in(at_root[part]) for names in PARTS.values() for part in names if part in at_root}
     if not any(inside.values()) and not at_root.keys() <= inside.keys():
         return {"train": at_root}
     if inside.get("test") == {}:  # as in many competitions, its images have no labels
@@ -93,7 +83,7 @@ def class_folders(root: Path) -> Folders:
     expected = f"expected {root}/train/<class>/*.jpg and {root}/val/<class>/*.jpg, or {root}/<class>/*.jpg"
     if "train" not in inside:
         raise OSError(f"{root / 'train'}: no such folder; {expected}")
-    if len(validation := [str(at_root[part]) for part in VALIDATION if part in inside]) > 1:
+    if len(validation := [str(at_root[part]) for part in PARTS["val"] if part in inside]) > 1:
         raise OSError(f"{' and '.join(validation)}: there can be one folder for validation")
     for part, found in inside.items():
         if not found:
@@ -141,8 +131,7 @@ def class_names(folders: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _listing(root: Path, folders: Folders) -> Listing:
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "image-backbones"
-    caches = [root / ".image-list.npz", user_cache / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"]
+    caches = cache_paths(root / "image-list", ".npz")
     for cache in caches:
         if (listing := _read_cache(cache, root, folders)) is not None:
             return listing

@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from datasets.pipeline.cache import cache_paths
-from datasets.pipeline.labels import PARTS, TRAIN, Labels, make_splits, part_of_name
+from datasets.pipeline.labels import TRAIN, WORDS, Labels, make_splits, part_of_name
 from datasets.pipeline.places import part_of
 from datasets.pipeline.splits import PHOTOGRAPHS, Files, Loaded, Source
 from models.loading.files import MalformedFile, first_line, one_line, open_regular, replace_file, stays_inside
@@ -153,7 +154,7 @@ def downloaded(source: Source) -> Path:
 # Columns
 
 
-class Table:
+class Table(ABC):
     """A file with named columns. `place` is the word for the place of a sample."""
 
     place = ""
@@ -162,9 +163,9 @@ class Table:
     def __init__(self, file: Path) -> None:
         self.file = file
 
+    @abstractmethod
     def rows(self, names: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
         """Yield each row's place and its cells of the named columns."""
-        raise NotImplementedError
 
     def holds_images(self, name: str) -> bool:
         """Return whether a column holds the bytes of images, not paths."""
@@ -219,9 +220,9 @@ def _labels_in(cells: list[Any], several: bool, separator: str) -> Sequence[Any]
 
 
 def _part(cell: Any) -> int:
-    part = PARTS.get(str(cell).strip().lower())
+    part = WORDS.get(str(cell).strip().lower())
     if part is None:
-        raise ValueError(f"the split {cell!r} is none of {', '.join(PARTS)}")
+        raise ValueError(f"the split {cell!r} is none of {', '.join(WORDS)}")
     return part
 
 

@@ -311,7 +311,7 @@ def described_data(config: Config, classes: Collection[str]) -> Data:
 def _split(loaded: Loaded, valid_ratio: float | None, seed: int) -> dict[str, Split]:
     if loaded.valid is not None:
         if valid_ratio is not None:
-            raise ConfigError("data.valid_ratio", "the data has a validation split of its own", "null uses it")
+            raise ConfigError("data.valid_ratio", "the data already has a validation split", "null uses that")
         return {"train": loaded.train, "valid": loaded.valid, "test": loaded.test}
     if valid_ratio is None:
         log.info("no separate validation split (data.valid_ratio is null): the best checkpoint is chosen on the test split")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Report what is in a dataset and what is wrong with it: unreadable images, duplicates, missing classes, likely wrong labels."""
+"""Report the contents and the faults of a dataset: classes, sizes, unreadable images, duplicates, likely wrong labels."""
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from engine import load_config
     from engine.build import load_data
     from engine.devices.accelerator import make_accelerator
+    from engine.run.log import set_up_terminal
     from tools.dataset_report.duplicates import find_groups
     from tools.dataset_report.facts import count_problems, counts, read_facts, sizes
     from tools.dataset_report.page import Report
 
+    set_up_terminal(is_main=True)  # the files that are not read, the images that are held out
     trained = _trained(args.run, args.config, overrides) if args.run is not None else None
     config = trained.config if trained is not None else _from_files(load_config(args.config, overrides))
     data = trained.data if trained is not None else load_data(config, make_accelerator(config.train))
-    for path in _other_files(data.root, data.classes):
-        print_lines(f"{path}: not used, since it doesn't have the suffix of an image")
     facts = read_facts(data.splits, data.root, data.spec.targets)
     groups = find_groups(facts, data.spec.targets)
     report = Report(f"{data.spec.name}: {len(facts):,} images", data.splits, data.classes, facts, groups)
@@ -111,10 +111,10 @@ def _trained(run: str, config: str | None, overrides: dict[str, Any]) -> Any:
 def _duplicates_in_words(groups: Sequence[Any]) -> list[str]:
     """Say what duplicates there are, leaks first."""
     leaks, conflicts = (sum(getattr(group, what) for group in groups) for what in ("leak", "conflict"))
-    lines = [f"LEAK: groups of duplicates that are in train and in a split to evaluate on: {leaks:,}"] if leaks else []
+    lines = [f"LEAK: groups of duplicates in both train and an evaluation split: {leaks:,}"] if leaks else []
     lines += [f"groups of duplicates with conflicting labels: {conflicts:,}"] if conflicts else []
     n_extra = sum(len(group.members) - 1 for group in groups)
-    return [*lines, f"groups of duplicates: {len(groups):,}, with {n_extra:,} superfluous" if groups else "no duplicates"]
+    return [*lines, f"duplicates: {n_extra:,} (groups: {len(groups):,})" if groups else "no duplicates"]
 
 
 def _write_list(path: Path, places: Sequence[bytes], root: Path) -> None:
@@ -129,17 +129,6 @@ def _write_list(path: Path, places: Sequence[bytes], root: Path) -> None:
     except OSError as error:
         raise RunError(f"{path} can't be written: {error.strerror}") from error
     print_lines(f"{path} lists them; --data.exclude {path} trains without them")
-
-
-def _other_files(root: Path, classes: Sequence[str]) -> Iterator[Path]:
-    """Files in the folders of an image folder dataset that aren't named as images."""
-    from datasets.pipeline.images import IMAGE_ENDINGS
-
-    for part in ("train", "val"):
-        for name in classes:
-            folder = root / part / name
-            if folder.is_dir():
-                yield from sorted(path for path in folder.iterdir() if not path.name.lower().endswith(IMAGE_ENDINGS))
 
 
 if __name__ == "__main__":

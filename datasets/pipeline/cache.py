@@ -102,6 +102,5 @@ def _checksum(tensors: dict[str, Tensor], classes: str) -> str:
 def cache_paths(file: Path, ending: str) -> tuple[Path, Path]:
     """Return the two places for a cache of a file: beside it or, where that folder isn't writable, in the user's cache folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "image-backbones"
-    return file.with_name(
-        f".{file.name}{ending}"
-    ), home / f"{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:16]}{ending}"
+    digest = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:16]
+    return file.with_name(f".{file.name}{ending}"), home / f"{digest}{ending}"

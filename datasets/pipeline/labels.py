@@ -12,13 +12,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from datasets.pipeline.splits import Files, Loaded, Source, hold_out
+from datasets.pipeline.splits import PARTS, Files, Loaded, Source, from_parts
 from models.loading.files import MalformedFile, first_line, one_line
 
 log = logging.getLogger(__name__)
 
-TRAIN, VALID, TEST = range(3)
-PARTS = dict.fromkeys(("train", "training"), TRAIN) | dict.fromkeys(("val", "valid", "validation", "dev"), VALID) | {"test": TEST}
+TRAIN, VALID, TEST = range(3)  # the places of the parts in PARTS
+WORDS = {word: i for i, words in enumerate(PARTS.values()) for word in words} | {"training": TRAIN, "dev": VALID}
 FIRST_WORD = re.compile("[a-z]+", re.IGNORECASE)
 WHOLE = re.compile(r"(-?[0-9]{1,18})(\.0*)?")
 MAX_CLASSES = 100_000
@@ -27,7 +27,7 @@ MAX_CLASSES = 100_000
 def part_of_name(name: str) -> int | None:
     """Return the split of a file or folder whose name begins with that of a split; None for any other."""
     word = FIRST_WORD.match(name)
-    return PARTS.get(word[0].lower()) if word else None
+    return WORDS.get(word[0].lower()) if word else None
 
 
 class Labels:
@@ -104,23 +104,15 @@ def make_splits(
 
     A class that only another split has is an error.
     """
-    by_part = {i: files.subset(torch.from_numpy(np.flatnonzero(parts == i))) for i in np.unique(parts).tolist()}
-    if TRAIN not in by_part:
+    members = {name: torch.from_numpy(np.flatnonzero(parts == i)) for i, name in enumerate(PARTS)}
+    by_part = {name: files.subset(indices) for name, indices in members.items() if len(indices)}
+    if "train" not in by_part:
         raise OSError(f"{where}: there is no sample for training")
-    train, valid, test = by_part[TRAIN], by_part.get(VALID), by_part.get(TEST)
-    is_held_out = valid is None and test is None
-    if test is None:
-        valid, test = None, valid
-    by_class = is_held_out and files.labels.ndim == 1
-    if test is None:
-        train, test = hold_out(train, test_ratio, source.seed, by_class=by_class)
-        log.info("%s: %d of the %d samples are held out for testing (data.test_ratio)", where, len(test), len(files))
-    if not is_held_out:
-        for name, split in {"validation": valid, "test": test}.items():
-            if split is not None and (extra := (_counts(split, classes) > 0) & (_counts(train, classes) == 0)).any():
-                names = [first_line(classes[i]) for i in extra.nonzero().flatten().tolist()]
-                raise OSError(f"{where}: the {name} split has classes that training doesn't have: {', '.join(names[:5])}")
-    return Loaded(train, test, classes, valid=valid, by_class=by_class)
+    for name, split in by_part.items():
+        if (extra := (_counts(split, classes) > 0) & (_counts(by_part["train"], classes) == 0)).any():
+            names = [first_line(classes[i]) for i in extra.nonzero().flatten().tolist()]
+            raise OSError(f"{where}: the {name} split has classes that training doesn't have: {', '.join(names[:5])}")
+    return from_parts(by_part, classes, test_ratio, source.seed, by_class=files.labels.ndim == 1)
 
 
 def _counts(split: Files, classes: Sequence[str]) -> Tensor:

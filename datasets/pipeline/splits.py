@@ -56,7 +56,7 @@ class Loaded:
     test: Split
     classes: tuple[str, ...]
     category_ids: tuple[int | None, ...] | None = None  # of each class, where the files have other ids than 0, 1, ...
-    valid: Split | None = None  # a validation split of its own, in data that comes in three parts
+    valid: Split | None = None  # in data that already has three splits
     by_class: bool = False  # the test split was held out class by class; so is one for validation
 
 
@@ -116,14 +116,18 @@ def from_parts(
     test_ratio: float,
     seed: int,
     category_ids: tuple[int | None, ...] | None = None,
+    *,
+    by_class: bool = False,
 ) -> Loaded:
-    """Return data in the parts train, val and test. Without val and test, `test_ratio` of train is held out."""
-    train, held_out = parts["train"], parts.get("test", parts.get("val"))
-    if held_out is None:
-        train, held_out = hold_out(train, test_ratio, seed)
-        n, n_all = len(held_out), len(parts["train"])
-        log.info("there is no val or test split: %d of the %d images are held out (data.test_ratio)", n, n_all)
-    return Loaded(train, held_out, classes, category_ids, valid=parts.get("val") if "test" in parts else None)
+    """Return data in the parts train, val and test. Without val and test, `test_ratio` of train is held out, `by_class` if so."""
+    train, test = parts["train"], parts.get("test", parts.get("val"))
+    by_class &= test is None
+    if test is None:
+        train, test = hold_out(train, test_ratio, seed, by_class=by_class)
+        words = "there is no val or test split: %d of the %d images are held out%s (data.test_ratio %g)"
+        log.info(words, len(test), len(parts["train"]), ", class by class" if by_class else "", test_ratio)
+    valid = parts.get("val") if "test" in parts else None
+    return Loaded(train, test, classes, category_ids, valid=valid, by_class=by_class)
 
 
 def _first_of_each_class(order: Tensor, labels: Tensor, n: int) -> Tensor:

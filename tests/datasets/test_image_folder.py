@@ -200,7 +200,7 @@ def test_without_a_split_a_part_of_each_class_is_held_out(root, parts, caplog):
     assert np.array_equal(load(root, test_ratio=0.25).test.paths, loaded.test.paths)
     other = find_dataset("imagefolder").load(Source(root, seed=1), test_ratio=0.25)
     assert not np.array_equal(other.test.paths, loaded.test.paths)
-    assert "6 of its 24 images are held out, class by class (data.test_ratio 0.25)" in caplog.text
+    assert "6 of the 24 images are held out, class by class (data.test_ratio 0.25)" in caplog.text
     assert ("folders that are neither a split nor a class are not read: test" in caplog.text) == (parts == ["train", "test"])
     in_memory = load(root, test_ratio=0.25, in_memory=True)
     assert torch.equal(in_memory.test.labels, loaded.test.labels)

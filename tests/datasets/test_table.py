@@ -162,7 +162,7 @@ def test_a_class_that_only_the_test_split_has_is_an_error(root):
     write(root / "val.csv", [("a/1.jpg", "cat")])
     assert load(root).classes == ("cat", "dog")
     write(root / "val.csv", [("a/1.jpg", "cow")])
-    with pytest.raises(OSError, match=r"set: the test split has classes that training doesn't have: cow"):
+    with pytest.raises(OSError, match=r"set: the val split has classes that training doesn't have: cow"):
         load(root)
     (root / "train.csv").unlink()
     with pytest.raises(OSError, match="there is no sample for training"):

@@ -55,7 +55,7 @@ def test_unreadable_images_are_listed_and_training_works_without_them(config, ro
         ("val/class_0/0002.jpg", "not an image"),
     ):
         assert any(name in line and why in line.lower() for line in printed.out.splitlines()), printed.out
-    assert "notes.txt: not used" in printed.out
+    assert "1 file not read: 1 .txt" in printed.out
     assert "3 of 33 images can't be read" in printed.out
     assert (tmp_path / "precious").read_text() == "precious"
     assert [line for line in bad.read_text().splitlines() if not line.startswith("#")] == [
@@ -102,7 +102,7 @@ def test_a_leak_and_a_conflict_are_named_and_shown(config, root, tmp_path, capsy
     shutil.copy(train / "class_0" / "0000.jpg", root / "val" / "class_0" / "leak.jpg")
     Image.open(train / "class_1" / "0001.jpg").save(train / "class_2" / "other.png")
     printed, page, lines = report(capsys, tmp_path, "-c", config)
-    assert "LEAK: groups of duplicates that are in train and in a split to evaluate on: 1" in printed
+    assert "LEAK: groups of duplicates in both train and an evaluation split: 1" in printed
     assert "groups of duplicates with conflicting labels: 1" in printed
     assert page.index("conflicting labels</span>") < page.index("also in train</span>")
     assert page.count("<img") == 4
@@ -130,7 +130,7 @@ def test_classes_sizes_and_formats_are_counted(config, root, tmp_path, capsys):
         )
     printed, page, lines = report(capsys, tmp_path, "-c", config)
     assert "valid has no image of class_1" in printed
-    assert "train is unbalanced: class_2 (1) and class_0 (12) differ by a factor of 12" in printed
+    assert "train is imbalanced: class_2 (1) and class_0 (12) differ by a factor of 12" in printed
     assert "30 x 9 (train: train/class_0/10.png)" in page
     assert "4 PNG, L" in page
     assert len(lines) == 12 + 8 + 1 + 6
@@ -162,6 +162,20 @@ def test_boxes_and_masks_are_counted(write, options, unit, label, tmp_path, caps
     assert len(lines) == 9
     assert any(label in line["labels"].split("; ") for line in lines)
     assert all(line["format"] == "JPEG" and not line["problem"] for line in lines)
+
+
+def test_masks_in_colors_are_read_by_their_palette(tmp_path, capsys):
+    root, config = on_disk.write_pairs(tmp_path / "set"), tmp_path / "config.yaml"
+    colors = np.full((256, 3), 9, np.uint8)
+    colors[:3] = (128, 64, 128), (0, 0, 192), (64, 0, 128)
+    for path in (root / "masks").iterdir():
+        Image.fromarray(colors[np.array(Image.open(path))]).save(path)
+    (root / "colors.txt").write_text("128 64 128 road\n0 0 192 sky\n64 0 128 car\n9 9 9 void\n")
+    config.write_text("model: {name: resnet18}\ntrain: {n_steps: 2, batch_size: 2}\n")
+    options = ("--task", "segmentation", "--data.name", "pairs", "--data.dataroot", root, "--data.palette", "colors.txt")
+    _, _, lines = report(capsys, tmp_path, "-c", config, *options)
+    assert len(lines) == 8
+    assert {name for line in lines for name in line["labels"].split("; ")} == {"road", "sky", "car"}
 
 
 @pytest.mark.parametrize("task", ["multilabel", "segmentation", "detection"])

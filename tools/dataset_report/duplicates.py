@@ -90,10 +90,7 @@ def near_duplicates(thumbs: np.ndarray) -> Pairs:
         for i, j in cells.search(_descriptors(thumbs, window, mirrored=mirrored), groups):
             for first in _starts(i):
                 some = slice(first, first + BLOCK)
-                seen, whole = (
-                    thumbs[i[some]].reshape(-1, SIDE, SIDE),
-                    thumbs[j[some]].reshape(-1, SIDE, SIDE),
-                )  # N 3 ... -> 3N ...
+                seen, whole = (thumbs[of[some]].reshape(-1, SIDE, SIDE) for of in (i, j))  # N 3 ... -> 3N ...
                 views = _view(seen, window, FINE, mirrored=mirrored), _view(whole, 0, FINE)
                 same = _same_detail(*(view.reshape(-1, 3, FINE, FINE) for view in views))
                 for hit in np.flatnonzero(same >= SAME_DETAIL):

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from datasets import Files, Split
 from datasets.pipeline.boxes import CLASS
+from datasets.pipeline.cores import usable_cores
 from datasets.pipeline.images import IMAGE_FORMATS, ImageFile, UnreadableImage
-from datasets.pipeline.masks import IGNORED, read_mask
+from datasets.pipeline.masks import IGNORED, Palette, read_mask
 from datasets.pipeline.places import shown
 from engine.config.text import printable
 
@@ -46,16 +47,16 @@ class Facts:
 
 
 def read_facts(splits: Mapping[str, Split], root: Path, targets: str) -> list[Facts]:
-    """Read every image of the splits, in their order. Files are read by as many processes as there are cores."""
+    """Read every image of the splits, in their order. Files are read in a process for each core."""
     facts: list[Facts] = []
     progress = tqdm(total=sum(map(len, splits.values())), unit="image", unit_scale=True)
     for name, split in splits.items():
-        describe = partial(_described, name, targets, getattr(split, "ignored", IGNORED))
+        describe = partial(_described, name, targets, getattr(split, "ignored", IGNORED), getattr(split, "palette", None))
         if isinstance(split, Files):
             places = [os.fsdecode(place) for place in split.paths]
             names = [shown(place.removeprefix(f"{root}{os.sep}")) for place in places]
             of_images = split.labels.tolist() if isinstance(split.labels, (Tensor, np.ndarray)) else split.labels
-            with ProcessPoolExecutor() as pool:
+            with ProcessPoolExecutor(usable_cores()) as pool:
                 _collect(facts, pool.map(describe, names, places, of_images, chunksize=CHUNK), progress)
         else:
             _collect(facts, map(describe, map(str, range(len(split))), split.images, split.labels.numpy()), progress)
@@ -71,10 +72,12 @@ def _collect(facts: list[Facts], found: Iterator[Facts], progress: tqdm) -> None
         progress.update()
 
 
-def _described(split: str, targets: str, ignored: int, name: str, source: str | Tensor, target: Any) -> Facts:
+def _described(
+    split: str, targets: str, ignored: int, palette: Palette | None, name: str, source: str | Tensor, target: Any
+) -> Facts:
     labels: tuple[int, ...] = ()
     try:
-        labels, of_target = _labels(targets, target, ignored)
+        labels, of_target = _labels(targets, target, ignored, palette)
         if isinstance(source, str):
             file = ImageFile(source)
             image = file.decode()
@@ -91,10 +94,10 @@ def _described(split: str, targets: str, ignored: int, name: str, source: str | 
     return Facts(split, name, labels, of_target, *image.size, kind, mode, pixels, small)
 
 
-def _labels(targets: str, target: Any, ignored: int) -> tuple[tuple[int, ...], bytes]:
+def _labels(targets: str, target: Any, ignored: int, palette: Palette | None) -> tuple[tuple[int, ...], bytes]:
     """Return the classes of a target, and its digest."""
     if targets == "masks":
-        mask = read_mask(os.fsdecode(target)) if isinstance(target, bytes) else target
+        mask = read_mask(os.fsdecode(target), palette) if isinstance(target, bytes) else target
         target, labels = mask, [label for label in np.unique(mask).tolist() if label not in (ignored, IGNORED)]
     elif targets == "boxes":
         labels = [label for label in target[:, CLASS].astype(int).tolist() if label > 0]
@@ -129,7 +132,7 @@ def count_problems(rows: list[dict[str, Any]]) -> list[str]:
         words = (
             f"{rare['class']} ({rare['train']:,}) and {common['class']} ({common['train']:,}) differ by a factor of {ratio:.0f}"
         )
-        problems.append(f"train is unbalanced: {words}; data.sampler balanced or train.class_weights balanced may help")
+        problems.append(f"train is imbalanced: {words}; data.sampler balanced or train.class_weights balanced may help")
     return problems
 
 
