@@ -122,14 +122,14 @@ class _Results(_MultiProcessingDataLoaderIter):
         except BaseException as error:
             self._shutdown = True  # torch's own end of a half-started iterator fails
             _kill(set(multiprocessing.active_children()) - others)
-            if not isinstance(error, (OSError, RuntimeError)) or str(error).startswith("DataLoader worker"):  # started, and died
+            if not isinstance(error, (OSError, RuntimeError)):
                 raise
             problem = f"{loader.num_workers} worker processes can't be started: {_first_line(error)}"
             error.__traceback__ = None  # its frames hold pipes open
             raise WorkersFailed(problem) from error
 
     def _get_data(self) -> Any:
-        """Wait for a result, and look every second whether a worker has died: the signal that says so may get lost."""
+        """Wait for a result, and look every second whether a worker has died."""
         end = time.monotonic() + (self._timeout or math.inf)
         while (left := end - time.monotonic()) > 0:
             success, result = self._try_get_data(min(LOOK_EVERY, left))
@@ -140,14 +140,21 @@ class _Results(_MultiProcessingDataLoaderIter):
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block signals in this thread and in processes that it starts: a worker must not get one before it can ignore it."""
+    """Block signals in this thread and in processes that it starts: a worker must not get one before it can ignore it.
+
+    Take back torch's handler of SIGCHLD, which would report a dead worker as a RuntimeError of whatever the main thread is doing,
+    such as writing a checkpoint. `_Results` looks for dead workers itself.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    on_child = signal.getsignal(signal.SIGCHLD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, signal.SIGCHLD})
     try:
         yield
     finally:
+        if threading.current_thread() is threading.main_thread():  # torch sets none elsewhere
+            signal.signal(signal.SIGCHLD, on_child or signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -180,17 +187,10 @@ def _send_failure(queue: Queue, error: Exception, item: tuple[int, Any]) -> None
 
 
 def _kill(workers: set[BaseProcess]) -> None:
-    """Kill processes, without torch's signal handler, which reports the death of a worker as a failure."""
-    has_handler = workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if has_handler else None
-    try:
-        while workers:
-            worker = workers.pop()
-            worker.kill()
-            worker.join()
-    finally:
-        if has_handler:
-            signal.signal(signal.SIGCHLD, handler)
+    while workers:
+        worker = workers.pop()
+        worker.kill()
+        worker.join()
 
 
 class CroppedBatches:
