@@ -13,6 +13,7 @@ from engine import load_config
 from engine.config.schema import keys
 from engine.plugins import Parser
 from tests import on_disk
+from tests.faults.children import run_script
 from tests.running import ROOT, run_command, run_main
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -161,5 +162,9 @@ def test_the_commands_of_a_page_run(page, checkout):
         if (run_dir := re.search(r" -e (\S+)", line)) and " -r " not in line:
             shutil.rmtree(checkout / run_dir[1], ignore_errors=True)
         home = {"HOME": str(checkout / "home"), "XDG_CACHE_HOME": str(checkout.parent / "cache")}
-        finished = run_command("bash", "-c", shortened(line), cwd=checkout, **home)
+        program, *words = shlex.split(shortened(line), comments=True)
+        if program == "python" and "*" not in line:
+            finished = run_script(*words, timeout=300, cwd=checkout, **home)
+        else:
+            finished = run_command("bash", "-c", shortened(line), cwd=checkout, **home)
         assert finished.returncode == 0, f"{shortened(line)}: {finished.stderr}"

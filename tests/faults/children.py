@@ -230,12 +230,12 @@ def train(run_dir: Path, *argv: object, fault: Fault | None = None, ranks: int =
     return Ended([process.exitcode for process in processes], log.read_text(), left)
 
 
-def run_script(*words: object, timeout: float = 120) -> subprocess.CompletedProcess:
+def run_script(*words: object, timeout: float = 120, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
     """Run a program of this project as `python words...` would, with its imports loaded."""
     argv = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = FORKSERVER.Process(target=_run_script, args=(argv, files))
+        process = FORKSERVER.Process(target=_run_script, args=(argv, files, cwd, env))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -244,8 +244,11 @@ def run_script(*words: object, timeout: float = 120) -> subprocess.CompletedProc
         return subprocess.CompletedProcess(argv, process.exitcode, *(file.read_text() for file in files))
 
 
-def _run_script(argv: Sequence[str], files: Sequence[Path]) -> None:
+def _run_script(argv: Sequence[str], files: Sequence[Path], cwd: Path, env: dict[str, str]) -> None:
     import torch
+
+    os.environ.update(env)
+    os.chdir(cwd)
 
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
