@@ -9,7 +9,7 @@ from tests.running import ROOT, run_main
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 # Large networks and large images take many seconds each, so they run with the slow tests.
-LARGE = re.compile(r"101_|152_|vgg16_224|_voc$|_coco$")
+LARGE = re.compile(r"101_|152_|vgg16_224|_voc$|_coco$|(?<!resnet50)_imagenet")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if LARGE.search(n) else n for n in CONFIGS])

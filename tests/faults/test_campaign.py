@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.faults import campaign
-from tests.faults.children import AtStep, InEvaluation, KillAfter, KillAtOperation, KillInsideWrite
+from tests.faults.children import AtStep, InEvaluation, KillAtOperation
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -13,20 +13,15 @@ pytestmark = pytest.mark.xdist_group("faults")
 def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(tmp_path):
     operations = campaign.operations(tmp_path)
     places = ("os.fsync .*/.environment.json", "open .*/ckpt/.step-000006.*/manifest.json", "os.rename .*/ckpt/.step-000008")
-    places += ("os.remove .*/ckpt/.step-000006.pruned/", "os.symlink .*step-000018")
+    places += ("os.symlink .*step-000018",)
     faults = [KillAtOperation(next(n for n, name in enumerate(operations) if re.search(place, name))) for place in places]
-    faults += [AtStep(9, "SIGKILL"), InEvaluation("SIGKILL"), KillInsideWrite(100_000), KillAfter(0.15), KillAfter(0.25)]
+    faults += [AtStep(9, "SIGKILL"), InEvaluation("SIGKILL")]
     row = campaign.kill_points(tmp_path, faults)
-    assert row.tried == 10
+    assert row.tried == 6
     assert row.wrong == []
 
 
-@pytest.mark.parametrize(
-    ("feature", "n_workers", "n_ranks"),
-    [
-        *(("augmentation", 2, 1), ("mixing", 0, 2), ("accumulation", 0, 1), ("distillation", 0, 1), ("segmentation", 2, 1)),
-    ],
-)
+@pytest.mark.parametrize(("feature", "n_workers", "n_ranks"), [("augmentation", 2, 1), ("mixing", 0, 2)])
 def test_a_run_interrupted_twice_in_an_epoch_ends_with_the_same_bits(tmp_path, feature, n_workers, n_ranks):
     row = campaign.resume_matrix(tmp_path, [feature], [n_workers], [n_ranks])
     assert row.tried == 1

@@ -26,9 +26,9 @@ def test_workers_that_read_from_a_pipe_end_the_run(tmp_path):
 @pytest.mark.parametrize(
     "fault",
     [
-        At("engine.build:read_data", "hang", rank=0),
+        pytest.param(At("engine.build:read_data", "hang", rank=0), marks=pytest.mark.slow),
         At("engine.run.checkpoint:Checkpoints.save", "hang", rank=0),
-        At("engine.train:_finish", "hang", rank=1),
+        pytest.param(At("engine.train:_finish", "hang", rank=1), marks=pytest.mark.slow),
         At("engine.train:_draw_predictions", "SIGKILL", rank=0),
     ],
     ids=lambda fault: f"{fault.function.rpartition(':')[2]} {fault.what}",
@@ -48,5 +48,6 @@ def test_signals_at_odd_moments(tmp_path):
     assert hangs.signals_at_odd_moments(tmp_path, cases).wrong == []
 
 
+@pytest.mark.slow
 def test_both_ranks_save_when_torchrun_is_killed(tmp_path):
     assert hangs.launcher_is_killed(tmp_path, [(hangs.TORCHRUN, 2, "SIGKILL")]).wrong == []

@@ -100,6 +100,7 @@ def test_a_command_is_required(capsys):
     assert capsys.readouterr().err.count("error: ") == 2
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_compared_with_a_bare_save(tmp_path):
     saves = measure_saves(Options(quick=True, num_threads=1, folder=tmp_path))
     assert saves["times"] == pytest.approx(saves["ms"] / saves["bare_ms"])

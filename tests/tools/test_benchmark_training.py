@@ -72,6 +72,7 @@ def test_the_end_of_the_batches_is_not_counted_as_a_step():
     assert [turn.images for turn in reports(in_epochs, 2, 2, 4)] == [8, 8, 16]
 
 
+@pytest.mark.slow
 def test_all_sides_process_the_same_number_of_images(job, tmp_path):
     works = {"ours": partial(ours.train, job, {}, tmp_path / "run"), "bare": partial(rivals.bare, job)}
     speeds = race(works, Length(warm_up=1, turns=2, steps=3), 1, "test")
@@ -198,6 +199,7 @@ def test_the_last_lines_of_tune_are_valid_config_lines(tmp_path):
     assert {f"train.{name}": getattr(train, name) for name in asdict(Setting())} == found.json["keys"]
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_in_every_setting(capsys):
     argv = ["model", "--quick", "--json", "--batch_sizes", "8", "--precisions", "fp32", "--layouts", "channels first"]
     assert run_tool(lambda: main([*argv, "--data.name", "CIFAR-10", "--data.img_size", "32"])) == 0  # without its files

@@ -15,7 +15,8 @@ def suggested(capsys, *argv: object) -> float:
     return float(line.split()[-1])
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", pytest.param("AdamW", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_the_suggestion_for_lenet_on_digits_trains_well(tmp_path, capsys, optimizer):
     chosen = ("--train.optim.type", optimizer)
     lr = suggested(capsys, *DIGITS, *chosen, "-o", tmp_path / "curve.png")

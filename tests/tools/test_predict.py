@@ -124,6 +124,7 @@ def test_a_model_name_is_accepted_instead_of_a_run(of_files, tmp_path, capsys):
     assert len(rows(predict(capsys, *argv).out)) == 2
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(digits, small_runs, tmp_path):
     """Measured by the process itself, on many links to a few files."""
     images = sorted(digits.iterdir())

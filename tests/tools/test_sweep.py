@@ -52,6 +52,7 @@ def random_sweep(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_table_agrees_with_the_runs(random_sweep):
     rows = table(random_sweep)
     assert sorted(rows) == [0, 1, 2]
@@ -78,6 +79,7 @@ def _config(run):
     return yaml12.parse((run / "config.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_more_trials_continue_the_sweep(random_sweep, capsys):
     argv = (*LR, "--space", "model.pdrop=0,0.2", "--search", "random", "-o", random_sweep, *SHORT, "--no_prune")
     assert sweep(*argv, "--trials", 4) == 0
@@ -197,6 +199,14 @@ def test_a_mistake_is_reported_in_one_line_before_training(tmp_path, capsys, arg
     assert not list(tmp_path.glob("sweep/trial-*"))
 
 
+@pytest.fixture(scope="module")
+def one_trial(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "one"
+    argv = ("--space", "model.pdrop=0,0.2", "--search", "random", "--trials", 1, "-o", folder)
+    assert sweep(*LR, *argv, *SHORT) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -206,11 +216,11 @@ def test_a_mistake_is_reported_in_one_line_before_training(tmp_path, capsys, arg
         ((*LR, "--space", "model.pdrop=0,0.2", "--search", "random", "--metric", "valid/loss", "--minimize"), "valid/loss"),
     ],
 )
-def test_another_search_in_the_same_folder_is_rejected_with_the_difference(random_sweep, capsys, argv, message):
+def test_another_search_in_the_same_folder_is_rejected_with_the_difference(one_trial, capsys, argv, message):
     argv = argv if "--train.n_epochs" in argv else (*argv, *SHORT[:2])
-    assert sweep(*argv, "-o", random_sweep, *SHORT[2:]) == 2
+    assert sweep(*argv, "-o", one_trial, *SHORT[2:]) == 2
     line = capsys.readouterr().err.strip()
-    assert f"{random_sweep} holds a sweep with" in line
+    assert f"{one_trial} holds a sweep with" in line
     assert message in line
 
 

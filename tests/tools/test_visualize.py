@@ -44,7 +44,9 @@ assert "torch" not in sys.modules
 
 
 @pytest.mark.parametrize("picture", RUN_PICTURES)
-@pytest.mark.parametrize("model", SMALL)
+@pytest.mark.parametrize(
+    "model", ["lenet", "resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("googlenet", "vit"))]
+)
 def test_every_picture_can_be_drawn_of_every_run(small_runs, tmp_path, capsys, model, picture):
     path = tmp_path / "new" / "picture.png"
     assert visualize(picture, small_runs[model], "-o", path) == 0

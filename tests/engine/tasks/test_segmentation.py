@@ -182,6 +182,7 @@ def one_batch(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_micro_batches_of_any_size_match_the_whole_batch(one_batch, tmp_path):
     """Padded crops have different numbers of valid pixels, so a mean of means would give a different loss."""
     run = tmp_path / "run"
