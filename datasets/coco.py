@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.pipeline.boxes import COLUMNS, MAX_SIDE, NO_NAME, BoxedFiles, clipped, has_area, warn_of_absent_classes
+from datasets.pipeline.boxes import COLUMNS, MAX_SIDE, NO_NAME, BoxedFiles, check_classes, clipped, has_area
 from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source, from_parts
 from models.loading.files import MalformedFile, one_line, read_json, stays_inside
 
@@ -86,7 +86,7 @@ def load(
     classes = ["background", *[NO_NAME] * max(numbers.values())]
     for category, number in numbers.items():
         classes[number] = of_train[category]
-    warn_of_absent_classes(parts, classes)
+    check_classes(parts, classes)
     category_ids = None
     if any(category != number for category, number in numbers.items()):
         n, file = len(numbers), files["train"]

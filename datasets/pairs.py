@@ -61,9 +61,9 @@ def load(
         n_classes = len(classes or ()) or source.n_classes or 1 + max(map(highest_label, parts.values()))
     except UnreadableImage as error:
         raise OSError(str(error)) from error
-    for split in parts.values():
-        check_masks(split, n_classes, source.exif_rotate)
-    return from_parts(parts, tuple(classes or (f"class {i}" for i in range(n_classes))), test_ratio, source.seed)
+    classes = [*(classes or (f"class {i}" for i in range(n_classes)))]
+    check_masks(parts, classes, source.exif_rotate)
+    return from_parts(parts, tuple(classes), test_ratio, source.seed)
 
 
 def pairs_in(

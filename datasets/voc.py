@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.pipeline.boxes import CLASS, COLUMNS, MAX_SIDE, BoxedFiles, clipped, has_area, warn_of_absent_classes
+from datasets.pipeline.boxes import CLASS, COLUMNS, MAX_SIDE, BoxedFiles, check_classes, clipped, has_area
 from datasets.pipeline.images import IMAGE_ENDINGS
 from datasets.pipeline.masks import MaskedFiles, check_masks
 from datasets.pipeline.splits import PHOTOGRAPHS, Loaded, Source, from_parts
@@ -42,8 +42,7 @@ def load_masks(source: Source, *, year: int = 2012, train_set: str = "train", va
     """`train_set` and `val_set` are files of ImageSets/Segmentation, such as train, trainaug, trainval, val."""
     folder = find_folder(source.root, year)
     train, val = (_masked(folder, name) for name in (train_set, val_set))
-    for split in (train, val):
-        check_masks(split, len(CLASSES), source.exif_rotate)
+    check_masks({train_set: train, val_set: val}, CLASSES, source.exif_rotate)
     return Loaded(train, val, CLASSES)
 
 
@@ -88,7 +87,7 @@ def load_boxes(
         objects.sort_classes(rows for part in parts.values() for rows in part.labels)
         log.info("%s: the classes are %s", folder, ", ".join(map(one_line, objects.numbers)))
     classes = ["background", *objects.numbers]
-    warn_of_absent_classes(parts, classes)
+    check_classes(parts, classes)
     return from_parts(parts, tuple(classes), test_ratio, source.seed)
 
 

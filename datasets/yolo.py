@@ -10,14 +10,15 @@ is used. Coordinates are fractions of the image's sides. The background is class
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from datasets.pipeline.boxes import CLASS, COLUMNS, BoxedFiles, warn_of_absent_classes
+from datasets.pipeline.boxes import CLASS, COLUMNS, BoxedFiles, check_classes
 from datasets.pipeline.images import IMAGE_ENDINGS
 from datasets.pipeline.splits import PARTS, PHOTOGRAPHS, Loaded, Source, from_parts
 from models.loading.files import MalformedFile, one_line, read_limited
@@ -41,13 +42,14 @@ def load(source: Source, *, data_yaml: str | None = None, test_ratio: float = 0.
     images, names = _described(root, file) if file else _laid_out(root)
     labels = _Labels(root, names, drop_degenerate)
     parts = {part: labels.read(part, paths) for part, paths in images.items()}
+    labels.warn_of_others(chain(*images.values()))
     if labels.n_dropped or labels.n_repeated:
         log.warning("dropped %d boxes without an area and %d repeated lines", labels.n_dropped, labels.n_repeated)
     if names is None:
         highest = max(int(rows[:, CLASS].max(initial=0)) for part in parts.values() for rows in part.labels)
         names = [str(number) for number in range(highest)]
     classes = ("background", *names)
-    warn_of_absent_classes(parts, classes)
+    check_classes(parts, classes)
     return from_parts(parts, classes, test_ratio, source.seed, category_ids=(None, *range(len(names))))
 
 
@@ -186,6 +188,14 @@ class _Labels:
         if n_missing:
             log.info("%d of the %d images in %s have no file of labels, so no objects", n_missing, len(images), part)
         return BoxedFiles(np.array([os.fsencode(path) for path in images]), objects, normalized=True)
+
+    def warn_of_others(self, images: Iterable[str]) -> None:
+        """Name in a warning the files in folders of labels that are of no image."""
+        read = {self._file_of(image) for image in images}
+        folders = {folder for folder in map(os.path.dirname, read) if f"{os.sep}labels" in folder and os.path.isdir(folder)}
+        present = {entry.path for folder in folders for entry in os.scandir(folder) if entry.name.endswith(".txt")}
+        if others := sorted(path for path in present - read if os.path.basename(path) != "classes.txt"):
+            log.warning("%d files of labels are of no image, such as %s", len(others), one_line(others[0]))
 
     def _file_of(self, image: str) -> str:
         before, is_in_images, after = image[len(self.root) :].rpartition(f"{os.sep}images{os.sep}")

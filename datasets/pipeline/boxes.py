@@ -3,7 +3,6 @@
 A batch is a list of images from 0 to 1, which may differ in size, and a list of targets. The network scales and normalizes.
 """
 
-import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +24,8 @@ from datasets.pipeline.loaders import EvalLoader, FileEvaluation, FileTraining, 
 from datasets.pipeline.order import Order
 from datasets.pipeline.places import shown
 from datasets.pipeline.preparation import Preparation
-from datasets.pipeline.splits import Files, Images
+from datasets.pipeline.splits import Files, Images, warn_of_absent_classes
 from datasets.pipeline.workers import Packed, StructuredBatches, Workers
-from models.loading.files import one_line
-
-log = logging.getLogger(__name__)
 
 # An image's objects are rows of left, top, right, bottom, class, whether it is a crowd, area. A crowd stands for several objects,
 # or for one that is hard to recognize: it isn't learned, and a detection of it counts neither as right nor as wrong.
@@ -70,12 +66,12 @@ def has_area(box: Sequence[float]) -> bool:
     return bool(np.float32(right) > np.float32(left) and np.float32(bottom) > np.float32(top))
 
 
-def warn_of_absent_classes(parts: Mapping[str, "BoxedFiles"], classes: Sequence[str]) -> None:
+def check_classes(parts: Mapping[str, "BoxedFiles"], classes: Sequence[str]) -> None:
+    """Name in a warning the classes that no object of a part has."""
     for part, split in parts.items():
         found = np.unique(np.concatenate([rows[:, CLASS] for rows in split.labels]))
-        if absent := [name for number, name in enumerate(classes) if number and number not in found and name != NO_NAME]:
-            names = one_line(", ".join(absent[:10])) + (f" and {len(absent) - 10} others" if len(absent) > 10 else "")
-            log.warning("no object in %s is of the class %s", part, names)
+        absent = [name for number, name in enumerate(classes) if number and number not in found and name != NO_NAME]
+        warn_of_absent_classes("object", part, absent)
 
 
 class Unscaled:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from datasets.pipeline.images import UPRIGHT, ImageFile, Request, UnreadableImag
 from datasets.pipeline.loaders import EvalLoader, FileEvaluation, FileTraining, InMemoryEvaluation, TrainLoader
 from datasets.pipeline.order import Order
 from datasets.pipeline.preparation import Preparation
-from datasets.pipeline.splits import Files, Images
+from datasets.pipeline.splits import Files, Images, warn_of_absent_classes
 from datasets.pipeline.workers import Packed, StructuredBatches, Workers
 from models.loading.files import MalformedFile, one_line, read_limited, replace_file
 
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 
 MASK_ENDINGS, MASK_FORMATS = (".png", ".bmp", ".gif"), ("PNG", "BMP", "GIF")  # lossless
 IGNORED = 255  # the label of pixels that neither the loss nor a metric counts
-CHECKED = ".masks-checked"  # holds digests of the lists of files that passed check_masks
-DIGESTS, MAX_DIGESTS = re.compile(rb"([0-9a-f]{64}\n)*"), 1000
+CHECKED = ".masks-checked"  # lists of files that passed check_masks: a digest of each, and the labels that occur in it
+PASSED, MAX_PASSED, MAX_LINE = re.compile(rb"(?:([0-9a-f]{64})(?: ((?:\d{1,3},?)*))?\n)"), 1000, 64 + 256 * 4 + 2
 
 Batch = tuple[Tensor, Tensor | list[Tensor]]  # normalized images B 3 H W; masks, uint8: B H W, for evaluation a list of H W
 
@@ -224,8 +224,18 @@ def read_mask(path: str, palette: Palette | None = None) -> np.ndarray:
 # Checks before training
 
 
-def check_masks(split: MaskedFiles, n_classes: int, exif_rotate: bool = False) -> None:
+def check_masks(parts: Mapping[str, MaskedFiles], classes: Sequence[str], exif_rotate: bool = False) -> None:
     """Raise OSError for the first mask that differs in size from its image or has a label that is out of range.
+
+    Classes that no pixel of a part has are named in a warning.
+    """
+    for part, split in parts.items():
+        found = _labels_of_checked(split, len(classes), exif_rotate)
+        warn_of_absent_classes("pixel", part, [name for label, name in enumerate(classes) if label not in found])
+
+
+def _labels_of_checked(split: MaskedFiles, n_classes: int, exif_rotate: bool) -> set[int]:
+    """Return the labels that occur.
 
     Masks that passed are not read again: a digest of the files' names, sizes and times is kept in their folder, if writable.
     """
@@ -237,45 +247,47 @@ def check_masks(split: MaskedFiles, n_classes: int, exif_rotate: bool = False) -
     note = Path(os.fsdecode(split.labels[0])).parent / CHECKED
     passed = _passed_before(note)
     if digest in passed:
-        return
+        return {int(label) for label in passed[digest].split(b",") if label}
+    found: set[int] = set()
     with ThreadPoolExecutor(usable_cores()) as pool:  # decoders release Python's global lock
-        problem = next(filter(None, pool.map(lambda i: mask_problem(split, i, n_classes, exif_rotate), range(len(split)))), None)
-        pool.shutdown(cancel_futures=True)
-    if problem:
-        raise OSError(problem)
+        try:
+            found.update(*pool.map(lambda i: labels_of_mask(split, i, n_classes, exif_rotate), range(len(split))))
+        except UnreadableImage as error:
+            pool.shutdown(cancel_futures=True)
+            raise OSError(str(error)) from error
+    passed[digest] = b",".join(b"%d" % label for label in sorted(found))
     try:
-        replace_file(note, b"".join(line + b"\n" for line in (*passed[1 - MAX_DIGESTS :], digest)))
+        replace_file(note, b"".join(b"%s %s\n" % line for line in [*passed.items()][-MAX_PASSED:]))
     except OSError as error:
         log.info("%s can't be written (%s); the masks are checked each time", note, error.strerror)
+    return found
 
 
-def _passed_before(note: Path) -> list[bytes]:
+def _passed_before(note: Path) -> dict[bytes, bytes]:
     if not note.exists():
-        return []
+        return {}
     try:
-        content = read_limited(note, 65 * MAX_DIGESTS)
-        if not DIGESTS.fullmatch(content):
+        content = read_limited(note, MAX_LINE * MAX_PASSED)
+        if PASSED.sub(b"", content):
             raise MalformedFile(note, "it is damaged")
     except OSError as error:
         log.warning("%s; the masks are checked again", error)
-        return []
-    return content.split()
+        return {}
+    return {line[1]: line[2] for line in PASSED.finditer(content) if line[2] is not None}  # None: written by an older version
 
 
-def mask_problem(split: MaskedFiles, i: int, n_classes: int, exif_rotate: bool = False) -> str | None:
+def labels_of_mask(split: MaskedFiles, i: int, n_classes: int, exif_rotate: bool = False) -> list[int]:
+    """Return the labels of a mask, without the ignored one. UnreadableImage if it doesn't fit its image or the classes."""
     of_mask = os.fsdecode(split.labels[i])
-    try:
-        image, mask = ImageFile(os.fsdecode(split.paths[i]), exif_rotate), read_mask(of_mask, split.palette)
-    except UnreadableImage as error:
-        return str(error)
+    image, mask = ImageFile(os.fsdecode(split.paths[i]), exif_rotate), read_mask(of_mask, split.palette)
     if problem := _size_mismatch(of_mask, mask, image):
-        return problem
-    found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
-    for label in found:
-        if label >= n_classes and label != split.ignored:
-            classes = f"there are {n_classes} classes, 0 to {n_classes - 1}, and {split.ignored} is ignored"
-            return f"{of_mask}: the label {label} is out of range; {classes}"
-    return None
+        raise UnreadableImage(problem)
+    found = [label for label in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist() if label != split.ignored]
+    if found and found[-1] >= n_classes:
+        label = next(label for label in found if label >= n_classes)
+        classes = f"there are {n_classes} classes, 0 to {n_classes - 1}, and {split.ignored} is ignored"
+        raise UnreadableImage(f"{of_mask}: the label {label} is out of range; {classes}")
+    return found
 
 
 def _size_mismatch(of_mask: str, mask: np.ndarray, image: ImageFile) -> str | None:

@@ -1,7 +1,7 @@
 """What a dataset consists of: two splits, class names, and a specification that is available before anything is read."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
+
+from models.loading.files import one_line
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +130,12 @@ def from_parts(
         log.info(words, len(test), len(parts["train"]), ", class by class" if by_class else "", test_ratio)
     valid = parts.get("val") if "test" in parts else None
     return Loaded(train, test, classes, category_ids, valid=valid, by_class=by_class)
+
+
+def warn_of_absent_classes(what: str, part: str, absent: Sequence[str]) -> None:
+    if absent:
+        names = one_line(", ".join(absent[:10])) + (f" and {len(absent) - 10} others" if len(absent) > 10 else "")
+        log.warning("no %s in %s is of the class %s", what, part, names)
 
 
 def _first_of_each_class(order: Tensor, labels: Tensor, n: int) -> Tensor:

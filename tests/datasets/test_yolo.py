@@ -110,6 +110,11 @@ class TestLabels:
         yolo(root)
         assert "no object in val is of the class blue" in caplog.text
 
+    def test_labels_without_an_image_are_a_warning(self, root, caplog):
+        (root / "labels" / "val" / "lost.txt").touch()
+        yolo(root)
+        assert f"1 files of labels are of no image, such as {root}/labels/val/lost.txt" in caplog.text
+
     def test_an_evaluation_shares_the_images_among_ranks(self, root):
         split = yolo(root).train
         parts = [eval_loader(split, 2, rank, 2, PREPARE, Workers(), CPU).batches() for rank in (0, 1)]

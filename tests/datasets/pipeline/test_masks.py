@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datasets import Source, find_dataset
 from datasets.pairs import pairs_in
+from datasets.pipeline.images import UnreadableImage
 from datasets.pipeline.loaders import Preparation, Workers, eval_loader, train_loader
 from datasets.pipeline.masks import IGNORED, MaskedFiles, MaskedImages, check_masks, fitted
 from datasets.pipeline.order import Order
@@ -260,16 +261,21 @@ class TestErrors:
         with pytest.raises(OSError, match=r"SegmentationClass/0002.png is missing; ImageSets/Segmentation/train.txt names it"):
             spec.load(Source(tmp_path))
 
-    def test_masks_that_passed_are_not_checked_again_until_they_change(self, folder, monkeypatch):
-        split = pairs_of(folder)
-        check_masks(split, 3)
-        monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda *args: "checked")
-        check_masks(split, 3)
-        with pytest.raises(OSError, match="checked"):
-            check_masks(split, 4)
+    def test_masks_that_passed_are_not_checked_again_until_they_change(self, folder, monkeypatch, caplog):
+        def check(classes):
+            check_masks({"train": pairs_of(folder)}, classes)
+
+        check("abcd")
+        monkeypatch.setattr("datasets.pipeline.masks.labels_of_mask", read_again)
+        for _ in range(2):
+            assert caplog.text.count("no pixel in train is of the class d") == 1
+            caplog.clear()
+            check("abcd")
+        with pytest.raises(OSError, match="read again"):
+            check("abc")
         os.utime(folder / "masks" / "0000.png", (1, 1))
-        with pytest.raises(OSError, match="checked"):
-            check_masks(split, 3)
+        with pytest.raises(OSError, match="read again"):
+            check("abcd")
 
 
 def test_a_mask_is_that_of_the_turned_image(tmp_path):
@@ -283,9 +289,9 @@ def test_a_mask_is_that_of_the_turned_image(tmp_path):
         mask = np.array(Image.linear_gradient("L").resize((40, 60))) > 127  # low gray levels and class 0 at the top
         Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "masks" / f"{i}.png")
     split = pairs_in(tmp_path / "images", tmp_path / "masks")
-    check_masks(split, 2, exif_rotate=True)
+    check_masks({"train": split}, "ab", exif_rotate=True)
     with pytest.raises(OSError, match=r"0\.png is 40x60, and its image .*0\.png is 60x40$"):
-        check_masks(split, 2)
+        check_masks({"train": split}, "ab")
     turning = replace(PREPARE, exif_rotate=True, hflip=False)
     ((images, (mask, _)),) = eval_loader(split, 2, 0, 1, turning, Workers(), CPU).batches()
     assert mask.shape == (60, 40)
@@ -295,15 +301,29 @@ def test_a_mask_is_that_of_the_turned_image(tmp_path):
     assert images[:, 0][masks == 0].mean() < images[:, 0][masks == 1].mean()
 
 
+def test_a_note_of_an_older_version_is_replaced_by_one_with_labels(tmp_path):
+    split = pairs_of(on_disk.write_pairs(tmp_path, n=3))
+    note = tmp_path / "masks" / ".masks-checked"
+    check_masks({"train": split}, "abc")
+    written = note.read_bytes()
+    note.write_bytes(written.split()[0] + b"\n")
+    check_masks({"train": split}, "abc")
+    assert note.read_bytes() == written
+
+
+def read_again(*args):
+    raise UnreadableImage("read again")
+
+
 def test_a_damaged_note_on_checked_masks_is_logged_and_replaced(tmp_path, caplog, monkeypatch):
     split = pairs_of(on_disk.write_pairs(tmp_path, n=3))
     note = tmp_path / "masks" / ".masks-checked"
     note.write_bytes(b"\xff\xfe")
-    check_masks(split, 3)
+    check_masks({"train": split}, "abc")
     assert ".masks-checked: it is damaged; the masks are checked again" in caplog.text
-    monkeypatch.setattr("datasets.pipeline.masks.mask_problem", lambda *args: "checked")
-    check_masks(split, 3)
-    assert len(note.read_bytes().split()) == 1
+    monkeypatch.setattr("datasets.pipeline.masks.labels_of_mask", read_again)
+    check_masks({"train": split}, "abc")
+    assert len(note.read_bytes().splitlines()) == 1
 
 
 def test_the_error_of_a_dataset_without_masks_lists_those_with_masks():
