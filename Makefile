@@ -9,7 +9,7 @@ PICTURED := configs/resnet18_shapes.yaml
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow docs-test faults duplicates accuracies bench pictures docs lint format clean
+.PHONY: help install install-dev train test test-slow docs-test faults duplicates results bench pictures docs lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,11 +50,9 @@ duplicates: install-dev  ## measure the search for duplicates: make duplicates P
 	mv .duplicates.md docs/measured/duplicates.md
 	cat docs/measured/duplicates.md
 
-accuracies: install-dev  ## train on the datasets without a download, three seeds; update the table of results; 20 minutes
-	$(BIN)/python tools/compare.py --train configs/lenet_digits.yaml configs/lenet_shapes.yaml configs/resnet18_shapes.yaml \
-		--seeds 1,2,3 --jobs $(JOBS) -o runs/accuracies --markdown .accuracies.md
-	(echo "$$(nproc) cores (CPU), $$(date +%F):"; echo; cat .accuracies.md) > docs/measured/accuracies.md
-	rm .accuracies.md
+results: install-dev  ## train the rows of docs/results.yaml that aren't measured yet: make results ARGS="--data MNIST=~/data/MNIST"
+	$(BIN)/python tools/results.py $(ARGS)
+	$(BIN)/python tools/results.py --picture docs/pictures/results.png
 
 pictures: install-dev  ## train two small runs and draw the pictures of README and docs/
 	$(BIN)/python main.py -c $(PICTURED) -e runs/pictures -r auto --data.n_train 6000 --data.n_test 600 --data.difficulty 0.2 --train.n_epochs 6

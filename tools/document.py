@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,10 +18,11 @@ from engine.config.command_line import run_tool
 from engine.config.errors import RunError
 from engine.config.schema import REQUIRED, Config
 from engine.plugins import Parser
+from tools import results
 
 EXAMPLES = """
 A generated table in README.md or docs/ lies between two comments that name its command. Tables that take long to measure are
-written to docs/measured/ by `make faults`, `make accuracies` and `make bench`, and copied from there.
+written to docs/measured/ by `make faults`, `make results` and `make bench`, and copied from there.
 
 examples:
   python tools/document.py            write all of them
@@ -73,7 +75,9 @@ def _models() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "python tools/count_macs.py": _models,
     "make faults": (MEASURED / "faults.md").read_text,
-    "make accuracies": (MEASURED / "accuracies.md").read_text,
+    "make results": partial(results.table, "classification"),
+    "make results: short": partial(results.table, "classification", short=True),
+    "make results: masks and boxes": partial(results.table, "masks and boxes"),
     "make bench": (MEASURED / "benchmark.md").read_text,
 }
 
