@@ -18,6 +18,7 @@ def test_a_dry_run_succeeds(name, data_root, capsys):
     config = load_config(path)
     argv = ["--data.dataroot", data_root / config.data.name, "--data.verify", "false", "--dataloader.num_workers", 0]
     argv += ["--model.pretrained", "false"] if config.model.pretrained is True else []  # tests have no network
+    argv += ["--data.img_size", 128] if config.task in ("segmentation", "detection") and config.data.name != "shapes" else []
     argv += ["--train.batch_size", 2 * config.augment.repeats, "--train.micro_batch_size", 0, "--eval.batch_size", 2]
     argv += ["--train.optim.lr", 1e-4]  # batches of two can diverge at a learning rate meant for hundreds
     assert run_main("-c", path, *argv, "--dry_run") == 0, capsys.readouterr().err
