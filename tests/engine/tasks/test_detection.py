@@ -25,7 +25,6 @@ from tests.running import (
     assert_same_weights,
     metrics,
     results,
-    run_command,
     run_main,
     untimed,
     weights,
@@ -305,9 +304,10 @@ def test_evaluate_prints_per_class_precision(trained, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1200)
 def test_resnet18_learns_to_find_shapes(tmp_path):
+    """A quarter of the config's training; docs/results.md has the whole."""
+    short = ("--data.n_train", 2000, "--data.n_test", 200, "--train.n_epochs", 3, "--train.num_threads", 1)
     config = ROOT / "configs" / "detection_resnet18_shapes.yaml"
-    finished = run_command("python", "main.py", "-c", config, "-e", tmp_path / "run", timeout=3500)
-    assert finished.returncode == 0, finished.stderr
-    assert results(tmp_path / "run")["best"]["valid/mAP@50"] >= 0.70
+    assert run_main("-c", config, "-e", tmp_path / "run", *short) == 0
+    assert results(tmp_path / "run")["best"]["valid/mAP@50"] >= 0.2
