@@ -43,6 +43,7 @@ class Preparation:
     repeats: int = 1
     growth: Growth | None = None
     exif_rotate: bool = False
+    resize_by_torch: bool = False  # in evaluations
 
     def size(self, epoch: int) -> int:
         """Height and width of the training images of an epoch."""
