@@ -40,7 +40,7 @@ IMAGE_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  
 IMAGE_FORMATS += ("AVIF",) if HAS_AVIF else ()
 PACKAGES = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif", ".avif": "pip install --upgrade pillow"}
 N_SAMPLED = 100  # files whose orientation is looked at before a training
-MOST_DROPPED = 32  # see _part
+MOST_DROPPED = 32  # rows or columns, in _part
 MOST_OBLONG = 4  # times as long as wide: of longer images, evaluations scale only the center
 PILLOW_MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -174,10 +174,12 @@ class ImageFile:
     def _with_rows(self, n: int) -> tuple[bytes, int]:
         """Return the JPEG with a header of only `n` rows or a few more, after which its decoder stops, and their number."""
         n = -(-n // 16) * 16  # whole blocks
+        if n >= self.rows:
+            return self.data, self.rows
         height, width = (side.to_bytes(2, "big") for side in (self.rows, self.columns))
         frame = b"\xff\xc0\x00\x11\x08%b%b\x03"  # the start of frame of a sequential JPEG with three colors
         before, found, after = self.data.partition(frame % (height, width))
-        if n >= self.rows or not found or b"\xff\xdd" in self.data:  # restart markers would be extraneous bytes too
+        if not found or b"\xff\xdd" in self.data:  # restart markers would be extraneous bytes too
             return self.data, self.rows
         return b"".join((before, frame % (n.to_bytes(2, "big"), width), after)), n
 
@@ -281,7 +283,7 @@ class EvaluationImages:
 
 
 def _interpolated(image: Tensor, mode: str, **options: Any) -> Tensor:
-    """Scale C H W, a view of H W C, by torch's antialiased kernel, which is twice as fast in this layout."""
+    """Scale C H W, a view of H W C, by torch's antialiased kernel, which is fastest in this layout."""
     batch = image.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # its strides say that channels are last
     return F.interpolate(batch, mode=mode, antialias=True, **options)[0]
 
