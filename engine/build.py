@@ -348,6 +348,7 @@ def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: Growth
         repeats=augment.repeats,
         growth=growth,
         exif_rotate=config.data.exif_rotate,
+        resize_by_torch=config.eval.resize == "torch",
     )
 
 

@@ -173,7 +173,7 @@ def read_for_evaluation(request: Request, *, normalized: bool = False, exif_rota
     images, objects = [], []
     for path, rows in zip(request.paths, request.targets, strict=True):
         file, in_image = opened(path, rows, normalized, exif_rotate)
-        images.append(torch.from_numpy(np.array(file.decode())).permute(2, 0, 1))
+        images.append(file.tensor())
         objects.append(torch.from_numpy(in_image))
     return Packed.of(images), Packed.of(objects)
 
@@ -191,7 +191,7 @@ class ReadForTraining:
         flips = (below(bits, 2) == 1).tolist()
         for path, rows, sample, is_mirrored in zip(request.paths, request.targets, request.samples.tolist(), flips, strict=True):
             file, rows = opened(path, rows, self.normalized, self.exif_rotate)
-            image = tv_tensors.Image(file.turned(torch.from_numpy(file.decode_fast()).permute(2, 0, 1)))
+            image = tv_tensors.Image(file.tensor())
             boxes = tv_tensors.BoundingBoxes(torch.from_numpy(rows[:, :4]), format="XYXY", canvas_size=tuple(image.shape[-2:]))
             if self.hflip and is_mirrored:
                 image, boxes = (v2.functional.horizontal_flip(part) for part in (image, boxes))

@@ -1,9 +1,8 @@
 """Images in files: decoded, cropped and scaled by workers, a batch of bytes at a time.
 
 A request carries the paths of its batch, so that a worker holds no list of files. Everything random is drawn from (seed, epoch,
-sample). Evaluation decodes and scales exactly as Pillow does, as published accuracies were measured. Training takes faster ways:
-a pixel is at most a level off for 4:4:4 and gray JPEGs at full scale, up to 19 (mean 0.4) with 4:2:0 subsampling, and up to 149
-(mean 3 to 5.6) in a JPEG decoded at 1/2 or 1/4, where the box is rounded to the reduced grid.
+sample). All pixels are those that Pillow decodes, except in training crops of a JPEG that was decoded at a fraction of its size.
+Evaluation also scales as Pillow does, as published accuracies were measured. docs/performance.md has the deviations.
 """
 
 import io
@@ -41,6 +40,8 @@ IMAGE_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  
 IMAGE_FORMATS += ("AVIF",) if HAS_AVIF else ()
 PACKAGES = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif", ".avif": "pip install --upgrade pillow"}
 N_SAMPLED = 100  # files whose orientation is looked at before a training
+MOST_DROPPED = 32  # rows or columns, in _part
+MOST_OBLONG = 4  # times as long as wide: of longer images, evaluations scale only the center
 PILLOW_MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -86,6 +87,8 @@ def read_image_file(place: str) -> bytes:
 
 def problem_of(error: Exception) -> str:
     """Return the reason why an image can't be read, in one line."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {max_pixels():,} pixels"
     reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return first_line(reason)
 
@@ -118,36 +121,45 @@ class ImageFile:
                     self.is_plain_jpeg = colors in ("YCbCr", "Gray")
             if not self.is_plain_jpeg:
                 self.columns, self.rows = self._opened().size
-            if not 0 < self.columns * self.rows <= max_pixels():
-                raise ValueError(f"it has {self.columns} x {self.rows} pixels; from 1 to {max_pixels():,} are allowed")
+            if self.columns * self.rows > max_pixels():
+                raise Image.DecompressionBombError
+            if not self.columns * self.rows:
+                raise ValueError("it has no pixels")
         self.turn = self._turn() if exif_rotate else UPRIGHT
         self.height, self.width = (self.columns, self.rows) if self.turn.transposed else (self.rows, self.columns)
 
     def decode(self) -> Image.Image:
-        """Decode with Pillow, to RGB, and turn."""
-        image = self._decoded()
+        """Decode to RGB, and turn."""
+        image = Image.fromarray(self.pixels()) if self.is_plain_jpeg else self._decoded_by_pillow()
         return image if self.turn.method is None else image.transpose(self.turn.method)
 
-    def _decoded(self) -> Image.Image:
-        with self._naming_the_file():
-            image = self._opened()
-            image.load()
-            return image if image.mode == "RGB" else _in_8_bits(image).convert("RGB")
+    def tensor(self) -> Tensor:
+        """Decode to C H W in RGB, and turn."""
+        return self.turned(torch.from_numpy(self.pixels()).permute(2, 0, 1))
 
-    def decode_fast(self, shrink: int = 1, n_rows: int | None = None) -> np.ndarray:
+    def pixels(self, shrink: int = 1, n_rows: int | None = None) -> np.ndarray:
         """Decode to H W C in RGB, not turned. For most JPEGs, `shrink` 2, 4 or 8 saves time by decoding at that fraction of the
-        size, and `n_rows` by decoding only the upper rows."""
+        size, and `n_rows` by decoding only the upper rows, and a few more of which the last ones may be inexact.
+
+        libjpeg-turbo decodes plain JPEGs, with the settings of Pillow and faster. Pillow decides about those with flaws.
+        """
         if self.is_plain_jpeg:
-            data, height = self._with_rows(n_rows or self.rows)
+            data, height = self._with_rows((n_rows or self.rows) + shrink)
             shape = (-(-height // shrink), -(-self.columns // shrink))
             pixels = np.empty((*shape, 3), np.uint8)
             try:
-                return decode_jpeg(data, fastupsample=True, min_height=shape[0], min_width=shape[1], buffer=pixels)
+                return decode_jpeg(data, min_height=shape[0], min_width=shape[1], buffer=pixels)
             except ValueError as error:
                 # libjpeg-turbo reports the first irregularity that it meets: here the rows above were correct
                 if height < self.rows and str(error).endswith("extraneous bytes before marker 0xd9"):
                     return pixels
-        return np.array(self._decoded())
+        return np.array(self._decoded_by_pillow())
+
+    def _decoded_by_pillow(self) -> Image.Image:
+        with self._naming_the_file():
+            image = self._opened()
+            image.load()
+            return image if image.mode == "RGB" else _in_8_bits(image).convert("RGB")
 
     def turned(self, pixels: Tensor) -> Tensor:
         """Turn a part of the decoded image, C H W."""
@@ -161,11 +173,13 @@ class ImageFile:
 
     def _with_rows(self, n: int) -> tuple[bytes, int]:
         """Return the JPEG with a header of only `n` rows or a few more, after which its decoder stops, and their number."""
-        n = -(-n // 16) * 16  # whole blocks, so that no row is interpolated from the missing ones below
+        n = -(-n // 16) * 16  # whole blocks
+        if n >= self.rows:
+            return self.data, self.rows
         height, width = (side.to_bytes(2, "big") for side in (self.rows, self.columns))
         frame = b"\xff\xc0\x00\x11\x08%b%b\x03"  # the start of frame of a sequential JPEG with three colors
         before, found, after = self.data.partition(frame % (height, width))
-        if n >= self.rows or not found or b"\xff\xdd" in self.data:  # restart markers would be extraneous bytes too
+        if not found or b"\xff\xdd" in self.data:  # restart markers would be extraneous bytes too
             return self.data, self.rows
         return b"".join((before, frame % (n.to_bytes(2, "big"), width), after)), n
 
@@ -225,30 +239,53 @@ def log_rotated(paths: np.ndarray) -> None:
 
 
 class EvaluationImages:
-    """The center crop of images whose shorter side was scaled to img_size / crop_pct."""
+    """The center crop of images whose shorter side was scaled to img_size / crop_pct, by Pillow or, in less time, by torch."""
 
-    def __init__(self, img_size: int, crop_pct: float, interpolation: str, exif_rotate: bool = False) -> None:
-        self.exif_rotate = exif_rotate
-        self.img_size, self.mode = img_size, PILLOW_MODES[interpolation]
+    def __init__(
+        self, img_size: int, crop_pct: float, interpolation: str, exif_rotate: bool = False, by_torch: bool = False
+    ) -> None:
+        self.exif_rotate, self.by_torch = exif_rotate, by_torch
+        self.img_size, self.interpolation, self.mode = img_size, interpolation, PILLOW_MODES[interpolation]
         self.shorter_side = math.floor(img_size / crop_pct + 1e-6)  # 224 / (224 / 232) is slightly less than 232
+
+    @classmethod
+    def of(cls, prepare: Preparation) -> "EvaluationImages":
+        options = prepare.img_size, prepare.crop_pct, prepare.interpolation, prepare.exif_rotate, prepare.resize_by_torch
+        return cls(*options)
 
     def __call__(self, request: Request, out: Tensor) -> None:
         for path, into in zip(request.paths, out, strict=True):
-            into.copy_(self.read(os.fsdecode(path)))
+            np.copyto(into.numpy(), self.read(os.fsdecode(path)).numpy())  # reorders in half the time of copy_
 
     def read(self, path: str) -> Tensor:
-        return self.prepared(ImageFile(path, self.exif_rotate).decode())
+        return self.prepared(ImageFile(path, self.exif_rotate))
 
-    def prepared(self, image: Image.Image) -> Tensor:
-        width, height = (int(self.shorter_side * side / min(image.size)) for side in image.size)
-        left, top = (round((side - self.img_size) / 2) for side in (width, height))
-        box = (left, top, left + self.img_size, top + self.img_size)
-        if width * height <= max_pixels():
-            crop = image.resize((width, height), self.mode).crop(box)
-        else:  # a very long image: only its center, though that rounds differently
-            part = [min(edge * min(image.size) / self.shorter_side, side) for edge, side in zip(box, image.size * 2, strict=True)]
-            crop = image.resize((self.img_size, self.img_size), self.mode, (part[0], part[1], part[2], part[3]))
+    def prepared(self, file: ImageFile) -> Tensor:
+        size, shorter = self.img_size, min(file.height, file.width)
+        height, width = (int(self.shorter_side * side / shorter) for side in (file.height, file.width))
+        top, left = (round((side - size) / 2) for side in (height, width))
+        image, is_oblong = file.tensor(), max(height, width) > MOST_OBLONG * self.shorter_side
+        if self.by_torch and not is_oblong:
+            return _interpolated(image, self.interpolation, size=(height, width))[:, top : top + size, left : left + size]
+        pixels = image.permute(1, 2, 0).numpy()
+        if is_oblong:  # the whole could have billions of pixels; its center alone rounds differently
+            edges = (left / width, top / height, (left + size) / width, (top + size) / height)
+            box = [min(edge * side, side) for edge, side in zip(edges, (file.width, file.height) * 2, strict=True)]
+            crop = Image.fromarray(pixels).resize((size, size), self.mode, (box[0], box[1], box[2], box[3]))
+        else:  # as Pillow does it, columns before rows, but without the rows and columns that the crop drops
+            scale = file.height / height
+            margin = 2 * max(1, scale) + 1  # the kernel's
+            first, last = max(0, math.floor(top * scale - margin)), math.ceil((top + size) * scale + margin)
+            rows = Image.fromarray(pixels[first:last])
+            columns = rows.resize((width, rows.height), self.mode).crop((left, -first, left + size, file.height - first))
+            crop = columns.resize((size, height), self.mode).crop((0, top, size, top + size))
         return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+
+
+def _interpolated(image: Tensor, mode: str, **options: Any) -> Tensor:
+    """Scale C H W, a view of H W C, by torch's antialiased kernel, which is fastest in this layout."""
+    batch = image.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)  # its strides say that channels are last
+    return F.interpolate(batch, mode=mode, antialias=True, **options)[0]
 
 
 class Box(NamedTuple):
@@ -287,7 +324,7 @@ class TrainingImages:
                 with seeded(derive(self.seed, AUGMENT, request.epoch, sample)):
                     for distort in self.distortions:
                         image = distort(image)
-            into.copy_(image)
+            np.copyto(into.numpy(), image.numpy())
             if self.erasing:
                 self._erase(into, *of_sample[self.ERASE])
 
@@ -296,12 +333,13 @@ class TrainingImages:
         # decode at the smallest scale at which the box is no smaller than the result
         shrink = next((n for n in (8, 4, 2) if min(box.height, box.width) >= n * img_size), 1)
         box = file.in_file(box)
-        pixels = torch.from_numpy(file.decode_fast(shrink, box.top + box.height))
+        pixels = file.pixels(shrink, box.top + box.height)
         scale = round(file.columns / pixels.shape[1])  # 1 if it isn't a JPEG
-        top, left, height, width = box.top // scale, box.left // scale, round(box.height / scale), round(box.width / scale)
-        crop = pixels[top : top + height, left : left + width].permute(2, 0, 1).unsqueeze(0)
-        crop = crop.contiguous(memory_format=torch.channels_last)  # torch has a fast kernel for this layout
-        return file.turned(F.interpolate(crop, (img_size, img_size), mode=self.interpolation, antialias=True)[0])
+        rows, columns = (slice(first // scale, -(-(first + n) // scale)) for first, n in (box[::2], box[1::2]))
+        crop = pixels[rows, columns]
+        if scale > 1:
+            return file.turned(_part(crop, box, scale, img_size, self.interpolation))
+        return file.turned(_interpolated(torch.from_numpy(crop).permute(2, 0, 1), self.interpolation, size=(img_size, img_size)))
 
     def _erase(self, image: Tensor, draw: float, area: float, ratio: float, y: float, x: float) -> None:
         """Fill a rectangle, of 2 % to 33 % of the area and an aspect ratio from 0.3 to 1 / 0.3, with the mean color."""
@@ -312,6 +350,25 @@ class TrainingImages:
         height, width = (min(round(length), img_size) for length in (side * stretch, side / stretch))
         top, left = int(y * (img_size - height + 1)), int(x * (img_size - width + 1))
         image[:, top : top + height, left : left + width] = self.mean
+
+
+def _part(crop: np.ndarray, box: Box, shrink: int, size: int, interpolation: str) -> Tensor:
+    """Scale a box of a picture that was decoded at 1 / `shrink` of its size. `crop` has the pixels that the box touches.
+
+    The box may begin at a fraction of a pixel, but torch's kernel begins at a whole one. So a few more rows and columns are
+    computed, as many as begin closest to a whole pixel, and dropped. The center of the box is then exact, and its ends nearly.
+    """
+    dropped, padding, factors = [], [], []
+    for first, n_pixels in (box[::2], box[1::2]):
+        offset, length = first % shrink / shrink, n_pixels / shrink
+        shifts = [n * length / size - offset for n in range(MOST_DROPPED)]  # from the first result to the edge of `crop`
+        n = min(range(MOST_DROPPED), key=lambda n: (shifts[n] < -0.5, abs(shifts[n] - round(shifts[n]))))
+        n_padded = round(shifts[n])
+        dropped.append(slice(n, n + size))
+        padding.append((n_padded, 1))
+        factors.append((n + size / 2) / (n_padded + offset + length / 2))
+    crop = np.pad(crop, (*padding, (0, 0)), "edge")
+    return _interpolated(torch.from_numpy(crop).permute(2, 0, 1), interpolation, scale_factor=factors)[:, dropped[0], dropped[1]]
 
 
 def random_box(height: int, width: int, scale: tuple[float, float], numbers: Sequence[float]) -> Box:

@@ -55,7 +55,7 @@ def train_loader(split: Split, order: Order, prepare: Preparation, workers: Work
         return split.train_loader(order, prepare, workers, device)
     if isinstance(split, Images):
         return InMemoryTraining(split, order, prepare, device)
-    read = TrainingImages(prepare, order.seed) if prepare.augment else _evaluation_images(prepare)
+    read = TrainingImages(prepare, order.seed) if prepare.augment else EvaluationImages.of(prepare)
     batches = CroppedBatches(read, prepare.size, prepare.normalize(device), workers, device)
     return FileTraining(split, order, batches, batches.normalize, prepare.repeats)
 
@@ -72,16 +72,11 @@ def eval_loader(
         normalize = prepare.normalize(device)
         loader = InMemoryEvaluation(part, batch_size, lambda images, labels: (normalize(images), labels), device)
     else:
-        read = CroppedBatches(
-            _evaluation_images(prepare), lambda epoch: prepare.img_size, prepare.normalize(device), workers, device
-        )
+        images = EvaluationImages.of(prepare)
+        read = CroppedBatches(images, lambda epoch: prepare.img_size, prepare.normalize(device), workers, device)
         loader = FileEvaluation(part, batch_size, read)
     loader.n_common_batches = -(-(len(split) // world_size) // batch_size)
     return loader
-
-
-def _evaluation_images(prepare: Preparation) -> EvaluationImages:
-    return EvaluationImages(prepare.img_size, prepare.crop_pct, prepare.interpolation, prepare.exif_rotate)
 
 
 class InMemoryTraining:

@@ -150,7 +150,7 @@ class ReadForTraining:
 
     def __init__(self, prepare: Preparation, ignored: int, palette: Palette | None, seed: int) -> None:
         self.side, self.seed = prepare.img_size, seed
-        self.read_pair = partial(read_pair, ignored=ignored, palette=palette, exif_rotate=prepare.exif_rotate, fast=True)
+        self.read_pair = partial(read_pair, ignored=ignored, palette=palette, exif_rotate=prepare.exif_rotate)
         self.zoom, self.augment, self.hflip = prepare.zoom, prepare.augment, prepare.hflip
         self.fill = [round(255 * mean) for mean in prepare.mean]
         self.jitter = jitter(prepare.color_jitter)
@@ -196,15 +196,13 @@ def read_pair(
     ignored: int,
     palette: Palette | None = None,
     exif_rotate: bool = False,
-    fast: bool = False,
 ) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     """Read an image and its mask. With `exif_rotate`, the mask is that of the turned image; it is not turned itself."""
     file, mask = ImageFile(os.fsdecode(path), exif_rotate), read_mask(os.fsdecode(of_mask), palette)
     if problem := _size_mismatch(os.fsdecode(of_mask), mask, file):
         raise UnreadableImage(problem)
-    pixels = torch.from_numpy(file.decode_fast() if fast else np.array(file.decode())).permute(2, 0, 1)
     mask[mask == ignored] = IGNORED
-    return tv_tensors.Image(file.turned(pixels) if fast else pixels), tv_tensors.Mask(torch.from_numpy(mask))
+    return tv_tensors.Image(file.tensor()), tv_tensors.Mask(torch.from_numpy(mask))
 
 
 def read_mask(path: str, palette: Palette | None = None) -> np.ndarray:

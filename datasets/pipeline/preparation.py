@@ -43,6 +43,7 @@ class Preparation:
     repeats: int = 1
     growth: Growth | None = None
     exif_rotate: bool = False
+    resize_by_torch: bool = False  # in evaluations
 
     def size(self, epoch: int) -> int:
         """Height and width of the training images of an epoch."""
@@ -55,4 +56,6 @@ class Preparation:
         """Return the settings with every augmentation turned off if `augment` is false."""
         if self.augment:
             return self
-        return replace(self, crop_padding=0, hflip=False, cutout=0, color_jitter=0.0, zoom=(1.0, 1.0), growth=None)
+        return replace(
+            self, crop_padding=0, hflip=False, cutout=0, color_jitter=0.0, zoom=(1.0, 1.0), growth=None, resize_by_torch=False
+        )

@@ -237,7 +237,7 @@ def augmentation_of_files_or_memory(draft: Draft) -> None:
     padding = draft.dataset.crop_padding if draft["augment.crop_padding"] is None else draft["augment.crop_padding"]
     if draft["augment.padding_mode"] != "constant" and not padding:
         draft.warn("augment.padding_mode", "has no effect with augment.crop_padding 0")
-    for key in ("augment.scale", "augment.crop_pct", "augment.interpolation"):
+    for key in ("augment.scale", "augment.crop_pct", "augment.interpolation", "eval.resize"):
         if key in draft.origins and draft[key] != DEFAULTS[key]:
             draft.warn(key, f"has no effect on {name}, which is held in memory")
 

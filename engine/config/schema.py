@@ -266,6 +266,11 @@ class TrackingConfig:
 class EvalConfig:
     batch_size: int | None = key(None, "images per forward and device; null: as in training", least=1)
     img_size: int | None = key(None, "height and width of images in evaluations; null: data.img_size", least=1)
+    resize: Literal["pillow", "torch"] = key(
+        "pillow",
+        "image folders: the library that scales images in evaluations; torch takes 40 % less CPU time per image in all, and its "
+        "pixels are at most 2 levels from Pillow's (mean below 0.004)",
+    )
     tta: Literal["flip", "flip_and_shift"] | None = key(
         None,
         "test-time augmentation; flip: average the logits of each image and its mirror image, at twice the cost; "

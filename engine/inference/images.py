@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -92,7 +91,7 @@ def batches_of(trained: Trained, paths: Sequence[str | Path], batch_size: int) -
         yield read.batch
 
 
-Read = Callable[[Image.Image], Tensor]  # in a worker: C H W, uint8
+Read = Callable[[ImageFile], Tensor]  # in a worker: C H W, uint8
 Batched = Callable[[Packed, list[tuple[int, int]]], Any]  # makes the task's input
 
 
@@ -102,7 +101,7 @@ def _reader(trained: Trained) -> tuple[Read, Batched]:
     if spec.channels not in (1, 3):
         raise RunError(f"{spec.name} has {spec.channels} channels; an image in a file has 3, or is converted to gray")
     if spec.targets == "boxes":
-        return _pixels, lambda packed, sizes: ([image / 255 for image in packed.unpacked()], None)
+        return ImageFile.tensor, lambda packed, sizes: ([image / 255 for image in packed.unpacked()], None)
     normalize = trained.normalize
     assert isinstance(normalize, Normalize), "only detectors normalize images themselves"
 
@@ -116,7 +115,7 @@ def _reader(trained: Trained) -> tuple[Read, Batched]:
     if spec.targets == "masks":
         return partial(_whole, ReadForEvaluation(prepare, IGNORED)), batched
     if spec.in_files and not config.data.args.get("in_memory"):
-        read = EvaluationImages(prepare.img_size, prepare.crop_pct, prepare.interpolation).prepared
+        read = EvaluationImages.of(prepare).prepared
     else:  # first scaled to the size of the dataset's images, and from there to the model's size
         is_of_any_size = spec.in_files or spec.any_size
         own_size = (config.data.img_size or spec.img_size) if is_of_any_size else spec.img_size
@@ -124,17 +123,13 @@ def _reader(trained: Trained) -> tuple[Read, Batched]:
     return partial(_gray, read) if spec.channels == 1 else read, batched
 
 
-def _gray(read: Read, image: Image.Image) -> Tensor:
-    summed = (read(image).int() * torch.tensor(LUMA, dtype=torch.int32).view(3, 1, 1)).sum(0, keepdim=True)
+def _gray(read: Read, file: ImageFile) -> Tensor:
+    summed = (read(file).int() * torch.tensor(LUMA, dtype=torch.int32).view(3, 1, 1)).sum(0, keepdim=True)
     return ((summed + 0x8000) >> 16).to(torch.uint8)
 
 
-def _whole(evaluation: ReadForEvaluation, image: Image.Image) -> Tensor:
-    return evaluation.prepared(_pixels(image))
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def _whole(evaluation: ReadForEvaluation, file: ImageFile) -> Tensor:
+    return evaluation.prepared(file.tensor())
 
 
 @dataclass
@@ -151,7 +146,7 @@ class _Reader(Dataset):
     def __getitem__(self, place: int) -> tuple[int, Tensor | str, tuple[int, int]]:
         try:
             file = ImageFile(os.fsdecode(self.paths[place]), self.exif_rotate)
-            return place, self.read(file.decode()), (file.height, file.width)
+            return place, self.read(file), (file.height, file.width)
         except UnreadableImage as error:
             return place, str(error), (0, 0)
 

@@ -175,7 +175,7 @@ OTHER_KEYS += ("augment.repeats", "augment.resize_from", "augment.scale", "augme
 OTHER_KEYS += ("augment.zoom",)
 OTHER_KEYS += ("augment.crop_padding", "augment.padding_mode", "train.loss", "train.label_smoothing", "train.aux_weight")
 OTHER_KEYS += ("train.class_weights", "data.sampler")
-OTHER_KEYS += ("distill.teacher", "eval.img_size", "eval.tta")
+OTHER_KEYS += ("distill.teacher", "eval.img_size", "eval.resize", "eval.tta")
 
 PACKAGES = ("pycocotools", "torchmetrics")
 

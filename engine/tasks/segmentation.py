@@ -195,6 +195,6 @@ def from_config(config: Config, data: Any) -> Segmentation:
 
 OTHER_KEYS: tuple[str, ...] = ("augment.mixup", "augment.cutmix", "augment.cutout", "augment.auto", "augment.erasing")
 OTHER_KEYS += ("augment.repeats", "augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation")
-OTHER_KEYS += ("train.loss", "train.class_weights", "train.label_smoothing", "data.sampler", "distill.teacher")
+OTHER_KEYS += ("train.loss", "train.class_weights", "train.label_smoothing", "data.sampler", "distill.teacher", "eval.resize")
 
 TASKS = {"segmentation": TaskKind(from_config, create_network, targets="masks", other_keys=OTHER_KEYS)}

@@ -200,7 +200,7 @@ def images_and_masks(folder: Path, n: int) -> Row:
                 continue
             file = ImageFile(str(path))
             shape = (file.height, file.width, 3)
-            assert file.decode_fast().shape == np.asarray(file.decode()).shape == shape
+            assert file.pixels().shape == np.asarray(file.decode()).shape == shape
             assert EvaluationImages(16, 0.9, "bilinear").read(str(path)).shape == (3, 16, 16)
 
     return fuzz("images and masks", files, open_it, (OSError,), n, RIGHT)
@@ -451,7 +451,7 @@ IMAGES: dict[str, Callable[[Path], bytes]] = {
 def _decode_every_way(path: Path) -> None:
     """Fail unless every way to read the file fails."""
     with contextlib.suppress(OSError):
-        ImageFile(str(path)).decode_fast()
+        ImageFile(str(path)).pixels()
         raise AssertionError("it was read for training")
     EvaluationImages(16, 0.9, "bilinear").read(str(path))
 

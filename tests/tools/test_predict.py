@@ -51,9 +51,9 @@ def of_files(tmp_path_factory):
     return root / "run", root / "val"
 
 
-def probabilities(run):
+def probabilities(run, **options):
     """Return the predictions for the whole validation split, read from the dataset."""
-    trained = load_trained(run, {})
+    trained = load_trained(run, options)
     with torch.no_grad():
         of_batches = [trained.task.predict(trained.model, batch) for batch in trained.data.loader("valid").batches()]
     return torch.cat(of_batches), trained.classes
@@ -67,11 +67,12 @@ def test_images_of_an_in_memory_dataset_get_the_probabilities_of_its_evaluation(
     torch.testing.assert_close(torch.tensor([float(row["probability"]) for row in found]), expected.amax(1))
 
 
-def test_images_in_files_get_the_probabilities_of_their_evaluation_for_any_batch_size_and_workers(of_files, capsys):
+@pytest.mark.parametrize("resize", ["pillow", "torch"])
+def test_images_in_files_get_the_probabilities_of_their_evaluation_for_any_batch_size_and_workers(of_files, resize, capsys):
     run, images = of_files
-    expected, classes = probabilities(run)
+    expected, classes = probabilities(run, **{"eval.resize": resize})
     for options in ((), ("--batch_size", 2), ("--batch_size", 4, "--dataloader.num_workers", 2)):
-        found = json.loads(predict(capsys, run, images, "--json", "--top_k", 3, *options).out)
+        found = json.loads(predict(capsys, run, images, "--json", "--top_k", 3, "--eval.resize", resize, *options).out)
         assert len(found) == 3 * len(expected)
         for i, scores in enumerate(expected):
             of_image = found[3 * i : 3 * i + 3]

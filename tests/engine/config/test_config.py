@@ -321,6 +321,12 @@ def test_augmentation_keys_are_warnings_when_augmentation_is_disabled(write):
     assert not load_config(write(MINIMAL), keys).notes
 
 
+@pytest.mark.parametrize(("key", "value"), [("augment.crop_pct", 0.9), ("eval.resize", "torch")])
+def test_keys_for_images_in_files_are_warnings_for_images_in_memory(write, key, value):
+    (note,) = load_config(write(MINIMAL), {key: value}).notes
+    assert note.startswith(f"warning: {key} (--{key}) has no effect on")
+
+
 def test_decay_norm_and_bias_without_weight_decay_is_a_warning(write):
     keys = {"train.optim.weight_decay": 0.0, "train.optim.decay_norm_and_bias": False}
     (note,) = load_config(write(MINIMAL), keys).notes

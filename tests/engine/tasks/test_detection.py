@@ -254,6 +254,7 @@ def test_images_of_different_sizes_train_the_same_with_any_number_of_workers(coc
         (("--augment.mixup", 0.2), ["augment.mixup: 0.2", "task detection"]),
         (("--eval.tta", "flip"), ["eval.tta: flip", "task detection"]),
         (("--eval.img_size", 64), ["eval.img_size: 64", "task detection"]),
+        (("--eval.resize", "torch"), ["eval.resize: torch", "task detection"]),
         (("--augment.crop_padding", 4), ["augment.crop_padding: 4", "task detection"]),
         (("--segmentation.head", "hrnet"), ["segmentation.head: hrnet", "task detection"]),
         (("--detection.head", "yolo"), ["detection.head", "fcos or fasterrcnn"]),
