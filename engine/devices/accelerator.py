@@ -48,6 +48,17 @@ def make_accelerator(train: TrainConfig, *, deterministic: bool = False) -> Acce
     return accelerator
 
 
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed the CPU and `device` as torch.manual_seed does, which also visits every other kind of device at 0.3 ms a call."""
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
 def requested_precision(train: TrainConfig) -> str:
     """Return train.precision, or the launcher's, or fp32."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

@@ -25,20 +25,20 @@ def recompute_blocks(model: nn.Module) -> int:
             for norm in _counting(module):
                 norm.forward = partial(_count_once, norm)
             return 1
-    blocks = list(_blocks(model))
+    blocks = list(repeated_blocks(model))
     for block in blocks:
         block.forward = partial(_forward, block)  # a partial, unlike a bound method, is copied and pickled with its module
     return len(blocks)
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
     """Yield members of Sequentials and ModuleLists that are more than a layer of torch: residual, encoder, inception blocks."""
     for child in module.children():
         is_member = isinstance(module, (nn.Sequential, nn.ModuleList))
         if is_member and not type(child).__module__.startswith("torch.nn."):
             yield child
         else:
-            yield from _blocks(child)
+            yield from repeated_blocks(child)
 
 
 def _forward(block: nn.Module, *inputs: Any) -> Any:
