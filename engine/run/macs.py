@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine.devices.sharding import is_sharded
 
@@ -25,6 +27,17 @@ with warnings.catch_warnings():  # fvcore uses torch.jit.script, which is deprec
 
 log = logging.getLogger(__name__)
 
+PRODUCTS = (
+    "conv",
+    "linear",
+    "addmm",
+    "matmul",
+    "bmm",
+    "baddbmm",
+    "einsum",
+    "scaled_dot_product_attention",
+)  # torch counts them too
+
 
 @dataclass(frozen=True)
 class Count:
@@ -32,6 +45,7 @@ class Count:
     macs: int
     stages: dict[str, tuple[int, int]]  # each child of the model -> its parameters, its MACs
     modules: dict[str, int]  # every module -> its MACs
+    products: int  # the MACs of convolutions, matrix products and attention; the others are of norms, poolings and upsamplings
     not_counted: dict[str, int]  # operation -> how often; additions, activations and poolings, by convention not multiply-adds
 
 
@@ -47,6 +61,7 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
         with warnings.catch_warnings(), _every_proposal(model):
             warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
             macs, by_module, not_counted = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
+            products = sum(int(analysis.by_operator()[name]) for name in PRODUCTS)
     finally:
         fvcore_log.setLevel(level)
         model.train(was_training)
@@ -60,8 +75,23 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
         macs=int(macs),
         stages=stages,
         modules={name: int(macs) for name, macs in by_module.items()},
+        products=products,
         not_counted={name.removeprefix("aten::"): n for name, n in sorted(not_counted.items())},
     )
+
+
+@torch.no_grad()
+def products_by_torch(model: nn.Module, in_channels: int, img_size: int) -> int:
+    """Return the MACs of convolutions, matrix products and attention as torch's own counter sees them, to check `count`."""
+    was_training = model.training
+    image = torch.zeros(1, in_channels, img_size, img_size, device=next(model.parameters()).device)
+    counter = FlopCounterMode(display=False)
+    try:
+        with _every_proposal(model), sdpa_kernel(SDPBackend.MATH), counter:  # it doesn't know the CPU's fused attention
+            model.eval()(image)
+    finally:
+        model.train(was_training)
+    return int(counter.get_total_flops()) // 2
 
 
 def macs_of(model: nn.Module, accelerator: Accelerator, in_channels: int, img_size: int) -> int | None:

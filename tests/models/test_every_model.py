@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from engine.run.macs import count, products_by_torch
 from models import create_model, list_models, model_signature
 
 N_CLASSES = 7
@@ -162,3 +163,11 @@ def test_head_classifiers_and_first_conv_name_existing_modules(name):
         layer = model.get_submodule(module)
         assert getattr(layer, "out_features", getattr(layer, "out_channels", None)) == N_CLASSES
     assert model.get_submodule(model.FIRST_CONV).in_channels == small_sizes(name)["in_channels"]
+
+
+@every_kind
+def test_fvcore_and_torch_count_the_same_products(name):
+    options = small_sizes(name)
+    model = build(name)
+    sizes = options["in_channels"], options["img_size"]
+    assert count(model, *sizes).products == products_by_torch(model, *sizes) > 0
