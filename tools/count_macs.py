@@ -203,7 +203,7 @@ def _count(name: str, build: Callable[..., "nn.Module"], n_classes: int, in_chan
     """Count a model whose weights are all zero: initializing them would take longer than counting."""
     import torch
 
-    from engine.run.macs import count, products_by_torch
+    from engine.run.macs import count
 
     on_meta = not name.startswith("timm/")  # timm computes with weights while it builds
     try:
@@ -215,11 +215,10 @@ def _count(name: str, build: Callable[..., "nn.Module"], n_classes: int, in_chan
         model.to_empty(device="cpu")
         for tensor in (*model.parameters(), *model.buffers()):  # a detector's proposals must be finite
             tensor.detach().zero_()
-    counts, products = count(model, in_channels, img_size), products_by_torch(model, in_channels, img_size)
-    warning = ""
-    if counts.products != products:
+    counts, warning = count(model, in_channels, img_size), ""
+    if counts.products != counts.products_by_torch:
         here = f"fvcore counts {counts.products:,} multiply-adds of convolutions, matrix products and attention"
-        warning = f"{here}, torch {products:,}: one of the two does not know an operation of this model"
+        warning = f"{here}, torch {counts.products_by_torch:,}: one of the two does not know an operation of this model"
     return Row("", name, img_size, n_classes, counts.params, counts.macs, "", counts.stages, counts.not_counted, warning)
 
 

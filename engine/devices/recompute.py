@@ -1,9 +1,11 @@
-"""Gradient checkpointing: a block keeps its input only, and recomputes its activations in the backward pass.
+"""Treat the blocks of a model one by one: gradient checkpointing, and compilation of each block alone.
+
+With gradient checkpointing, a block keeps its input only, and recomputes its activations in the backward pass.
 
 Chen, Xu, Zhang, Guestrin (2016): Training Deep Nets with Sublinear Memory Cost. https://arxiv.org/abs/1604.06174
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -25,20 +27,35 @@ def recompute_blocks(model: nn.Module) -> int:
             for norm in _counting(module):
                 norm.forward = partial(_count_once, norm)
             return 1
-    blocks = list(repeated_blocks(model))
+    blocks = list(_blocks(model))
     for block in blocks:
         block.forward = partial(_forward, block)  # a partial, unlike a bound method, is copied and pickled with its module
     return len(blocks)
 
 
-def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
+def compile_blocks(model: nn.Module, **options: Any) -> int:
+    """Compile every block of `model` in place for training, and return their number. Names of parameters do not change."""
+    blocks = list(_blocks(model))
+    for block in blocks:
+        own = vars(block).get("forward")  # as recompute_blocks left it
+        forward = own.func if isinstance(own, partial) else type(block).forward
+        block.forward = partial(_forward_compiled, block, forward, torch.compile(forward, **options))
+    return len(blocks)
+
+
+def _forward_compiled(block: nn.Module, forward: Callable[..., Any], compiled_forward: Callable[..., Any], *inputs: Any) -> Any:
+    """Evaluations are not compiled, as without regions."""
+    return (compiled_forward if torch.is_grad_enabled() else forward)(block, *inputs)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """Yield members of Sequentials and ModuleLists that are more than a layer of torch: residual, encoder, inception blocks."""
     for child in module.children():
         is_member = isinstance(module, (nn.Sequential, nn.ModuleList))
         if is_member and not type(child).__module__.startswith("torch.nn."):
             yield child
         else:
-            yield from repeated_blocks(child)
+            yield from _blocks(child)
 
 
 def _forward(block: nn.Module, *inputs: Any) -> Any:

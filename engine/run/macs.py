@@ -27,16 +27,8 @@ with warnings.catch_warnings():  # fvcore uses torch.jit.script, which is deprec
 
 log = logging.getLogger(__name__)
 
-PRODUCTS = (
-    "conv",
-    "linear",
-    "addmm",
-    "matmul",
-    "bmm",
-    "baddbmm",
-    "einsum",
-    "scaled_dot_product_attention",
-)  # torch counts them too
+ATTENTION = "scaled_dot_product_attention"
+PRODUCTS = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum", ATTENTION)  # torch counts them too
 
 
 @dataclass(frozen=True)
@@ -46,6 +38,7 @@ class Count:
     stages: dict[str, tuple[int, int]]  # each child of the model -> its parameters, its MACs
     modules: dict[str, int]  # every module -> its MACs
     products: int  # the MACs of convolutions, matrix products and attention; the others are of norms, poolings and upsamplings
+    products_by_torch: int  # the same by torch's own counter
     not_counted: dict[str, int]  # operation -> how often; additions, activations and poolings, by convention not multiply-adds
 
 
@@ -53,7 +46,7 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
     was_training = model.training
     image = torch.zeros(1, in_channels, img_size, img_size, device=next(model.parameters()).device)
     analysis = FlopCountAnalysis(model.eval(), image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
+    analysis.set_op_handle(f"aten::{ATTENTION}", _attention)
     fvcore_log = logging.getLogger("fvcore.nn.jit_analysis")
     level = fvcore_log.level
     fvcore_log.setLevel(logging.ERROR)
@@ -62,6 +55,8 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
             warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
             macs, by_module, not_counted = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
             products = sum(int(analysis.by_operator()[name]) for name in PRODUCTS)
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as by_torch:
+                model(image)  # with an attention of plain products: torch doesn't count the CPU's fused one
     finally:
         fvcore_log.setLevel(level)
         model.train(was_training)
@@ -76,22 +71,9 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
         stages=stages,
         modules={name: int(macs) for name, macs in by_module.items()},
         products=products,
+        products_by_torch=int(by_torch.get_total_flops()) // 2,
         not_counted={name.removeprefix("aten::"): n for name, n in sorted(not_counted.items())},
     )
-
-
-@torch.no_grad()
-def products_by_torch(model: nn.Module, in_channels: int, img_size: int) -> int:
-    """Return the MACs of convolutions, matrix products and attention as torch's own counter sees them, to check `count`."""
-    was_training = model.training
-    image = torch.zeros(1, in_channels, img_size, img_size, device=next(model.parameters()).device)
-    counter = FlopCounterMode(display=False)
-    try:
-        with _every_proposal(model), sdpa_kernel(SDPBackend.MATH), counter:  # it doesn't know the CPU's fused attention
-            model.eval()(image)
-    finally:
-        model.train(was_training)
-    return int(counter.get_total_flops()) // 2
 
 
 def macs_of(model: nn.Module, accelerator: Accelerator, in_channels: int, img_size: int) -> int | None:
@@ -126,4 +108,4 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
     *batch, n_queries, width = inputs[0].type().sizes()
     n_keys, value_width = inputs[2].type().sizes()[-2:]
     per_head = n_queries * n_keys * (width + value_width)
-    return Counter({"scaled_dot_product_attention": int(torch.tensor(batch).prod()) * per_head})
+    return Counter({ATTENTION: int(torch.tensor(batch).prod()) * per_head})

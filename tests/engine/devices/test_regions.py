@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from engine import ConfigError, load_config
+from engine.build import _compiled
 from engine.devices.accelerator import seed_device
-from engine.devices.compilation import compile_blocks, compiled
-from engine.devices.recompute import recompute_blocks
+from engine.devices.recompute import compile_blocks, recompute_blocks
 from models import create_model
 from tests.engine.devices.test_recompute import assert_same_gradients_and_buffers, forward_backward
 from tests.running import run_main, weights
@@ -77,7 +77,7 @@ def test_a_compiled_block_still_recomputes_its_activations():
 def test_models_that_cannot_be_compiled_by_regions_are_refused(name, checkpointing, expected):
     train = load_config(None, {"train.compile": "regions", "train.grad_checkpointing": checkpointing}).train
     with pytest.raises(ConfigError, match=expected):
-        compiled(create_model(name, n_classes=4), train, name, sizes_vary=False)
+        _compiled(create_model(name, n_classes=4), train, name, sizes_vary=False)
 
 
 @pytest.mark.slow
