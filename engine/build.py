@@ -441,10 +441,8 @@ def _compiled(model: nn.Module, train: TrainConfig, name: str, *, sizes_vary: bo
     if train.grad_checkpointing and any(hasattr(module, "set_grad_checkpointing") for module in model.modules()):
         problem = f"regions: {name} recomputes around its blocks, which would update BatchNorm twice per batch"
         raise ConfigError("train.compile", problem, "train.compile true compiles the recomputation too")
-    n_blocks = compile_blocks(model, **options)
-    if not n_blocks:
+    if not compile_blocks(model, **options):
         raise ConfigError("train.compile", f"regions: {name} is not made of blocks", "train.compile true compiles any model")
-    log.info("train.compile regions: %d blocks; those that are alike share their graphs", n_blocks)
     return model
 
 

@@ -216,9 +216,10 @@ def _count(name: str, build: Callable[..., "nn.Module"], n_classes: int, in_chan
         for tensor in (*model.parameters(), *model.buffers()):  # a detector's proposals must be finite
             tensor.detach().zero_()
     counts, warning = count(model, in_channels, img_size), ""
-    if counts.products != counts.products_by_torch:
-        here = f"fvcore counts {counts.products:,} multiply-adds of convolutions, matrix products and attention"
-        warning = f"{here}, torch {counts.products_by_torch:,}: one of the two does not know an operation of this model"
+    by_fvcore, by_torch = counts.products
+    if by_fvcore != by_torch:
+        counted = f"fvcore counts {by_fvcore:,} multiply-adds of convolutions, matrix products and attention, torch {by_torch:,}"
+        warning = f"{counted}: one of the two does not know an operation of this model"
     return Row("", name, img_size, n_classes, counts.params, counts.macs, "", counts.stages, counts.not_counted, warning)
 
 

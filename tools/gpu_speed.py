@@ -46,9 +46,9 @@ PEAKS = {
     "B200": 2250,
     "A100": 312,
     "L40S": 362,
-}  # dense bf16 TFLOP/s
+}  # TFLOP/s in bf16, dense
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::item", "Memcpy DtoH")
-Measured = tuple[float, float | None, str]  # this project, the other, details
+Measured = tuple[float, float, str]  # this project, the other, details
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def measured(part: Callable[[Path], Measured]) -> list[str]:
             ours, other, details = part(Path(folder))
     except Exception as error:
         return ["", "", "", f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
-    return [f"{ours:,.4g}", f"{other:,.4g}" if other else "", f"{ours / other:.2f}" if other else "", details]
+    return [f"{ours:,.4g}", f"{other:,.4g}", f"{ours / other:.2f}", details]
 
 
 def parts(quick: bool, card: str) -> dict[str, tuple[int, Callable[[Path], Measured]]]:
@@ -95,10 +95,8 @@ def parts(quick: bool, card: str) -> dict[str, tuple[int, Callable[[Path], Measu
     size = (64, 2) if quick else (224, 256)
     resnet50, vit, alexnet = (partial(config_of, quick, name, *size) for name in ("resnet50", "vit_small", "alexnet"))
     graphs, regions = ({}, {}) if quick else ({"train.compile_mode": "reduce-overhead"}, {"train.compile": "regions"})
-    profile = {"train.profile": 5, "train.n_steps": 20, "train.print_freq": 20}
     return {
         "ResNet-18, 32 px, batch 512": (90, partial(beside_bare, small(), card)),
-        "ResNet-18, batch 512: waits per update": (45, partial(waits, small(**profile))),
         "ResNet-18, batch 256: CUDA graphs, default": (80, partial(beside, half(**graphs), half())),
         "ResNet-50, 224 px, batch 256": (120, partial(beside_bare, resnet50(), card)),
         "AlexNet, 224 px: JPEGs of 500x375, memory": (60, partial(from_files, alexnet)),
@@ -110,11 +108,12 @@ def parts(quick: bool, card: str) -> dict[str, tuple[int, Callable[[Path], Measu
 
 def config_of(quick: bool, model: str, img_size: int, batch_size: int, **keys: Any) -> ResolvedConfig:
     """Return a config that trains on random images, in five windows between log lines, without evaluations on the way."""
-    n = dict.fromkeys(("train.n_steps", "train.eval_freq", "train.save_freq"), 10 if quick else 250)
-    speed = {"train.precision": "bf16", "train.channels_last": True, "train.compile": not quick}
-    data = {"data.name": "random", "data.img_size": img_size, "train.batch_size": batch_size}
-    model_and_log = {"model.name": model, "train.optim.lr": 0.001, "train.print_freq": 2 if quick else 50}
-    return load_config(None, {**n, **speed, **data, **model_and_log, **keys})
+    length = dict.fromkeys(("train.n_steps", "train.eval_freq", "train.save_freq"), 10 if quick else 250)
+    speed = {"train.precision": "bf16", "train.channels_last": True, "train.compile": not quick, "train.profile": 5}
+    data = {"data.name": "random", "data.img_size": img_size, "train.batch_size": batch_size, "train.optim.lr": 0.001}
+    return load_config(
+        None, {**length, **speed, **data, "model.name": model, "train.print_freq": length["train.n_steps"] // 5, **keys}
+    )
 
 
 def random_images(source: Source) -> Loaded:
@@ -123,23 +122,22 @@ def random_images(source: Source) -> Loaded:
     return Loaded(split, split.subset(torch.arange(16)), tuple(f"class {i}" for i in range(10)))
 
 
-def engine_speed(config: ResolvedConfig, folder: Path) -> tuple[float, float, int]:
-    """Return the engine's images/s after its first window, the seconds of that window, and the MACs per image."""
+def engine_speed(config: ResolvedConfig, folder: Path) -> tuple[float, float]:
+    """Return the engine's images/s after its first window, and the seconds of that window."""
     train(config, exp_dir=folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    speeds = [line["train/images_per_sec"] for line in lines if "train/images_per_sec" in line]
-    return median(speeds[1:]), lines[0]["elapsed"], json.loads((folder / "results.json").read_text())["macs"]
+    return median([line["train/images_per_sec"] for line in lines if "train/images_per_sec" in line][1:]), lines[0]["elapsed"]
 
 
 def beside(ours: ResolvedConfig, other: ResolvedConfig, folder: Path) -> Measured:
     """Compare the engine under two configs."""
-    (speed, start, _), (other_speed, other_start, _) = engine_speed(ours, folder / "1"), engine_speed(other, folder / "2")
+    (speed, start), (other_speed, other_start) = engine_speed(ours, folder / "1"), engine_speed(other, folder / "2")
     return speed, other_speed, f"images/s; the first updates took {start:.1f} s and {other_start:.1f} s"
 
 
 def beside_bare(config: ResolvedConfig, card: str, folder: Path) -> Measured:
     """Compare the engine with a loop on one batch, which does the same computation and nothing else."""
-    ours, _, macs = engine_speed(config, folder / "run")
+    ours, macs = engine_speed(config, folder)[0], json.loads((folder / "results.json").read_text())["macs"]
     device, size, n = "cpu" if card == "CPU" else "cuda", config.data.img_size or 224, config.train.print_freq or 1
     model: Any = (
         build_model(config, described_data(config, list("0123456789"))).to(memory_format=torch.channels_last).to(device).train()
@@ -160,25 +158,24 @@ def beside_bare(config: ResolvedConfig, card: str, folder: Path) -> Measured:
         loss.item()  # waits for the device
         seconds.append(time.perf_counter() - start)
     tflops, highest = 6 * macs * ours / 1e12, peak(card)  # two per MAC, for the forward and twice for the backward pass
-    share = f", {tflops / highest:.0%} of the peak" if highest else ""
-    return ours, n * len(images) / median(seconds[1:]), f"images/s of the engine, a bare loop; {tflops:,.3g} TFLOP/s{share}"
+    share = f" ({tflops / highest:.0%} of the peak)" if highest else ""
+    details = (
+        f"images/s, the other a bare loop; {tflops:,.3g} TFLOP/s{share}; {waits_in(folder / 'profile' / 'trace-rank0.json')}"
+    )
+    return ours, n * len(images) / median(seconds[1:]), details
 
 
 def peak(card: str) -> int | None:
-    """Return a known card's dense bf16 TFLOP/s."""
     return next((tflops for name, tflops in PEAKS.items() if name in card), None)
 
 
-def waits(config: ResolvedConfig, folder: Path) -> Measured:
-    """Count what waits for the device in the updates that the engine's own profile records, none of which writes a log line."""
-    train(config, exp_dir=folder / "run")
-    trace = json.loads((folder / "run" / "profile" / "trace-rank0.json").read_text())
-    events = [event for event in trace["traceEvents"] if "dur" in event]
+def waits_in(trace: Path) -> str:
+    """Count what waits for the device in the updates that the engine's profile has recorded, long before the first log line."""
+    events = [event for event in json.loads(trace.read_text())["traceEvents"] if "dur" in event]
     steps = [e for e in events if e["name"].startswith("ProfilerStep") and e["cat"] == "user_annotation"]
     first, last = min(e["ts"] for e in steps), max(e["ts"] + e["dur"] for e in steps)
     names = [e["name"] for e in events if e["name"].startswith(WAITS) and first <= e["ts"] <= last]
-    found = ", ".join(f"{name} {names.count(name)}" for name in sorted(set(names))) or "none"
-    return len(names) / len(steps), None, f"in {len(steps)} updates: {found}"
+    return f"{len(names)} waits in {len(steps)} updates: {', '.join(sorted(set(names)))}".removesuffix(": ")
 
 
 def from_files(config: Callable[..., ResolvedConfig], folder: Path) -> Measured:

@@ -49,14 +49,12 @@ def make_accelerator(train: TrainConfig, *, deterministic: bool = False) -> Acce
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Seed the CPU and `device` as torch.manual_seed does, which also visits every other kind of device at 0.3 ms a call."""
-    if device.type not in ("cpu", "cuda"):
-        torch.manual_seed(seed)
-        return
+    """Seed the CPU and the current `device` as torch.manual_seed does, which takes 0.3 ms for all kinds of devices."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(seed)
+        torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
 
 
 def requested_precision(train: TrainConfig) -> str:

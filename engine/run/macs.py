@@ -37,8 +37,7 @@ class Count:
     macs: int
     stages: dict[str, tuple[int, int]]  # each child of the model -> its parameters, its MACs
     modules: dict[str, int]  # every module -> its MACs
-    products: int  # the MACs of convolutions, matrix products and attention; the others are of norms, poolings and upsamplings
-    products_by_torch: int  # the same by torch's own counter
+    products: tuple[int, int]  # MACs without those of norms, poolings and upsamplings, by fvcore and by torch's own counter
     not_counted: dict[str, int]  # operation -> how often; additions, activations and poolings, by convention not multiply-adds
 
 
@@ -70,8 +69,7 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
         macs=int(macs),
         stages=stages,
         modules={name: int(macs) for name, macs in by_module.items()},
-        products=products,
-        products_by_torch=int(by_torch.get_total_flops()) // 2,
+        products=(products, int(by_torch.get_total_flops()) // 2),
         not_counted={name.removeprefix("aten::"): n for name, n in sorted(not_counted.items())},
     )
 

@@ -8,7 +8,7 @@ from datasets.pipeline.catalog import DATASETS
 from engine import RunError
 from tests.faults.children import run_script
 from tools import gpu_speed
-from tools.gpu_speed import main, measured, peak, waits
+from tools.gpu_speed import main, measured, peak, waits_in
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,6 @@ def test_a_card_has_its_peak_and_an_unknown_card_has_none():
 
 def test_a_part_becomes_a_row_of_the_table():
     assert measured(lambda folder: (1500.4, 3000.0, "images/s")) == ["1,500", "3,000", "0.50", "images/s"]
-    assert measured(lambda folder: (0.0, None, "none")) == ["0", "", "", "none"]
 
     def fails(folder):
         raise RunError("out of memory\nmore")
@@ -51,20 +50,19 @@ def test_a_part_that_does_not_fit_is_listed_and_a_failed_one_does_not_end_the_ot
     assert "not measured: no time left" in capsys.readouterr().out
 
 
-def test_waits_are_counted_inside_of_the_recorded_updates(monkeypatch, tmp_path):
+def test_waits_are_counted_inside_of_the_recorded_updates(tmp_path):
     def event(name, ts, cat="cuda_runtime"):
         return {"name": name, "ts": ts, "dur": 1, "cat": cat}
 
-    steps = [{"name": f"ProfilerStep#{i}", "ts": 100 * i, "dur": 100, "cat": "user_annotation"} for i in (11, 12)]
-    syncs = [event("cudaStreamSynchronize", 1110), event("aten::item", 1250), event("cudaDeviceSynchronize", 1400)]
-
-    def train(config, exp_dir):
-        (exp_dir / "profile").mkdir(parents=True)
-        events = [*steps, *syncs, event("cudaLaunchKernel", 1120), {"name": "cudaStreamSynchronize", "ts": 1130}]
-        (exp_dir / "profile" / "trace-rank0.json").write_text(json.dumps({"traceEvents": events}))
-
-    monkeypatch.setattr(gpu_speed, "train", train)
-    assert waits(None, tmp_path) == (1.0, None, "in 2 updates: aten::item 1, cudaStreamSynchronize 1")
+    events = [{"name": f"ProfilerStep#{i}", "ts": 100 * i, "dur": 100, "cat": "user_annotation"} for i in (11, 12)]
+    trace = tmp_path / "trace.json"
+    trace.write_text(
+        json.dumps({"traceEvents": [*events, event("cudaLaunchKernel", 1120), event("cudaDeviceSynchronize", 1400)]})
+    )
+    assert waits_in(trace) == "0 waits in 2 updates"
+    events += [event("cudaStreamSynchronize", 1110), event("aten::item", 1250), {"name": "aten::item", "ts": 1130}]
+    trace.write_text(json.dumps({"traceEvents": events}))
+    assert waits_in(trace) == "2 waits in 2 updates: aten::item, cudaStreamSynchronize"
 
 
 @pytest.mark.slow
@@ -72,8 +70,8 @@ def test_every_part_is_measured(tmp_path):
     finished = run_script("tools/gpu_speed.py", "--device", "cpu", "--quick", "-o", tmp_path / "speed.json", timeout=500)
     assert finished.returncode == 0, finished.stderr
     table = json.loads((tmp_path / "speed.json").read_text())["table"]
-    assert len(table) == 9
+    assert len(table) == 8
     for name, ours, other, ratio, details in table[1:]:
-        assert float(ours.replace(",", "")) >= 0, (name, details)
-        assert name.endswith("waits per update") or float(other.replace(",", "")) > 0, name
-        assert bool(ratio) == bool(other)
+        assert min(float(cell.replace(",", "")) for cell in (ours, other, ratio)) > 0, (name, details)
+    assert "TFLOP/s; " in table[1][4]
+    assert "in 5 updates" in table[1][4]
