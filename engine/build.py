@@ -438,11 +438,10 @@ def _compiled(model: nn.Module, train: TrainConfig, name: str, *, sizes_vary: bo
         options["dynamic"] = False
     if train.compile != "regions":
         return torch.compile(model, **options)
-    if train.grad_checkpointing and any(hasattr(module, "set_grad_checkpointing") for module in model.modules()):
-        problem = f"regions: {name} recomputes around its blocks, which would update BatchNorm twice per batch"
-        raise ConfigError("train.compile", problem, "train.compile true compiles the recomputation too")
-    if not compile_blocks(model, **options):
-        raise ConfigError("train.compile", f"regions: {name} is not made of blocks", "train.compile true compiles any model")
+    recomputes = train.grad_checkpointing and any(hasattr(module, "set_grad_checkpointing") for module in model.modules())
+    if recomputes or not compile_blocks(model, **options):
+        reason = "recomputes around its blocks, which would update BatchNorm twice per batch" if recomputes else "has no blocks"
+        raise ConfigError("train.compile", f"regions: {name} {reason}", "train.compile true compiles any model")
     return model
 
 

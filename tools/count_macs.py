@@ -53,7 +53,6 @@ class Row:
     published: str
     stages: dict[str, tuple[int, int]]
     not_counted: dict[str, int]
-    warning: str  # where fvcore and torch count differently
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps([asdict(row) for row in models or rows], indent=2))
         return 0
     print(model_tables(models) if models else table(rows))
-    for row in [row for pair in models for row in (pair.own_size, pair.at_32x32)] or rows:
-        if row.warning:
-            print(f"warning: {row.config or row.model}: {row.warning}", file=sys.stderr)
     for row in rows if args.verbose else []:
         print(f"\n{_stages(row)}")
     return 0
@@ -215,12 +211,8 @@ def _count(name: str, build: Callable[..., "nn.Module"], n_classes: int, in_chan
         model.to_empty(device="cpu")
         for tensor in (*model.parameters(), *model.buffers()):  # a detector's proposals must be finite
             tensor.detach().zero_()
-    counts, warning = count(model, in_channels, img_size), ""
-    by_fvcore, by_torch = counts.products
-    if by_fvcore != by_torch:
-        counted = f"fvcore counts {by_fvcore:,} multiply-adds of convolutions, matrix products and attention, torch {by_torch:,}"
-        warning = f"{counted}: one of the two does not know an operation of this model"
-    return Row("", name, img_size, n_classes, counts.params, counts.macs, "", counts.stages, counts.not_counted, warning)
+    counts = count(model, in_channels, img_size)
+    return Row("", name, img_size, n_classes, counts.params, counts.macs, "", counts.stages, counts.not_counted)
 
 
 def _accuracy(entry: dict[str, str]) -> str:

@@ -28,6 +28,7 @@ from engine.config.command_line import run_tool
 from engine.config.errors import RunError
 from engine.config.resolve import ResolvedConfig
 from engine.plugins import Parser
+from tools.document import MEASURED
 from tools.tables import plain, print_lines, write_text
 
 EXAMPLES = """
@@ -37,16 +38,7 @@ examples:
   python tools/gpu_speed.py
   python tools/gpu_speed.py --device cpu --quick -o speed.json     a trial of this program: small and not compiled
 """
-OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "measured" / "gpu-speed.json"
-PEAKS = {
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "H200": 989,
-    "B200": 2250,
-    "A100": 312,
-    "L40S": 362,
-}  # TFLOP/s in bf16, dense
+PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362}  # TFLOP/s in bf16, dense
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::item", "Memcpy DtoH")
 Measured = tuple[float, float, str]  # this project, the other, details
 
@@ -56,21 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     parser.add_argument("--quick", action="store_true", help="small images and few updates, not compiled")
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no part that would take longer (default: 9)")
-    parser.add_argument("-o", "--output", type=Path, default=OUTPUT, help="default: docs/measured/gpu-speed.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=MEASURED / "gpu-speed.json", help="default: docs/measured/gpu-speed.json"
+    )
     args, start = parser.parse_args(argv), time.monotonic()
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif not torch.cuda.is_available():
         raise RunError("there is no CUDA device; --device cpu --quick tries this program")
     card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
-    spec = DatasetSpec("random", random_images, 3, 224, (0.5,) * 3, (0.25,) * 3, 10, hflip=True)
-    DATASETS.entries["random", "classes"] = spec
+    DATASETS.entries["random", "classes"] = DatasetSpec("random", random_images, 3, 224, (0.5,) * 3, (0.25,) * 3, 10, hflip=True)
     table = [["part", "this project", "the other", "ratio", "details"]]
     for name, (seconds, part) in parts(args.quick, card).items():
         is_late = time.monotonic() - start + seconds / (20 if args.quick else 1) > 60 * args.minutes
         table.append([name, *(["", "", "", "not measured: no time left"] if is_late else measured(part))])
-        spent = time.monotonic() - start
-        machine = f"{card}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%F')}, in {spent:.0f} s"
+        cores, date, spent = os.cpu_count(), time.strftime("%F"), time.monotonic() - start
+        machine = f"{card}, {cores} cores, torch {torch.__version__}, {date}, in {spent:.0f} s"
         write_text(args.output, json.dumps({"machine": machine, "table": table}, indent=1) + "\n")
         print_lines(", ".join(filter(None, table[-1])), flush=True)
     print_lines(plain(table, right=range(1, 4)))
@@ -111,9 +104,8 @@ def config_of(quick: bool, model: str, img_size: int, batch_size: int, **keys: A
     length = dict.fromkeys(("train.n_steps", "train.eval_freq", "train.save_freq"), 10 if quick else 250)
     speed = {"train.precision": "bf16", "train.channels_last": True, "train.compile": not quick, "train.profile": 5}
     data = {"data.name": "random", "data.img_size": img_size, "train.batch_size": batch_size, "train.optim.lr": 0.001}
-    return load_config(
-        None, {**length, **speed, **data, "model.name": model, "train.print_freq": length["train.n_steps"] // 5, **keys}
-    )
+    rest = {"model.name": model, "train.print_freq": length["train.n_steps"] // 5}
+    return load_config(None, {**length, **speed, **data, **rest, **keys})
 
 
 def random_images(source: Source) -> Loaded:
@@ -139,9 +131,8 @@ def beside_bare(config: ResolvedConfig, card: str, folder: Path) -> Measured:
     """Compare the engine with a loop on one batch, which does the same computation and nothing else."""
     ours, macs = engine_speed(config, folder)[0], json.loads((folder / "results.json").read_text())["macs"]
     device, size, n = "cpu" if card == "CPU" else "cuda", config.data.img_size or 224, config.train.print_freq or 1
-    model: Any = (
-        build_model(config, described_data(config, list("0123456789"))).to(memory_format=torch.channels_last).to(device).train()
-    )
+    model: Any = build_model(config, described_data(config, list("0123456789"))).to(memory_format=torch.channels_last)
+    model = model.to(device).train()
     network = torch.compile(model, dynamic=False) if config.train.compile else model
     images = torch.randn(config.train.batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.arange(len(images), device=device) % 10
@@ -159,10 +150,8 @@ def beside_bare(config: ResolvedConfig, card: str, folder: Path) -> Measured:
         seconds.append(time.perf_counter() - start)
     tflops, highest = 6 * macs * ours / 1e12, peak(card)  # two per MAC, for the forward and twice for the backward pass
     share = f" ({tflops / highest:.0%} of the peak)" if highest else ""
-    details = (
-        f"images/s, the other a bare loop; {tflops:,.3g} TFLOP/s{share}; {waits_in(folder / 'profile' / 'trace-rank0.json')}"
-    )
-    return ours, n * len(images) / median(seconds[1:]), details
+    waits = waits_in(folder / "profile" / "trace-rank0.json")
+    return ours, n * len(images) / median(seconds[1:]), f"images/s, the other a bare loop; {tflops:,.3g} TFLOP/s{share}; {waits}"
 
 
 def peak(card: str) -> int | None:

@@ -1,6 +1,4 @@
-"""Treat the blocks of a model one by one: gradient checkpointing, and compilation of each block alone.
-
-With gradient checkpointing, a block keeps its input only, and recomputes its activations in the backward pass.
+"""Compilation block by block, and gradient checkpointing: a block recomputes its activations in the backward pass.
 
 Chen, Xu, Zhang, Guestrin (2016): Training Deep Nets with Sublinear Memory Cost. https://arxiv.org/abs/1604.06174
 """

@@ -72,7 +72,7 @@ def test_a_compiled_block_still_recomputes_its_activations():
 
 @pytest.mark.parametrize(
     ("name", "checkpointing", "expected"),
-    [("lenet", False, "lenet is not made of blocks"), ("timm/test_resnet", True, "would update BatchNorm twice")],
+    [("lenet", False, "lenet has no blocks"), ("timm/test_resnet", True, "would update BatchNorm twice")],
 )
 def test_models_that_cannot_be_compiled_by_regions_are_refused(name, checkpointing, expected):
     train = load_config(None, {"train.compile": "regions", "train.grad_checkpointing": checkpointing}).train
