@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (seconds, part) in parts(args.quick, card).items():
         is_late = time.monotonic() - start + seconds / (20 if args.quick else 1) > 60 * args.minutes
         table.append([name, *(["", "", "", "not measured: no time left"] if is_late else measured(part))])
-        cores, date, spent = os.cpu_count(), time.strftime("%F"), time.monotonic() - start
-        machine = f"{card}, {cores} cores, torch {torch.__version__}, {date}, in {spent:.0f} s"
+        machine = f"{card}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%F')}"
+        machine += f", in {time.monotonic() - start:.0f} s"
         write_text(args.output, json.dumps({"machine": machine, "table": table}, indent=1) + "\n")
         print_lines(", ".join(filter(None, table[-1])), flush=True)
     print_lines(plain(table, right=range(1, 4)))
@@ -101,16 +101,16 @@ def parts(quick: bool, card: str) -> dict[str, tuple[int, Callable[[Path], Measu
 
 def config_of(quick: bool, model: str, img_size: int, batch_size: int, **keys: Any) -> ResolvedConfig:
     """Return a config that trains on random images, in five windows between log lines, without evaluations on the way."""
-    length = dict.fromkeys(("train.n_steps", "train.eval_freq", "train.save_freq"), 10 if quick else 250)
+    n = 2 if quick else 50
+    length = {f"train.{key}_freq": 5 * n for key in ("eval", "save")} | {"train.print_freq": n, "train.n_steps": 5 * n}
     speed = {"train.precision": "bf16", "train.channels_last": True, "train.compile": not quick, "train.profile": 5}
     data = {"data.name": "random", "data.img_size": img_size, "train.batch_size": batch_size, "train.optim.lr": 0.001}
-    rest = {"model.name": model, "train.print_freq": length["train.n_steps"] // 5}
-    return load_config(None, {**length, **speed, **data, **rest, **keys})
+    return load_config(None, {"model.name": model, **length, **speed, **data, **keys})
 
 
 def random_images(source: Source) -> Loaded:
-    size = source.img_size or 224
-    split = Images(torch.randint(0, 256, (1024, 3, size, size), dtype=torch.uint8), torch.arange(1024) % 10)
+    shape = 1024, 3, source.img_size or 224, source.img_size or 224
+    split = Images(torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(1024) % 10)
     return Loaded(split, split.subset(torch.arange(16)), tuple(f"class {i}" for i in range(10)))
 
 
@@ -148,14 +148,14 @@ def beside_bare(config: ResolvedConfig, card: str, folder: Path) -> Measured:
             optimizer.zero_grad()
         loss.item()  # waits for the device
         seconds.append(time.perf_counter() - start)
-    tflops, highest = 6 * macs * ours / 1e12, peak(card)  # two per MAC, for the forward and twice for the backward pass
-    share = f" ({tflops / highest:.0%} of the peak)" if highest else ""
+    tflops = 6 * macs * ours / 1e12  # two per MAC, for the forward and twice for the backward pass
+    share = f" ({tflops / peak(card):.0%} of the peak)" if peak(card) else ""
     waits = waits_in(folder / "profile" / "trace-rank0.json")
     return ours, n * len(images) / median(seconds[1:]), f"images/s, the other a bare loop; {tflops:,.3g} TFLOP/s{share}; {waits}"
 
 
-def peak(card: str) -> int | None:
-    return next((tflops for name, tflops in PEAKS.items() if name in card), None)
+def peak(card: str) -> int:
+    return next((tflops for name, tflops in PEAKS.items() if name in card), 0)
 
 
 def waits_in(trace: Path) -> str:
