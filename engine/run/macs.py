@@ -50,10 +50,10 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
     level = fvcore_log.level
     fvcore_log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), _every_proposal(model):
+        with warnings.catch_warnings(), _every_proposal(model), torch.no_grad():  # compiled blocks run as they are
             warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
             macs, by_module, not_counted = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as by_torch:
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as by_torch:
                 model(image)  # with an attention of plain products: torch doesn't count the CPU's fused one
     finally:
         fvcore_log.setLevel(level)

@@ -9,6 +9,7 @@ from engine import ConfigError, load_config
 from engine.build import _compiled
 from engine.devices.accelerator import seed_device
 from engine.devices.recompute import compile_blocks, recompute_blocks
+from engine.run.macs import count
 from models import create_model
 from tests.engine.devices.test_recompute import assert_same_gradients_and_buffers, forward_backward
 from tests.running import run_main, weights
@@ -57,6 +58,8 @@ def test_an_evaluation_is_not_compiled():
     model, graphs = regions(create_model("vit_tiny", n_classes=4, img_size=32, depth=2))
     with torch.no_grad():
         model.eval()(IMAGES)
+        model.train()(IMAGES)
+    assert count(model, 3, 32).macs > 1e6
     assert graphs == []
 
 
