@@ -35,11 +35,11 @@ from datasets.pipeline.splits import Files, Images, hold_out
 from engine.config.command_line import require_packages
 from engine.config.errors import ConfigError, RunError
 from engine.config.rules import check_n_classes
-from engine.config.schema import Config
+from engine.config.schema import Config, TrainConfig
 from engine.config.text import printable
 from engine.devices.agreement import on_main
 from engine.devices.memory import keep_freed_memory
-from engine.devices.recompute import recompute_blocks
+from engine.devices.recompute import compile_blocks, recompute_blocks
 from engine.devices.sharding import is_sharded
 from engine.evaluate import readable
 from engine.optim.averaging import averaging_decay, make_average
@@ -176,7 +176,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     training_model, optimizer = accelerator.prepare(model, optimizer)
     _check_parts(data, model, accelerator)
     if train.compile:
-        training_model = _compiled(training_model, train.compile_mode, sizes_vary=data.spec.targets == "boxes")
+        training_model = _compiled(training_model, train, config.model.name, sizes_vary=data.spec.targets == "boxes")
 
     n_steps = train.n_steps or (train.n_epochs or 0) * order.steps_per_epoch
     growth = None
@@ -419,23 +419,31 @@ def _prepared_model(model: nn.Module, config: Config, data: Data, accelerator: A
     return model
 
 
-def _compiled(model: nn.Module, mode: str, *, sizes_vary: bool) -> Any:
+def _compiled(model: nn.Module, train: TrainConfig, name: str, *, sizes_vary: bool) -> Any:
     """Compile a graph for each size of the images, so that a resumed run computes with the same ones.
 
     By default, the second size would be compiled for all sizes, and from the ninth graph on the rest would not be compiled.
     """
+    options: dict[str, Any] = {"mode": train.compile_mode}
     if sizes_vary:
         log.warning(
             "train.compile: images of many sizes share graphs that depend on the first ones, so resuming is not bit exact"
         )
-        return torch.compile(model, mode=mode)
-    if mode == "max-autotune":
-        log.warning("train.compile_mode max-autotune chooses kernels by their speed, so resuming is not bit exact")
-    import torch._dynamo.config as dynamo  # takes a second
+    else:
+        if train.compile_mode == "max-autotune":
+            log.warning("train.compile_mode max-autotune chooses kernels by their speed, so resuming is not bit exact")
+        import torch._dynamo.config as dynamo  # takes a second
 
-    for limit in ("cache_size_limit", "accumulated_cache_size_limit"):
-        setattr(dynamo, limit, max(MAX_GRAPHS, getattr(dynamo, limit)))
-    return torch.compile(model, mode=mode, dynamic=False)
+        for limit in ("cache_size_limit", "accumulated_cache_size_limit"):
+            setattr(dynamo, limit, max(MAX_GRAPHS, getattr(dynamo, limit)))
+        options["dynamic"] = False
+    if train.compile != "regions":
+        return torch.compile(model, **options)
+    recomputes = train.grad_checkpointing and any(hasattr(module, "set_grad_checkpointing") for module in model.modules())
+    if recomputes or not compile_blocks(model, **options):
+        reason = "recomputes around its blocks, which would update BatchNorm twice per batch" if recomputes else "has no blocks"
+        raise ConfigError("train.compile", f"regions: {name} {reason}", "train.compile true compiles any model")
+    return model
 
 
 def _initialize_from_data(model: nn.Module, config: Config, data: Data, accelerator: Accelerator) -> None:

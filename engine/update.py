@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from datasets.pipeline.counters import derive
 from engine.config.errors import RunError
+from engine.devices.accelerator import seed_device
 from engine.devices.sharding import gathered
 from engine.optim.averaging import Decay
 from engine.optim.schedule import Schedule
@@ -70,7 +71,7 @@ class Update:
 
     def _gradients(self, step: int, batch: Any) -> dict[str, Any]:
         """Accumulate gradients over the micro-batches; return the sums for the log."""
-        torch.manual_seed(derive(self.seed, STEP, step, self.accelerator.process_index))
+        seed_device(derive(self.seed, STEP, step, self.accelerator.process_index), self.accelerator.device)
         weight = self.task.weight(batch)
         if isinstance(weight, Tensor):  # this rank's share of all ranks' weight: gradients are averaged over ranks, not added
             weight = self.accelerator.reduce(weight, reduction="sum") / self.accelerator.num_processes

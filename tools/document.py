@@ -50,7 +50,7 @@ def documents() -> Iterator[tuple[Path, str]]:
     """Yield every generated file and the text that it must have."""
     yield ROOT / "docs" / "configuration.md", configuration()
     yield ROOT / "configs" / "schema.json", json.dumps(json_schema(), indent=2) + "\n"
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), MEASURED / "gpu.md"):
         text = path.read_text()
         if BLOCK.search(text):
             yield path, BLOCK.sub(_regenerated, text)
@@ -72,8 +72,18 @@ def _models() -> str:
     return model_tables(of_models())
 
 
+def _gpus() -> str:
+    """Return the tables of all measurements on a GPU, each with the machine."""
+    from tools.tables import markdown
+
+    measured = [json.loads(path.read_text()) for path in sorted(MEASURED.glob("gpu-*.json"))]
+    tables = [f"{each['machine']}:\n\n{markdown(each['table'], right=range(1, 4))}" for each in measured]
+    return "\n\n".join(tables) or "Not measured yet."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "python tools/count_macs.py": _models,
+    "python tools/gpu_speed.py": _gpus,
     "make faults": (MEASURED / "faults.md").read_text,
     "make results": partial(results.table, "classification"),
     "make results: short": partial(results.table, "classification", short=True),

@@ -174,7 +174,7 @@ class TrainConfig:
     precision: Precision | None = key(
         None, "null: the launcher's, otherwise fp32; tf32: fp32 whose products a GPU rounds to 10 bits"
     )
-    compile: bool = key(False, "torch.compile the model")
+    compile: bool | Literal["regions"] = key(False, "torch.compile the model; regions: each of its blocks alone, equal ones once")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = key("default", "torch.compile's mode")
     grad_checkpointing: bool = key(False, "recompute activations in the backward pass to save memory, for models that support it")
     nonfinite: Literal["stop", "skip"] = key(

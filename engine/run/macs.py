@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine.devices.sharding import is_sharded
 
@@ -25,6 +27,9 @@ with warnings.catch_warnings():  # fvcore uses torch.jit.script, which is deprec
 
 log = logging.getLogger(__name__)
 
+ATTENTION = "scaled_dot_product_attention"
+PRODUCTS = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum", ATTENTION)  # torch counts them too
+
 
 @dataclass(frozen=True)
 class Count:
@@ -32,6 +37,7 @@ class Count:
     macs: int
     stages: dict[str, tuple[int, int]]  # each child of the model -> its parameters, its MACs
     modules: dict[str, int]  # every module -> its MACs
+    products: tuple[int, int]  # MACs without those of norms, poolings and upsamplings, by fvcore and by torch's own counter
     not_counted: dict[str, int]  # operation -> how often; additions, activations and poolings, by convention not multiply-adds
 
 
@@ -39,17 +45,23 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
     was_training = model.training
     image = torch.zeros(1, in_channels, img_size, img_size, device=next(model.parameters()).device)
     analysis = FlopCountAnalysis(model.eval(), image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
+    analysis.set_op_handle(f"aten::{ATTENTION}", _attention)
     fvcore_log = logging.getLogger("fvcore.nn.jit_analysis")
     level = fvcore_log.level
     fvcore_log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), _every_proposal(model):
+        with warnings.catch_warnings(), _every_proposal(model), torch.no_grad():  # compiled blocks run as they are
             warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
             macs, by_module, not_counted = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as by_torch:
+                model(image)  # with an attention of plain products: torch doesn't count the CPU's fused one
     finally:
         fvcore_log.setLevel(level)
         model.train(was_training)
+    products = sum(int(analysis.by_operator()[name]) for name in PRODUCTS), int(by_torch.get_total_flops()) // 2
+    if products[0] != products[1]:
+        found = "%s: fvcore counts %d multiply-adds of convolutions, products and attention, torch %d; one misses an operation"
+        log.warning(found, type(model).__name__, *products)
     stages = {
         name: (sum(p.numel() for p in module.parameters()), int(by_module[name]))
         for name, module in model.named_children()
@@ -60,6 +72,7 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
         macs=int(macs),
         stages=stages,
         modules={name: int(macs) for name, macs in by_module.items()},
+        products=products,
         not_counted={name.removeprefix("aten::"): n for name, n in sorted(not_counted.items())},
     )
 
@@ -96,4 +109,4 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:
     *batch, n_queries, width = inputs[0].type().sizes()
     n_keys, value_width = inputs[2].type().sizes()[-2:]
     per_head = n_queries * n_keys * (width + value_width)
-    return Counter({"scaled_dot_product_attention": int(torch.tensor(batch).prod()) * per_head})
+    return Counter({ATTENTION: int(torch.tensor(batch).prod()) * per_head})

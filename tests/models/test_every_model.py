@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from engine.run.macs import count
 from models import create_model, list_models, model_signature
 
 N_CLASSES = 7
@@ -162,3 +163,10 @@ def test_head_classifiers_and_first_conv_name_existing_modules(name):
         layer = model.get_submodule(module)
         assert getattr(layer, "out_features", getattr(layer, "out_channels", None)) == N_CLASSES
     assert model.get_submodule(model.FIRST_CONV).in_channels == small_sizes(name)["in_channels"]
+
+
+@every_kind
+def test_fvcore_and_torch_count_the_same_products(name):
+    options = small_sizes(name)
+    by_fvcore, by_torch = count(build(name), options["in_channels"], options["img_size"]).products
+    assert by_fvcore == by_torch > 0

@@ -73,11 +73,38 @@ def test_published_accuracies_name_models_datasets_and_configs_that_exist():
             assert "config" not in entry or (ROOT / "configs" / f"{entry['config']}.yaml").is_file()
 
 
+PLUGIN = """
+import torch
+from torch import nn
+
+
+class Gated(nn.Module):
+    def __init__(self, *, n_classes=10, in_channels=3, img_size=8):
+        super().__init__()
+        self.head = nn.Linear(img_size, n_classes)
+
+    def forward(self, x):
+        return self.head(torch.baddbmm(x[:, 0], x[:, 1], x[:, 2]).mean(1))
+
+
+MODELS = {"gated": Gated}
+"""
+
+
+def test_an_operation_that_only_torch_counts_is_reported(tmp_path):
+    (tmp_path / "gated.py").write_text(PLUGIN)
+    argv = ("--plugin", tmp_path / "gated.py", "--model", "gated", "--img_size", 8, "--n_classes", 10)
+    finished = run_script("tools/count_macs.py", *argv)
+    assert finished.returncode == 0, finished.stderr
+    assert "Gated: fvcore counts 80 multiply-adds of convolutions, products and attention, torch 592" in finished.stderr
+
+
 @pytest.mark.slow
-def test_without_arguments_every_model_is_counted_at_two_sizes(capsys):
+def test_without_arguments_every_model_is_counted_at_two_sizes(capsys, caplog):
     rows = {row["model"]: row for row in count(capsys)}
     assert sorted(rows) == list_models()
     assert all(row["family"] and row["paper"] and row["checked_against"] for row in rows.values())
+    assert "fvcore counts" not in caplog.text
     assert rows["resnet18"]["own_size"]["macs"] == pytest.approx(1.82e9, rel=0.01)
     assert rows["resnet18"]["at_32x32"]["macs"] == pytest.approx(0.56e9, rel=0.01)
 

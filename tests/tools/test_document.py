@@ -9,7 +9,8 @@ import yaml
 from engine import ConfigError, load_config
 from engine.config.schema import Config, keys, to_dict
 from tests.running import ROOT
-from tools.document import BLOCK, MEASURED, configuration, json_schema
+from tools import document
+from tools.document import BLOCK, MEASURED, TABLES, configuration, json_schema
 
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "base").glob("*.yaml")])
 
@@ -32,6 +33,18 @@ def test_measured_tables_are_those_in_the_documents():
     for command, content in blocks:
         if command in names:
             assert content == (MEASURED / names[command]).read_text()
+
+
+def test_the_page_of_gpus_has_every_measurement(tmp_path, monkeypatch):
+    monkeypatch.setattr(document, "MEASURED", tmp_path)
+    assert TABLES["python tools/gpu_speed.py"]() == "Not measured yet."
+    rows = [["part", "this project", "the other", "ratio", "details"], ["ResNet-18", "38,380", "38,470", "1.00", "images/s"]]
+    for name in ("gpu-results", "gpu-speed"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": f"card of {name}", "table": rows}))
+    text = TABLES["python tools/gpu_speed.py"]()
+    assert text.count("| ResNet-18 |       38,380 |    38,470 |  1.00 | images/s |") == 2
+    assert text.index("card of gpu-results:") < text.index("card of gpu-speed:")
+    assert any(block["command"] == "python tools/gpu_speed.py" for block in BLOCK.finditer((MEASURED / "gpu.md").read_text()))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
