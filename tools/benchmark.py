@@ -2,12 +2,12 @@
 """Measure the speed of this project, each time against what people would use otherwise, in the same run."""
 
 import sys
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import Any, get_args
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -18,24 +18,18 @@ from engine.plugins import Parser
 from tools.benchmarks.report import LAYOUTS, N_CORES, Options
 
 EXAMPLES = """
-The sides of a comparison take turns, and the median counts, so that other load on the machine falls on all of them.
-`benchmark.py WHAT --help` describes each measurement and its options.
+Speeds are compared by CPU time per image: of the process and its workers, on all cores. Other programs change it less than the time
+by the clock, whose images/s are the last column. The sides take turns. A ratio is the median over the rounds; above 1, this project
+needs less CPU time. `benchmark.py WHAT --help` describes each measurement and its options.
 
 examples:
-  python tools/benchmark.py all --quick                                       `make bench`, which takes 20 minutes, in short
+  python tools/benchmark.py all --quick                                       `make bench`, which takes 25 minutes, in short
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune     the fastest precision, layout, compile, threads
-  python tools/benchmark.py training --num_threads 1
-  python tools/benchmark.py data --num_workers 2 --num_threads 1 --json
+  python tools/benchmark.py training --num_threads 1 --busy 2
+  python tools/benchmark.py data --images ~/pictures --num_workers 2 --json
 """
 COMMANDS = {  # a description and details
-    "all": """Run all other benchmarks, as one table.
-
-`make bench` writes docs/measured/benchmark.md and benchmark.json with it; README shows the table.
-
-examples:
-  python tools/benchmark.py all --quick
-  python tools/benchmark.py all --output docs/measured
-""",
+    "all": """Run all other benchmarks, as one table; `make bench` writes it to docs/measured/.""",
     "model": """Measure a model by batch size, precision, layout and torch.compile, or find its fastest setting.
 
 Images are random, of the size of the config's dataset and held in memory: decoding files isn't measured. Memory is the peak of
@@ -64,10 +58,14 @@ examples:
   python tools/benchmark.py training --only lenet --num_threads 1
   python tools/benchmark.py training --train.precision bf16 --train.channels_last true
 """,
-    "data": """Compare input pipelines: this project's, torchvision's, timm's and webdataset's, on generated images.
+    "data": """Compare input pipelines: this project's and those of other packages, on generated images or your own.
 
-Each pipeline is a process, which is warmed up first. "times" is how many times as fast this project is, or how many times fewer
-milliseconds of cores it needs.
+Packages of requirements-rivals.txt that are not installed are left out. --images reads all JPEGs in a folder and the folders in it,
+as one class, under as many names as are needed.
+
+examples:
+  python tools/benchmark.py data --busy 2
+  python tools/benchmark.py data --images ~/pictures --busy 2 --output docs/measured
 """,
     "start": """Compare the first training step, and --help, with importing what every training needs.
 
@@ -98,40 +96,48 @@ it never wrote to. The run saves one checkpoint per epoch, which is the default;
 IN_LOOPS = ("start", "evaluation", "memory", "ranks", "checkpoint")
 FUNCTIONS = {"all": "everything:measure", **{name: f"loops:{name}" for name in IN_LOOPS}}
 WITH_THREADS = ("model", "training", "evaluation", "memory", "growth", "checkpoint")
+WITH_BUSY = ("training", "data", "evaluation")
 WITH_KEYS = ("model", "training")  # config keys as options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    report, args = run(sys.argv[1:] if argv is None else argv)
+    report.show("benchmark" if args.what == "all" else args.what, as_json=args.json, folder=args.output)
+    return 0
+
+
+def run(argv: Sequence[str]) -> tuple[Any, Namespace]:
+    """Run a command line; return its Report and its options."""
     parser = Parser(prog="benchmark.py", description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, text in COMMANDS.items():
         description, _, details = text.partition("\n")
         command = commands.add_parser(name, description=description, epilog=details, help=description)
-        command.set_defaults(function=FUNCTIONS.get(name, f"{name}:measure"))
+        command.set_defaults(what=name, function=FUNCTIONS.get(name, f"{name}:measure"))
         add_options(command, name)
-    argv, overrides = list(sys.argv[1:] if argv is None else argv), dict[str, object]()
+    overrides = dict[str, object]()
     if argv and argv[0] in WITH_KEYS:
-        args, overrides = commands.choices[argv[0]].parse_with_overrides(argv[1:])
+        args, overrides = commands.choices[argv[0]].parse_with_overrides(list(argv[1:]))
     else:
         args = parser.parse_args(argv)
     with TemporaryDirectory(prefix="benchmark-") as folder:
         options = Options(**vars(args), overrides=overrides, folder=Path(folder))
-        report = resolve_name(f"tools.benchmarks.{args.function}")(options)
-    report.show(as_json=args.json, folder=getattr(args, "output", None))
-    return 0
+        return resolve_name(f"tools.benchmarks.{args.function}")(options), args
 
 
 def add_options(command: ArgumentParser, name: str) -> None:
     add = command.add_argument
     add("--quick", action="store_true", help="take seconds instead of minutes; the figures are then rough")
     add("--json", action="store_true", help="print JSON instead of tables")
+    add("--output", type=Path, metavar="FOLDER", help=f"write {'benchmark' if name == 'all' else name}.md and .json there")
     if name in WITH_THREADS:
         add("--num_threads", type=int, default=N_CORES, metavar="N", help="torch threads, on all sides (default: one per core)")
-    if name == "all":
-        add("--output", type=Path, metavar="FOLDER", help="write benchmark.md and benchmark.json there")
-    elif name == "training":
+    if name in WITH_BUSY:
+        add("--busy", type=int, default=0, metavar="N", help="measure also beside so many busy processes, as a second row")
+    if name == "training":
         add("--only", choices=["lenet", "resnet"], help="one of the models (default: both)")
     elif name == "data":
+        add("--images", type=Path, metavar="FOLDER", help="JPEGs of your own, at any depth (default: generated images)")
         add("--num_workers", type=int, default=2, help="for images in files (default: 2)")
         add("--num_threads", type=int, help="torch threads in the main process (default: torch's choice)")
     elif name == "model":

@@ -1,49 +1,30 @@
-"""Run every benchmark in a process and write one table."""
+"""Run every benchmark and write one table."""
 
 import json
-import platform
-import subprocess
 import sys
 import time
-from importlib.metadata import version
-from typing import Any
 
-import torch
-
-from engine.config.errors import RunError
-from tools.benchmarks.report import N_CORES, NUMBERS, ROOT, Options, Ratio, Report, ratio_rows
+from tools.benchmark import run
+from tools.benchmarks.report import Options, Report, report
 from tools.benchmarks.training import RESNET_BATCH
-from tools.tables import markdown
 
 TUNE = ["model", "--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size"]
-OTHERS = ("start", "evaluation", "memory", "ranks", "growth", "checkpoint", "data")
+BUSY = ["--busy", "2"]
+OTHERS = (["start"], ["evaluation", *BUSY], ["memory"], ["ranks"], ["growth"], ["checkpoint"], ["data", *BUSY])
 
 
 def measure(options: Options) -> Report:
     begin = time.time()
-    tuned = _measured([*TUNE, str(options.choose(*RESNET_BATCH))], quick=options.quick)
-    keys = [word for key, value in tuned["keys"].items() for word in (f"--{key}", json.dumps(value).strip('"'))]
-    measured = {"model": tuned, "training": _measured(["training", *keys], quick=options.quick)}
-    measured |= {name: _measured([name], quick=options.quick) for name in OTHERS}
-    minutes = (time.time() - begin) / 60
-    ratios = [Ratio(**row) for results in measured.values() for row in results["ratios"]]
-    left_out = sorted({name for results in measured.values() for name in results["left_out"]})
-    lines = [f"{machine()}, in {minutes:.0f} minutes{', roughly (--quick)' if options.quick else ''}:", ""]
-    lines += [*(f"Left out: {name}." for name in left_out), *([""] if left_out else [])]
-    text = "\n".join([*lines, markdown(ratio_rows(ratios), NUMBERS)])
-    return Report({"machine": machine(), "minutes": minutes, "quick": options.quick, "measured": measured}, text)
+    tuned = _report([*TUNE, str(options.choose(*RESNET_BATCH))], quick=options.quick)
+    keys = [word for key, value in tuned.json["keys"].items() for word in (f"--{key}", json.dumps(value).strip('"'))]
+    reports = {words[0]: _report(words, quick=options.quick) for words in (["training", *keys, *BUSY], *OTHERS)}
+    reports = {"model": tuned, **reports}
+    setting = f"in {(time.time() - begin) / 60:.0f} minutes{', roughly (--quick)' if options.quick else ''}"
+    ratios = [ratio for one in reports.values() for ratio in one.ratios]
+    left_out = sorted({name for one in reports.values() for name in one.left_out})
+    return report(ratios, setting, left_out, measured={name: one.json for name, one in reports.items()})
 
 
-def _measured(words: list[str], *, quick: bool) -> dict[str, Any]:
-    argv = [sys.executable, "tools/benchmark.py", *words, "--json", *(["--quick"] if quick else [])]
+def _report(words: list[str], *, quick: bool) -> Report:
     print(f"{' '.join(words)} ...", file=sys.stderr, flush=True)
-    finished = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if finished.returncode:
-        raise RunError(f"`{' '.join(argv[1:])}` failed")
-    return json.loads(finished.stdout)
-
-
-def machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "accelerate"))
-    return f"{N_CORES} cores ({platform.machine()}), {device}, {packages}, {time.strftime('%Y-%m-%d')}"
+    return run([*words, *(["--quick"] if quick else [])])[0]

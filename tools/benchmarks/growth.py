@@ -10,14 +10,14 @@ from tools.benchmarks import ours
 from tools.benchmarks.random_sets import write_jpegs, write_mnist
 from tools.benchmarks.report import Options, Ratio, Report, ratio, report
 from tools.benchmarks.rivals import LENET_28
-from tools.benchmarks.sides import Length, Side, Work, race, run_python, speed_ratio, take_turns
+from tools.benchmarks.sides import Length, Side, Work, race, run_python, speed_ratios, take_turns
 
 SELDOM = {"train.print_freq": 200}
 LINES = 20  # of metrics.jsonl, at its beginning and at its end
 
 
 def measure(options: Options) -> Report:
-    return report([*with_more_samples(options), *after_more_steps(options)], threads=options.num_threads)
+    return report([*with_more_samples(options), *after_more_steps(options)], f"{options.num_threads} threads")
 
 
 def with_more_samples(options: Options) -> list[Ratio]:
@@ -29,11 +29,10 @@ def with_more_samples(options: Options) -> list[Ratio]:
         job = replace(LENET_28, root=write_mnist(root / "mnist", n_train=n, n_test=100))
         memory[f"{n:,}"] = partial(ours.train, job, SELDOM, root / "memory-run")
         for part, n_of_part in (("train", n), ("val", 10)):
-            (root / "folder" / part).mkdir(parents=True)
             write_jpegs(root / "folder" / part, n_of_part)
         job = replace(LENET_28, root=root / "folder", batch_size=64)
         files[f"{n:,}"] = partial(ours.train, job, in_files, root / "folder-run")
-    ratios = []
+    ratios = list[Ratio]()
     for where, works, length in (
         ("in memory", memory, options.choose(Length(20, 5, 100), Length(5, 3, 20))),
         ("in a folder", files, options.choose(Length(4, 3, 8), Length(2, 2, 2))),
@@ -41,7 +40,8 @@ def with_more_samples(options: Options) -> list[Ratio]:
         speeds = race(works, length, options.num_threads, f"samples {where}")
         few, *more = speeds
         speeds = {f"with {few}": speeds[few], **speeds}
-        ratios += [speed_ratio(f"training with {n} samples {where}", f"with {few}", speeds, 0.9, ours=n) for n in more]
+        for many in more:
+            ratios += speed_ratios(f"training with {many} samples {where}", f"with {few}", speeds, 0.9, ours=many)
     return ratios
 
 
@@ -66,7 +66,7 @@ def after_more_steps(options: Options) -> list[Ratio]:
     starts = take_turns(options.choose(3, 1), resumptions, "resuming")
     speeds = {f"from {early} on": speeds[early], **speeds}
     return [
-        speed_ratio(f"training from {late} on", f"from {early} on", speeds, 0.9, ours=late),
+        *speed_ratios(f"training from {late} on", f"from {early} on", speeds, 0.9, ours=late),
         ratio(f"resuming at {late}", f"at {early}", "s", median(starts[late]), median(starts[early]), at_most=1.1),
         ratio(f"a line of the log at {late}", "one at the beginning", "bytes", long, short, at_most=1.1),
         ratio(f"the state in a checkpoint of {late}", f"of {early}", "bytes", late_bytes, early_bytes, at_most=1.01),
@@ -75,4 +75,4 @@ def after_more_steps(options: Options) -> list[Ratio]:
 
 def _seconds_to_start(name: str, work: Work, threads: int) -> float:
     with closing(Side(name, work, threads)) as side:
-        return side.start_seconds
+        return side.start.seconds

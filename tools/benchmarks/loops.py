@@ -15,7 +15,7 @@ from tools.benchmarks import ours, rivals
 from tools.benchmarks.random_sets import write_cifar10, write_mnist
 from tools.benchmarks.report import Options, Report, ratio, report
 from tools.benchmarks.rivals import RESNET
-from tools.benchmarks.sides import OURS, Length, Turns, race, run_python, speed_ratio, take_turns
+from tools.benchmarks.sides import OURS, Length, Turns, race, run_python, speed_ratios, take_turns
 
 BARE = "a bare loop on one batch"
 BARE_SAVE = "a bare save, flushed too"
@@ -35,7 +35,7 @@ def start(options: Options) -> Report:
     times = take_turns(options.choose(4, 1), actions, "starts")
     seconds = {name: median(of_action[1:] or of_action) for name, of_action in times.items()}
     rival = f'python -c "{IMPORTS}"'
-    return report(ratio(name, rival, "s", seconds[name], seconds[IMPORTS], at_most=aim) for name, (aim, _) in programs.items())
+    return report([ratio(name, rival, "s", seconds[name], seconds[IMPORTS], at_most=aim) for name, (aim, _) in programs.items()])
 
 
 def run_to_first_step(folder: Path, words: list[str]) -> float:
@@ -44,14 +44,14 @@ def run_to_first_step(folder: Path, words: list[str]) -> float:
 
 
 def evaluation(options: Options) -> Report:
-    length, bare = options.choose(Length(1, turns=10, steps=5), Length(1, turns=2, steps=1)), "a bare loop on preloaded batches"
+    length, bare = options.choose(Length(1, turns=5, steps=10), Length(1, turns=2, steps=1)), "a bare loop on preloaded batches"
     job = replace(RESNET, root=options.folder, batch_size=200)
     n_images = length.turns * length.steps * job.batch_size
     write_cifar10(job.root, 1_000, n_images)
     works = {OURS: partial(ours.evaluate, job), bare: partial(rivals.bare_evaluation, job, n_images)}
-    speeds = race(works, length, options.num_threads, "evaluation")
+    speeds = race(works, length, options.num_threads, "evaluation", options.busy)
     what = f"evaluation of {n_images:,} CIFAR images, ResNet-18"
-    return report([speed_ratio(what, bare, speeds, at_least=0.97)], threads=options.num_threads)
+    return report(speed_ratios(what, bare, speeds, 0.97), f"{options.num_threads} threads, {options.busy} busy processes")
 
 
 def memory(options: Options) -> Report:
@@ -61,8 +61,8 @@ def memory(options: Options) -> Report:
     speeds = race(works, Length(warm_up=1, turns=1), options.num_threads, "memory")
     data_mib = (n_train + n_test) * 3 * 32 * 32 / 2**20
     what = f"peak memory of ResNet-18 CIFAR, batch {batch_size}, without the {data_mib:.0f} MiB of images"
-    mine, theirs = speeds[OURS].peak_mib - data_mib, speeds[BARE].peak_mib
-    return report([ratio(what, BARE, "MiB", mine, theirs, at_most=1.05)], threads=options.num_threads)
+    mine, theirs = (speeds[name].quiet[-1].peak_mib for name in (OURS, BARE))
+    return report([ratio(what, BARE, "MiB", mine - data_mib, theirs, at_most=1.05)], f"{options.num_threads} threads")
 
 
 def ranks(options: Options) -> Report:
@@ -75,7 +75,7 @@ def ranks(options: Options) -> Report:
     }
     speeds = race(works, length, 1, "ranks")
     what = f"ResNet-18 CIFAR on {N_RANKS} ranks, batch {batch_size} over both: the loop"
-    return report([speed_ratio(what, bare, speeds, at_least=0.97)], threads_of_each_rank=1)
+    return report(speed_ratios(what, bare, speeds, 0.97), "1 thread on each rank")
 
 
 def _on_ranks(work: Callable[[Turns | None], None], turns: Turns | None, rank: int = 0, port: int = 0) -> None:

@@ -15,7 +15,6 @@ from engine.config.schema import Precision
 from tools.benchmarks import ours
 from tools.benchmarks.report import LAYOUTS, N_CORES, Options, Report, figure, ratio, report
 from tools.benchmarks.sides import Length, Speed, Work, race
-from tools.tables import plain
 
 # Largest relative differences of a first update from that of fp32: of the loss, and of the change of the weights. In 16 bits a
 # gradient is off by a third where those of the samples nearly cancel; a lost, doubled or random one is off by 1 or more.
@@ -58,20 +57,17 @@ def measure(options: Options) -> Report:
         replace(reference, precision=precision, channels_last=last, compile=c)
         for precision, last, c in product(precisions, layouts, compiled)
     ]
-    rows: list[dict[str, Any]] = []
-    cells: list[Sequence[str]] = [("", "batch", "setting", "images/s", "ms", "peak MiB", "times")]
+    rows, columns = list[dict[str, Any]](), ("kind", "batch", "setting", "images/s", "ms", "peak MiB", "times")
     for kind, size in product(("inference", "training"), options.batch_sizes or sorted({1, config.train.batch_size})):
         if (kind, size) == ("training", 1):  # BatchNorm needs more than one image
             continue
         speeds = race_settings(kind, path, {**keys, "train.batch_size": size}, length, settings)
         for setting, speed in speeds.items():
-            rate, ms, times = speed.steady, 1000 * size / speed.steady, speed.steady / speeds[settings[0]].steady
-            row = {"kind": kind, "batch_size": size, "setting": asdict(setting), "images_per_sec": rate, "ms": ms}
-            rows.append({**row, "peak_mib": speed.peak_mib, "times": times})
-            values = (figure(rate), figure(ms), f"{speed.peak_mib:,.0f}", f"{times:.2f}")
-            cells.append((kind, str(size), str(setting), *values))
-    text = f"{config.model.name}, {options.num_threads} threads\n{plain(cells, right=(1, 3, 4, 5, 6))}"
-    return Report({"model": config.model.name, "threads": options.num_threads, "rows": rows}, text)
+            rate, times = speed.steady, speed.steady / speeds[settings[0]].steady
+            row = (kind, size, str(setting), rate, 1000 * size / rate, speed.quiet[-1].peak_mib, times)
+            rows.append(dict(zip(columns, row, strict=True)))
+    cells = [[figure(value) if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return report([], f"{config.model.name}, {options.num_threads} threads", table=[columns, *cells], rows=rows)
 
 
 def race_settings(
@@ -109,15 +105,14 @@ def tune(
             best = fastest
     speeds = race(list(dict.fromkeys([best, reference])))
     speedup = ratio(f"{model}, tuned: {best}", str(reference), "images/s", speeds[best].steady, speeds[reference].steady)
-    rows = [("setting", "images/s", "loss differs by", "update differs by", "")]
+    table = [("setting", "images/s", "loss differs by", "update differs by", "")]
     for setting, t in tried.items():
         verdict = "" if t["agrees"] else "does not agree"
-        rows.append((str(setting), figure(t["images_per_sec"]), f"{t['of_loss']:.1e}", f"{t['of_change']:.1e}", verdict))
+        table.append((str(setting), figure(t["images_per_sec"]), f"{t['of_loss']:.1e}", f"{t['of_change']:.1e}", verdict))
     rates = f"{figure(speedup.ours)} images/s instead of {figure(speedup.theirs)}"
     summary = f"{speedup.ratio:.2f} times as fast as {reference}: {rates}"
-    config_lines = yaml12.dump({"train": asdict(best)}).rstrip()
-    text = "\n\n".join([plain(rows, right=(1, 2, 3)), summary, config_lines])
-    return report([speedup], text=text, keys=best.keys, tried=[*tried.values()])
+    end = f"{summary}\n\n{yaml12.dump({'train': asdict(best)}).rstrip()}"
+    return report([speedup], model, table=table, end=end, keys=best.keys, tried=[*tried.values()])
 
 
 def compare(setting: Setting, speed: Speed, exact: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,20 +2,24 @@
 
 import json
 import os
+import platform
+import time
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tools.tables import plain, write_text
+from tools.tables import Rows, markdown, write_text
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 LAYOUTS = {"channels first": False, "channels last": True}  # train.channels_last
-NUMBERS = (2, 3, 5)  # right-aligned columns of `ratio_rows`
+CORE_MS = "core ms/image"  # CPU time of a side with all of its processes
+HEAD = ("what", "beside", "this project", "the other", "unit", "ratio", "aim", "", "images/s by the clock")
 
 
 class Options(Namespace):
@@ -23,6 +27,7 @@ class Options(Namespace):
 
     quick: bool
     num_threads: int
+    busy: int = 0  # processes
     overrides: dict[str, Any]  # config keys
     folder: Path  # temporary, removed after the command
 
@@ -40,26 +45,27 @@ class Ratio:
     unit: str
     ours: float
     theirs: float
-    ratio: float
+    ratio: float  # ours / theirs; for CPU time how many times ours the other one needs
     at_least: float | None = None
     at_most: float | None = None
+    images_per_sec: tuple[float, float, float] | None = None  # by the clock: ours, theirs, and the ratio
+
+    @property
+    def row(self) -> Sequence[str]:
+        aim = verdict = clock = ""
+        if self.at_least is not None:
+            aim, verdict = f"at least {self.at_least:g}", "reached" if self.ratio >= self.at_least else "missed"
+        elif self.at_most is not None:
+            aim, verdict = f"at most {self.at_most:g}", "reached" if self.ratio <= self.at_most else "missed"
+        if self.images_per_sec is not None:
+            ours, theirs, ratio = self.images_per_sec
+            clock = f"{figure(ours)} / {figure(theirs)} = {ratio:.3g}"
+        figures = (figure(self.ours), figure(self.theirs), self.unit, f"{self.ratio:.3g}")
+        return self.what, self.rival, *figures, aim, verdict, clock
 
 
-def ratio(what: str, rival: str, unit: str, ours: float, theirs: float, **aim: float | None) -> Ratio:
+def ratio(what: str, rival: str, unit: str, ours: float, theirs: float, **aim: Any) -> Ratio:
     return Ratio(what, rival, unit, ours, theirs, ours / theirs, **aim)
-
-
-def ratio_rows(ratios: Sequence[Ratio]) -> list[Sequence[str]]:
-    """Return the rows of a table, head first."""
-    rows: list[Sequence[str]] = [("what", "beside", "this project", "the other", "unit", "ratio", "aim", "")]
-    for r in ratios:
-        aim = verdict = ""
-        if r.at_least is not None:
-            aim, verdict = f"at least {r.at_least:g}", "reached" if r.ratio >= r.at_least else "missed"
-        elif r.at_most is not None:
-            aim, verdict = f"at most {r.at_most:g}", "reached" if r.ratio <= r.at_most else "missed"
-        rows.append((r.what, r.rival, figure(r.ours), figure(r.theirs), r.unit, f"{r.ratio:.3g}", aim, verdict))
-    return rows
 
 
 def figure(value: float) -> str:
@@ -73,22 +79,34 @@ class Report:
 
     json: dict[str, Any]
     text: str
+    ratios: Sequence[Ratio] = ()
+    left_out: Sequence[str] = ()
 
-    def show(self, *, as_json: bool, folder: Path | None) -> None:
+    def show(self, what: str, *, as_json: bool, folder: Path | None) -> None:
         """Print the report, or write both forms into `folder`."""
         dumped = json.dumps(self.json, indent=2)
         if folder is not None:
-            write_text(folder / "benchmark.md", self.text + "\n")
-            write_text(folder / "benchmark.json", dumped + "\n")
+            write_text(folder / f"{what}.md", self.text + "\n")
+            write_text(folder / f"{what}.json", dumped + "\n")
         else:
             print(dumped if as_json else self.text)
 
 
-def report(ratios: Iterable[Ratio], left_out: Sequence[str] = (), text: str | None = None, **setting: Any) -> Report:
-    """Report the ratios and the setting that they were measured in; `text` replaces the table."""
-    ratios, setting = list(ratios), {"cores": N_CORES, **setting}
-    if text is None:
-        values = {name: figure(value) if isinstance(value, float) else value for name, value in setting.items()}
-        head = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
-        text = "\n".join([head, *(f"left out: {name}" for name in left_out), plain(ratio_rows(ratios), NUMBERS)])
-    return Report({**setting, "left_out": list(left_out), "ratios": [asdict(r) for r in ratios]}, text)
+def report(
+    ratios: Sequence[Ratio], setting: str = "", left_out: Sequence[str] = (), table: Rows = (), end: str = "", **results: Any
+) -> Report:
+    """Report the ratios, or another table; `results` are only in the JSON."""
+    head = f"{', '.join(filter(None, (machine(), setting)))}:"
+    lines = "\n".join(f"Left out: {name}." for name in left_out)
+    rows = table or [HEAD, *(ratio.row for ratio in ratios)]
+    text = "\n\n".join(filter(None, (head, lines, markdown(rows, (1, 3, 4, 5, 6) if table else (2, 3, 5)), end)))
+    found = {"machine": machine(), "setting": setting, "left_out": [*left_out], "ratios": [asdict(ratio) for ratio in ratios]}
+    return Report({**found, **results}, text, ratios, left_out)
+
+
+def machine() -> str:
+    import torch  # here, as --help needs this module
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "accelerate"))
+    return f"{N_CORES} cores ({platform.machine()}), {device}, {packages}, {time.strftime('%Y-%m-%d')}"

@@ -2,14 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
@@ -48,38 +48,12 @@ LENET = Job("lenet", batch_size=256, lr=0.01)
 LENET_28 = Job("lenet", channels=1, img_size=28, batch_size=256, lr=0.01)
 
 
-@dataclass
-class Transformed:
-    """A dataset of images in memory; workers of any start method can read it."""
-
-    images: Sequence[Any]
-    labels: Sequence[int]
-    transform: Callable[[Any], Tensor]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images[index]), self.labels[index]
-
-
-def cifar10(root: Path) -> Transformed:
+def cifar10(root: Path) -> CIFAR10:
     """Read CIFAR-10 by torchvision, without its checksums, as the images are random."""
-
-    class AnyFiles(CIFAR10):
-        train_list = [(name, None) for name, _ in CIFAR10.train_list]
-        test_list = [(name, None) for name, _ in CIFAR10.test_list]
-        meta = {**CIFAR10.meta, "md5": None}
-
-    steps = [
-        Image.fromarray,
-        transforms.RandomCrop(32, padding=4),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    ]
-    read = AnyFiles(root)
-    return Transformed(read.data, read.targets, transforms.Compose(steps))
+    normalize = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalize]
+    with patch("torchvision.datasets.cifar.check_integrity", return_value=True):
+        return CIFAR10(root, transform=transforms.Compose(steps))
 
 
 def new_loader(data: Any, batch_size: int, workers: int, *, endless: bool = True, **options: Any) -> DataLoader:
@@ -101,49 +75,52 @@ def sgd(model: nn.Module, job: Job) -> torch.optim.SGD:
 
 def bare(job: Job, turns: Turns | None) -> None:
     """Train on one batch in memory. Of several ranks, each has a part of it, and only rank 0 has turns."""
-    images = torch.randn(job.batch_size, job.channels, job.img_size, job.img_size, device=DEVICE)
-    labels = (torch.arange(job.batch_size) % 10).to(DEVICE)
-    model = job.new_model().to(DEVICE).train()
+    images = torch.randn(job.batch_size, job.channels, job.img_size, job.img_size)
+    batch: tuple[Tensor, ...] = images, torch.arange(job.batch_size) % 10
+    model = job.new_model().to(DEVICE)
     if "WORLD_SIZE" in os.environ:
         distributed.init_process_group("nccl" if DEVICE.type == "cuda" else "gloo")
         rank, n_ranks = distributed.get_rank(), distributed.get_world_size()
-        images, labels = (part.chunk(n_ranks)[rank].clone() for part in (images, labels))
+        batch = tuple(part.chunk(n_ranks)[rank].clone() for part in batch)
         model = DistributedDataParallel(model)
-    optimizer = sgd(model, job)
-    for _ in turns.counted(repeat(None), job.batch_size) if turns is not None else repeat(None):
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    batches = repeat(tuple(part.to(DEVICE) for part in batch))
+    _loop(model, sgd(model, job), batches if turns is None else turns.counted(batches, job.batch_size))
 
 
 def bare_evaluation(job: Job, n_images: int, turns: Turns) -> None:
     """Call the model on batches in memory."""
     model = job.new_model().to(DEVICE).eval()
     images = torch.randn(n_images, job.channels, job.img_size, job.img_size, device=DEVICE)
-    batches = chain.from_iterable(repeat(images.split(job.batch_size)))
     with torch.no_grad():
-        for batch in turns.counted(batches, job.batch_size):
+        for batch in turns.counted(chain.from_iterable(repeat(images.split(job.batch_size))), job.batch_size):
             model(batch)
 
 
 def plain_script(job: Job, turns: Turns) -> None:
     """Train by a script with torchvision's transforms and torch's DataLoader, a running loss and accuracy."""
-    model = job.new_model().to(DEVICE).train()
-    criterion, optimizer = nn.CrossEntropyLoss(), sgd(model, job)
-    scheduler = CosineAnnealingLR(optimizer, T_max=N_STEPS)
-    total_loss = n_right = n_seen = 0
-    for images, labels in turns.counted(cifar10_loader(job), job.batch_size):
+    model = job.new_model().to(DEVICE)
+    optimizer = sgd(model, job)
+    scheduler, totals = CosineAnnealingLR(optimizer, T_max=N_STEPS), [0.0, 0, 0]
+
+    def after(loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        scheduler.step()
+        seen = (loss.item() * len(labels), (logits.argmax(1) == labels).sum().item(), len(labels))
+        totals[:] = [total + value for total, value in zip(totals, seen, strict=True)]
+
+    _loop(model, optimizer, turns.counted(cifar10_loader(job), job.batch_size), after)
+
+
+def _loop(model: nn.Module, optimizer: Any, batches: Iterable[Any], after: Callable[..., None] | None = None) -> None:
+    model.train()
+    for images, labels in batches:
         images, labels = images.to(DEVICE, non_blocking=True), labels.to(DEVICE, non_blocking=True)
-        optimizer.zero_grad()
         logits = model(images)
-        loss = criterion(logits, labels)
+        loss = F.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
-        scheduler.step()
-        total_loss += loss.item() * len(images)
-        n_right += (logits.argmax(1) == labels).sum().item()
-        n_seen += len(images)
+        optimizer.zero_grad()
+        if after is not None:
+            after(loss, logits, labels)
 
 
 def resnet_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -179,25 +156,18 @@ def timm_loop(job: Job, turns: Turns) -> None:
     from timm.scheduler import create_scheduler_v2
     from timm.utils import AverageMeter
 
-    loader, model = cifar10_loader(job), job.new_model().to(DEVICE)
+    loader, model, losses = cifar10_loader(job), job.new_model().to(DEVICE), AverageMeter()
     optimizer = create_optimizer_v2(model, opt="momentum", lr=job.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     data: Any = loader.dataset
-    per_epoch = len(data) // job.batch_size
-    scheduler, _ = create_scheduler_v2(
-        optimizer, sched="cosine", num_epochs=N_STEPS // per_epoch, step_on_epochs=False, updates_per_epoch=per_epoch
-    )
-    loss_fn = nn.CrossEntropyLoss().to(DEVICE)
-    losses = AverageMeter()
-    model.train()
-    optimizer.zero_grad()
-    for n_updates, (images, targets) in enumerate(turns.counted(loader, job.batch_size), start=1):
-        images, targets = images.to(DEVICE), targets.to(DEVICE)
-        loss = loss_fn(model(images), targets)
-        loss.backward()
-        optimizer.step()
-        losses.update(loss.item(), images.size(0))
-        optimizer.zero_grad()
-        scheduler.step_update(num_updates=n_updates, metric=losses.avg)
+    per_epoch, n_updates = len(data) // job.batch_size, count(1)
+    length: Any = {"num_epochs": N_STEPS // per_epoch, "step_on_epochs": False, "updates_per_epoch": per_epoch}
+    scheduler, _ = create_scheduler_v2(optimizer, sched="cosine", **length)
+
+    def after(loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        losses.update(loss.item(), len(labels))
+        scheduler.step_update(num_updates=next(n_updates), metric=losses.avg)
+
+    _loop(model, optimizer, turns.counted(loader, job.batch_size), after)
 
 
 def lightning(job: Job, turns: Turns) -> None:

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing import get_context, get_start_method, set_start_method
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,9 +24,10 @@ from tqdm import tqdm
 
 from engine.config.errors import RunError
 from engine.devices.memory import peak_memory
-from tools.benchmarks.report import ROOT, Ratio, ratio
+from tools.benchmarks.report import CORE_MS, ROOT, Ratio, ratio
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 OURS = "this project"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,22 +49,47 @@ class Turn:
     images: int
     seconds: float
     core_seconds: float  # of the process and its workers
-    peak_mib: float  # memory, since the start of the process
-    note: Any
+    peak_mib: float = 0.0  # memory, since the start of the process
+    note: Any = None
+
+    @property
+    def images_per_sec(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def core_ms(self) -> float:
+        """Return the CPU time per image; other load on the machine changes it less than images/s."""
+        return 1000 * self.core_seconds / self.images
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a race measured of one side: images/s, and more."""
+    """The turns of one side of a race."""
 
-    steady: float  # median of the turns
-    lowest: float
-    highest: float
-    cold: float  # since the start of the process
-    images: int  # in all turns
-    core_ms: float  # per image, of all cores; other load on the machine hardly changes it
-    peak_mib: float
-    note: Any  # from the warm-up
+    quiet: Sequence[Turn]
+    busy: Sequence[Turn] = ()  # with busy processes beside, after the quiet turn of the same round
+    begin: Sequence[Turn] = ()  # the start of the process and its warm-up
+
+    @property
+    def note(self) -> Any:
+        """Return what the side reported in its warm-up."""
+        return self.begin[-1].note
+
+    @property
+    def steady(self) -> float:
+        """Return the images/s of the quiet turns."""
+        return median(turn.images_per_sec for turn in self.quiet)
+
+    @property
+    def cold(self) -> Turn:
+        """Return the quiet turns as one, which begins with the process."""
+        values = [(turn.images, turn.seconds, turn.core_seconds) for turn in (*self.begin, *self.quiet)]
+        return Turn(*map(sum, zip(*values, strict=True)))
+
+    @property
+    def kept(self) -> float:
+        """Return the share of images/s that busy processes leave."""
+        return median(busy.images_per_sec / quiet.images_per_sec for busy, quiet in zip(self.busy, self.quiet, strict=True))
 
 
 class Turns:
@@ -103,12 +130,12 @@ class Turns:
 
 
 def _core_seconds() -> float:
-    """Return the CPU time of this process and its workers."""
-    total = time.process_time()
+    """Return the CPU time of this process and its workers, also of those that have ended."""
+    ended = os.times()
+    total = time.process_time() + ended.children_user + ended.children_system
     for worker in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it has just ended
-            times = worker.cpu_times()
-            total += times.user + times.system
+            total += sum(worker.cpu_times()[:4])  # user and system, and those of its ended children
     return total
 
 
@@ -128,21 +155,23 @@ class Side:
             self._process.start()
         childs_end.close()
         try:
-            self._receive()
+            started = self._receive()
         except BaseException:
             self.close()
             raise
-        self.start_seconds = time.perf_counter() - begin
-        self.images, self.seconds = 0, self.start_seconds  # since the start of the process, without the pauses
+        self.start = replace(started, seconds=time.perf_counter() - begin)
         self._for_all(psutil.Process.suspend)
 
-    def turn(self, steps: int, seconds: float = 0.0) -> Turn:
+    def turn(self, steps: int, seconds: float = 0.0, beside: Sequence[psutil.Process] = ()) -> Turn:
+        """Let the side work, and the processes `beside` too."""
+        for process in beside:
+            process.resume()
         self._for_all(psutil.Process.resume)
         self._connection.send((steps, seconds))
         turn = self._receive()
         self._for_all(psutil.Process.suspend)
-        self.images += turn.images
-        self.seconds += turn.seconds
+        for process in beside:
+            process.suspend()
         return turn
 
     def close(self) -> None:
@@ -183,37 +212,84 @@ def _in_child(connection: Connection, work: Work, start_method: str) -> None:
         connection.send(traceback.format_exc())
 
 
-def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str) -> dict[str, list[T]]:
+def take_turns(rounds: int, actions: Mapping[K, Callable[[], T]], title: str) -> dict[K, list[T]]:
     """Call every action once per round and return the results by action."""
-    results: dict[str, list[T]] = {name: [] for name in actions}
+    results: dict[K, list[T]] = {name: [] for name in actions}
     for name in tqdm([*actions] * rounds, desc=title, leave=False, disable=not sys.stderr.isatty()):
         results[name].append(actions[name]())
     return results
 
 
-def race(works: Mapping[str, Work], length: Length, threads: int, title: str) -> dict[str, Speed]:
-    """Start all sides, warm them up, and measure their speeds while they take turns."""
+def race(works: Mapping[str, Work], length: Length, threads: int, title: str, n_busy: int = 0) -> dict[str, Speed]:
+    """Start all sides, warm them up, and measure them in turns; each round is quiet first, then beside busy processes."""
     with ExitStack() as stack:
+        others = [stack.enter_context(_busy_process()) for _ in range(n_busy)]
         sides = {name: stack.enter_context(closing(Side(name, work, threads))) for name, work in works.items()}
-        notes = {name: side.turn(length.warm_up).note for name, side in sides.items()}
-        actions = {name: partial(side.turn, length.steps, length.seconds) for name, side in sides.items()}
-        results = take_turns(length.turns, actions, title)
-    speeds = {}
-    for name, turns in results.items():
-        rates = [turn.images / turn.seconds for turn in turns]
-        core_ms = median(1000 * turn.core_seconds / turn.images for turn in turns)
-        images, cold = sum(turn.images for turn in turns), sides[name].images / sides[name].seconds
-        speed = Speed(median(rates), min(rates), max(rates), cold, images, core_ms, turns[-1].peak_mib, notes[name])
-        speeds[name] = speed
-    return speeds
+        first = {name: side.turn(length.warm_up) for name, side in sides.items()}
+        actions = {
+            (name, bool(beside)): partial(side.turn, length.steps, length.seconds, beside)
+            for beside in ([[], others] if others else [[]])
+            for name, side in sides.items()
+        }
+        turns = take_turns(length.turns, actions, title)
+    return {
+        name: Speed(turns[name, False], turns.get((name, True), []), [side.start, first[name]]) for name, side in sides.items()
+    }
 
 
-def speed_ratio(
-    what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None, *, ours: str = OURS, cold: bool = False
-) -> Ratio:
-    """Compare two speeds of a race: the steady ones, or those since the start of the processes."""
-    mine, theirs = ((speed.cold if cold else speed.steady) for speed in (speeds[ours], speeds[rival]))
-    return ratio(what, rival, "images/s", mine, theirs, at_least=at_least)
+@contextmanager
+def _busy_process() -> Iterator[psutil.Process]:
+    """Start a process that computes all the time until this one ends, and suspend it."""
+    program = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
+    with subprocess.Popen([sys.executable, "-c", program], preexec_fn=getattr(os, "setpgrp", None)) as started:  # as in a Side
+        process = psutil.Process(started.pid)
+        process.suspend()
+        try:
+            yield process
+        finally:
+            started.kill()
+
+
+def speed_ratios(
+    what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None, *, ours: str = OURS, kept: bool = False
+) -> list[Ratio]:
+    """Compare two sides of a race, and beside busy processes if there were any, with `kept` also the speeds that these leave."""
+    mine, theirs = speeds[ours], speeds[rival]
+    ratios = [_ratio(what, rival, mine.quiet, theirs.quiet, at_least)]
+    if mine.busy:
+        ratios.append(_ratio(f"{what}, beside busy processes", rival, mine.busy, theirs.busy))
+    if mine.busy and kept:
+        share = f"{what}: share of the idle speed kept beside busy processes"
+        ratios.append(ratio(share, "all of it", "", mine.kept, 1.0, at_least=0.4))
+        ratios.append(ratio(share, rival, "", mine.kept, theirs.kept, at_least=1.0))
+    return ratios
+
+
+def cold_ratio(what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None) -> Ratio:
+    """Compare the speeds since the start of the processes."""
+    return _ratio(what, rival, [speeds[OURS].cold], [speeds[rival].cold], at_least)
+
+
+def _ratio(what: str, rival: str, mine: Sequence[Turn], theirs: Sequence[Turn], at_least: float | None = None) -> Ratio:
+    """Compare the turns of each round, and return the medians."""
+    cores = [(one.core_ms, other.core_ms) for one, other in zip(mine, theirs, strict=True)]
+    rates = [(one.images_per_sec, other.images_per_sec) for one, other in zip(mine, theirs, strict=True)]
+    (ours, other), clock = (map(median, zip(*pairs, strict=True)) for pairs in (cores, rates))
+    by_clock = (*clock, median(one / other for one, other in rates))
+    return Ratio(what, rival, CORE_MS, ours, other, median(b / a for a, b in cores), at_least, None, by_clock)
+
+
+def installed(works: Mapping[str, Work], modules: Mapping[str, str]) -> tuple[dict[str, Work], list[str]]:
+    """Return the works whose module is installed, and a line about each of the others."""
+    missing = {name: modules[name] for name in works if name in modules and not _is_installed(modules[name])}
+    present = {name: work for name, work in works.items() if name not in missing}
+    return present, [f"{name}, as {module} is not installed" for name, module in missing.items()]
+
+
+def _is_installed(module: str) -> bool:
+    with suppress(ModuleNotFoundError):  # of the package that it is a part of
+        return find_spec(module) is not None
+    return False
 
 
 def run_python(words: list[str], until: Path | None = None) -> float:
