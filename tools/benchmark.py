@@ -1,13 +1,15 @@
 #!/usr/bin/env python
 """Measure the speed of this project, each time against what people would use otherwise, in the same run."""
 
+import json
 import sys
+import time
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import get_args
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -15,12 +17,12 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config.command_line import run_tool
 from engine.config.schema import Precision
 from engine.plugins import Parser
-from tools.benchmarks.report import LAYOUTS, N_CORES, Options
+from tools.benchmarks.report import LAYOUTS, N_CORES, RESNET_BATCH, Options, Report, report
 
 EXAMPLES = """
 Speeds are compared by CPU time per image: of the process and its workers, on all cores. Other programs change it less than the time
-by the clock, whose images/s are the last column. The sides take turns. A ratio is the median over the rounds; above 1, this project
-needs less CPU time. `benchmark.py WHAT --help` describes each measurement and its options.
+by the clock, whose images/s are the last column. The sides take turns. Their ratio is the median over the rounds; above 1, this
+project needs less CPU time. `benchmark.py WHAT --help` describes each measurement and its options.
 
 examples:
   python tools/benchmark.py all --quick                                       `make bench`, which takes 25 minutes, in short
@@ -29,7 +31,7 @@ examples:
   python tools/benchmark.py data --images ~/pictures --num_workers 2 --json
 """
 COMMANDS = {  # a description and details
-    "all": """Run all other benchmarks, as one table; `make bench` writes it to docs/measured/.""",
+    "all": "Run all other benchmarks, as one table; `make bench` writes it to docs/measured/.",
     "model": """Measure a model by batch size, precision, layout and torch.compile, or find its fastest setting.
 
 Images are random, of the size of the config's dataset and held in memory: decoding files isn't measured. Memory is the peak of
@@ -40,7 +42,6 @@ clearly faster and agrees with fp32: in the loss of the first update, and in its
 config.
 
 examples:
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --batch_sizes 1 256 --compile
   python tools/benchmark.py model --model.name timm/convnext_tiny --data.img_size 64 --quick
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune --train.batch_size 64
@@ -50,18 +51,17 @@ examples:
 All train the same model on the same random images in CIFAR-10's (or MNIST's) files, by SGD with momentum and a cosine schedule.
 "steady" counts neither the start nor the first steps; "cold" is everything from the start of the process on. This project does
 all that it does by default: augmentation, metrics, lines, TensorBoard. The plain script has 0 or 2 workers in its DataLoader; the
-faster one counts, and the packages get that number too. Config keys are the setting that `model --tune` found for ResNet-18; it
-is then measured as well.
+faster one counts, and the packages, which --busy leaves alone, get that number too. Config keys are the setting that
+`model --tune` found for ResNet-18; it is then measured as well.
 
 examples:
-  python tools/benchmark.py training
   python tools/benchmark.py training --only lenet --num_threads 1
   python tools/benchmark.py training --train.precision bf16 --train.channels_last true
 """,
     "data": """Compare input pipelines: this project's and those of other packages, on generated images or your own.
 
-Packages of requirements-rivals.txt that are not installed are left out. --images reads all JPEGs in a folder and the folders in it,
-as one class, under as many names as are needed.
+Packages of requirements-rivals.txt that are not installed are left out. --images reads all JPEGs of a folder and of the folders in
+it, as one class, under as many names as are needed.
 
 examples:
   python tools/benchmark.py data --busy 2
@@ -92,37 +92,55 @@ The first save of each side isn't counted. Both write new files and keep the las
 it never wrote to. The run saves one checkpoint per epoch, which is the default; the time of an epoch is that of a few updates.
 """,
 }
-# Functions in tools/benchmarks, "<command>:measure" by default. They need torch, so only the chosen one is imported.
-IN_LOOPS = ("start", "evaluation", "memory", "ranks", "checkpoint")
-FUNCTIONS = {"all": "everything:measure", **{name: f"loops:{name}" for name in IN_LOOPS}}
+IN_OWN_MODULE = ("model", "training", "data")  # the others are in tools/benchmarks/loops.py
 WITH_THREADS = ("model", "training", "evaluation", "memory", "growth", "checkpoint")
 WITH_BUSY = ("training", "data", "evaluation")
 WITH_KEYS = ("model", "training")  # config keys as options
+TUNE = ["model", "--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    report, args = run(sys.argv[1:] if argv is None else argv)
-    report.show("benchmark" if args.what == "all" else args.what, as_json=args.json, folder=args.output)
+    result, args = run(sys.argv[1:] if argv is None else argv)
+    result.show("benchmark" if args.what == "all" else args.what, as_json=args.json, folder=args.output)
     return 0
 
 
-def run(argv: Sequence[str]) -> tuple[Any, Namespace]:
-    """Run a command line; return its Report and its options."""
+def run(argv: Sequence[str]) -> tuple[Report, Namespace]:
+    """Run a command line, and return its report and options."""
     parser = Parser(prog="benchmark.py", description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, text in COMMANDS.items():
         description, _, details = text.partition("\n")
         command = commands.add_parser(name, description=description, epilog=details, help=description)
-        command.set_defaults(what=name, function=FUNCTIONS.get(name, f"{name}:measure"))
+        command.set_defaults(what=name)
         add_options(command, name)
     overrides = dict[str, object]()
     if argv and argv[0] in WITH_KEYS:
         args, overrides = commands.choices[argv[0]].parse_with_overrides(list(argv[1:]))
     else:
         args = parser.parse_args(argv)
+    place = f"{args.what}:measure" if args.what in IN_OWN_MODULE else f"loops:{args.what}"
+    measure = everything if args.what == "all" else resolve_name(f"tools.benchmarks.{place}")  # imports torch: --help needn't
     with TemporaryDirectory(prefix="benchmark-") as folder:
-        options = Options(**vars(args), overrides=overrides, folder=Path(folder))
-        return resolve_name(f"tools.benchmarks.{args.function}")(options), args
+        return measure(Options(**vars(args), overrides=overrides, folder=Path(folder))), args
+
+
+def everything(options: Options) -> Report:
+    begin, reports = time.time(), dict[str, Report]()
+
+    def add(what: str, *words: str) -> None:
+        print(f"{what} ...", file=sys.stderr, flush=True)
+        reports[what] = run([what, *words, *(["--quick"] if options.quick else [])])[0]
+
+    add(*TUNE, str(options.choose(*RESNET_BATCH)))
+    keys = reports["model"].json["keys"].items()
+    tuned = [word for key, value in keys for word in (f"--{key}", json.dumps(value).strip('"'))]
+    for what in ("training", "start", "evaluation", "memory", "ranks", "growth", "checkpoint", "data"):
+        add(what, *(tuned if what == "training" else []), *(["--busy", "2"] if what in WITH_BUSY else []))
+    setting = f"in {(time.time() - begin) / 60:.0f} minutes{', roughly (--quick)' if options.quick else ''}"
+    ratios = [ratio for one in reports.values() for ratio in one.ratios]
+    left_out = sorted({name for one in reports.values() for name in one.left_out})
+    return report(ratios, setting, left_out, measured={name: one.json for name, one in reports.items()})
 
 
 def add_options(command: ArgumentParser, name: str) -> None:
@@ -133,11 +151,11 @@ def add_options(command: ArgumentParser, name: str) -> None:
     if name in WITH_THREADS:
         add("--num_threads", type=int, default=N_CORES, metavar="N", help="torch threads, on all sides (default: one per core)")
     if name in WITH_BUSY:
-        add("--busy", type=int, default=0, metavar="N", help="measure also beside so many busy processes, as a second row")
+        add("--busy", type=int, default=0, metavar="N", help="measure also beside so many busy processes")
     if name == "training":
         add("--only", choices=["lenet", "resnet"], help="one of the models (default: both)")
     elif name == "data":
-        add("--images", type=Path, metavar="FOLDER", help="JPEGs of your own, at any depth (default: generated images)")
+        add("--images", type=Path, metavar="FOLDER", help="JPEGs of your own (default: generated images)")
         add("--num_workers", type=int, default=2, help="for images in files (default: 2)")
         add("--num_threads", type=int, help="torch threads in the main process (default: torch's choice)")
     elif name == "model":

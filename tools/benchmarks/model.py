@@ -57,17 +57,16 @@ def measure(options: Options) -> Report:
         replace(reference, precision=precision, channels_last=last, compile=c)
         for precision, last, c in product(precisions, layouts, compiled)
     ]
-    rows, columns = list[dict[str, Any]](), ("kind", "batch", "setting", "images/s", "ms", "peak MiB", "times")
+    rows = list[dict[str, Any]]()
     for kind, size in product(("inference", "training"), options.batch_sizes or sorted({1, config.train.batch_size})):
         if (kind, size) == ("training", 1):  # BatchNorm needs more than one image
             continue
         speeds = race_settings(kind, path, {**keys, "train.batch_size": size}, length, settings)
         for setting, speed in speeds.items():
             rate, times = speed.steady, speed.steady / speeds[settings[0]].steady
-            row = (kind, size, str(setting), rate, 1000 * size / rate, speed.quiet[-1].peak_mib, times)
-            rows.append(dict(zip(columns, row, strict=True)))
-    cells = [[figure(value) if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    return report([], f"{config.model.name}, {options.num_threads} threads", table=[columns, *cells], rows=rows)
+            row = {"kind": kind, "batch_size": size, "setting": str(setting), "images_per_sec": rate, "ms": 1000 * size / rate}
+            rows.append({**row, "peak_mib": speed.quiet[-1].peak_mib, "times": times})
+    return report([], f"{config.model.name}, {options.num_threads} threads", rows=rows)
 
 
 def race_settings(
@@ -97,7 +96,7 @@ def tune(
         if not (alternatives := stage(best)):
             continue
         speeds = race(list(dict.fromkeys([best, *alternatives])))
-        exact = exact or speeds[reference].note
+        exact = exact or speeds[reference].begin[-1].note
         results = {setting: compare(setting, speed, exact) for setting, speed in speeds.items()}
         tried |= {setting: result for setting, result in results.items() if setting not in tried}
         fastest = max((setting for setting in speeds if results[setting]["agrees"]), key=lambda setting: speeds[setting].steady)
@@ -105,21 +104,16 @@ def tune(
             best = fastest
     speeds = race(list(dict.fromkeys([best, reference])))
     speedup = ratio(f"{model}, tuned: {best}", str(reference), "images/s", speeds[best].steady, speeds[reference].steady)
-    table = [("setting", "images/s", "loss differs by", "update differs by", "")]
-    for setting, t in tried.items():
-        verdict = "" if t["agrees"] else "does not agree"
-        table.append((str(setting), figure(t["images_per_sec"]), f"{t['of_loss']:.1e}", f"{t['of_change']:.1e}", verdict))
     rates = f"{figure(speedup.ours)} images/s instead of {figure(speedup.theirs)}"
-    summary = f"{speedup.ratio:.2f} times as fast as {reference}: {rates}"
-    end = f"{summary}\n\n{yaml12.dump({'train': asdict(best)}).rstrip()}"
-    return report([speedup], model, table=table, end=end, keys=best.keys, tried=[*tried.values()])
+    end = f"{speedup.ratio:.2f} times as fast as {reference}: {rates}\n\n{yaml12.dump({'train': asdict(best)}).rstrip()}"
+    return report([speedup], model, rows=[*tried.values()], end=end, keys=best.keys)
 
 
 def compare(setting: Setting, speed: Speed, exact: Mapping[str, Any]) -> dict[str, Any]:
     """Compare the first update of a setting with that of the reference, by relative differences."""
-    of_loss = abs(speed.note["loss"] - exact["loss"]) / abs(exact["loss"])
-    of_change = math.dist(speed.note["change"], exact["change"]) / math.hypot(*exact["change"])
-    most_loss, most_change = TOLERANCE[setting.precision]
+    note, (most_loss, most_change) = speed.begin[-1].note, TOLERANCE[setting.precision]
+    of_loss = abs(note["loss"] - exact["loss"]) / abs(exact["loss"])
+    of_change = math.dist(note["change"], exact["change"]) / math.hypot(*exact["change"])
     agrees = of_loss <= most_loss and of_change <= most_change
-    tried = {"setting": asdict(setting), "images_per_sec": speed.steady}
-    return {**tried, "of_loss": of_loss, "of_change": of_change, "agrees": agrees}
+    differences = {"loss_differs_by": of_loss, "update_differs_by": of_change, "agrees": agrees}
+    return {"setting": str(setting), "images_per_sec": speed.steady, **differences}

@@ -44,15 +44,14 @@ def write_jpegs(root: Path, n: int, pictures: Sequence[Path] = ()) -> None:
     folder.mkdir(parents=True)
     names = [folder / f"{i:06d}.jpg" for i in range(n)]
     if not pictures:
-        generate_jpegs(names[:DIFFERENT_JPEGS])
-        for i in range(DIFFERENT_JPEGS, n):
-            os.link(names[i % DIFFERENT_JPEGS], names[i])
-    for i, name in enumerate(names if pictures else ()):
-        name.symlink_to(pictures[i % len(pictures)].resolve())
+        _generate_jpegs(names[:DIFFERENT_JPEGS])
+    for i in range(0 if pictures else DIFFERENT_JPEGS, n):
+        link, same = (os.symlink, pictures) if pictures else (os.link, names[:DIFFERENT_JPEGS])
+        link(same[i % len(same)].absolute(), names[i])
 
 
-def generate_jpegs(paths: Iterable[Path]) -> None:
-    """Write pictures of clouds of several sizes, with some grain."""
+def _generate_jpegs(paths: Iterable[Path]) -> None:
+    """Write clouds of several sizes with some grain."""
     import torch  # here, as --help needs this module and does without torch
     from PIL import Image
     from torch.nn import functional as F

@@ -5,31 +5,36 @@ import os
 import platform
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tools.tables import Rows, markdown, write_text
+from tools.tables import markdown, write_text
 
 T = TypeVar("T")
+Rows = Sequence[Mapping[str, Any]]  # of a table: each value by the head of its column
 
 ROOT = Path(__file__).resolve().parents[2]
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+RESNET_BATCH = (64, 16)  # full and quick
 LAYOUTS = {"channels first": False, "channels last": True}  # train.channels_last
 CORE_MS = "core ms/image"  # CPU time of a side with all of its processes
-HEAD = ("what", "beside", "this project", "the other", "unit", "ratio", "aim", "", "images/s by the clock")
 
 
 class Options(Namespace):
     """A parsed command line. A command may have more options."""
 
     quick: bool
-    num_threads: int
+    num_threads: int  # of torch
     busy: int = 0  # processes
     overrides: dict[str, Any]  # config keys
     folder: Path  # temporary, removed after the command
+
+    @property
+    def setting(self) -> str:
+        return f"{self.num_threads} threads" + (f", quiet and beside {self.busy} busy processes" if self.busy else "")
 
     def choose(self, full: T, quick: T) -> T:
         """Return how much to measure: `quick` with --quick, else `full`."""
@@ -51,7 +56,8 @@ class Ratio:
     images_per_sec: tuple[float, float, float] | None = None  # by the clock: ours, theirs, and the ratio
 
     @property
-    def row(self) -> Sequence[str]:
+    def row(self) -> dict[str, str]:
+        """Return the row of a table."""
         aim = verdict = clock = ""
         if self.at_least is not None:
             aim, verdict = f"at least {self.at_least:g}", "reached" if self.ratio >= self.at_least else "missed"
@@ -60,8 +66,9 @@ class Ratio:
         if self.images_per_sec is not None:
             ours, theirs, ratio = self.images_per_sec
             clock = f"{figure(ours)} / {figure(theirs)} = {ratio:.3g}"
-        figures = (figure(self.ours), figure(self.theirs), self.unit, f"{self.ratio:.3g}")
-        return self.what, self.rival, *figures, aim, verdict, clock
+        row = {"what": self.what, "beside": self.rival, "this project": figure(self.ours), "the other": figure(self.theirs)}
+        row |= {"unit": self.unit, "ratio": f"{self.ratio:.3g}", "aim": aim, "": verdict, "images/s by the clock": clock}
+        return row
 
 
 def ratio(what: str, rival: str, unit: str, ours: float, theirs: float, **aim: Any) -> Ratio:
@@ -93,15 +100,16 @@ class Report:
 
 
 def report(
-    ratios: Sequence[Ratio], setting: str = "", left_out: Sequence[str] = (), table: Rows = (), end: str = "", **results: Any
+    ratios: Sequence[Ratio], setting: str = "", left_out: Sequence[str] = (), rows: Rows = (), end: str = "", **results: Any
 ) -> Report:
-    """Report the ratios, or another table; `results` are only in the JSON."""
+    """Report the ratios, or other rows, as a table; `results` are only in the JSON."""
     head = f"{', '.join(filter(None, (machine(), setting)))}:"
+    table = rows or [ratio.row for ratio in ratios]
+    cells = [[figure(value) if isinstance(value, float) else str(value) for value in row.values()] for row in table]
     lines = "\n".join(f"Left out: {name}." for name in left_out)
-    rows = table or [HEAD, *(ratio.row for ratio in ratios)]
-    text = "\n\n".join(filter(None, (head, lines, markdown(rows, (1, 3, 4, 5, 6) if table else (2, 3, 5)), end)))
+    text = "\n\n".join(filter(None, (head, lines, markdown([[*table[0]], *cells], () if rows else (2, 3, 5)), end)))
     found = {"machine": machine(), "setting": setting, "left_out": [*left_out], "ratios": [asdict(ratio) for ratio in ratios]}
-    return Report({**found, **results}, text, ratios, left_out)
+    return Report({**found, "rows": rows, **results}, text, ratios, left_out)
 
 
 def machine() -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader, RandomSampler, default_collate
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
@@ -172,12 +172,15 @@ def timm_loop(job: Job, turns: Turns) -> None:
 
 def lightning(job: Job, turns: Turns) -> None:
     """Train by Lightning's Trainer, without logger, checkpoints and progress bar."""
-    from lightning import Callback, LightningModule, Trainer
+    from lightning import LightningModule, Trainer
 
     class Classifier(LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.model = job.new_model()
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            turns.tick(job.batch_size)
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             images, labels = batch
@@ -190,44 +193,29 @@ def lightning(job: Job, turns: Turns) -> None:
             scheduler = CosineAnnealingLR(optimizer, T_max=N_STEPS)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    class Steps(Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            turns.tick(job.batch_size)
-
     unused: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(max_epochs=-1, devices=1, callbacks=[Steps()], **unused)
-    trainer.fit(Classifier(), cifar10_loader(job, endless=False))
+    Trainer(max_epochs=-1, devices=1, **unused).fit(Classifier(), cifar10_loader(job, endless=False))
 
 
 def hf_trainer(job: Job, folder: Path, turns: Turns) -> None:
     """Train by the Trainer of Hugging Face transformers, without reports and checkpoints."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
-    class WithLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = job.new_model()
+    class Classifying(Trainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, **_: Any) -> Tensor:
+            images, labels = inputs
+            return F.cross_entropy(model(images), labels)
 
-        def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            logits = self.model(pixel_values)
-            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
-
-    class Steps(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
             turns.tick(job.batch_size)
+            return super().training_step(*args, **kwargs)
 
-    class WithLoader(Trainer):
         def get_train_dataloader(self) -> Any:
             """Replace the Trainer's method, which mistakes this project's folder datasets/ for the library of that name."""
-            return self.accelerator.prepare(cifar10_loader(job, endless=False, collate_fn=_by_name))
+            return self.accelerator.prepare(cifar10_loader(job, endless=False))
 
-    model = WithLoss()
+    model = job.new_model()
     unused: Any = {"max_grad_norm": 0, "save_strategy": "no", "report_to": [], "disable_tqdm": True}
     length: Any = {"max_steps": N_STEPS, "per_device_train_batch_size": job.batch_size}
     arguments = TrainingArguments(str(folder), learning_rate=job.lr, lr_scheduler_type="cosine", **length, **unused)
-    WithLoader(model, arguments, callbacks=[Steps()], optimizers=(sgd(model, job), None)).train()
-
-
-def _by_name(samples: list[Any]) -> dict[str, Tensor]:
-    images, labels = default_collate(samples)
-    return {"pixel_values": images, "labels": labels}
+    Classifying(model, arguments, optimizers=(sgd(model, job), None)).train()

@@ -5,11 +5,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from multiprocessing import get_context, get_start_method, set_start_method
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,16 +21,17 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from engine.config.command_line import is_installed
 from engine.config.errors import RunError
 from engine.devices.memory import peak_memory
 from tools.benchmarks.report import CORE_MS, ROOT, Ratio, ratio
 
 T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
 
 OURS = "this project"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TIMEOUT = 900.0  # seconds for a start or a turn
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"  # a program that computes
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,9 @@ class Turn:
 class Speed:
     """The turns of one side of a race."""
 
+    begin: Sequence[Turn]  # the start of the process, and its warm-up
     quiet: Sequence[Turn]
-    busy: Sequence[Turn] = ()  # with busy processes beside, after the quiet turn of the same round
-    begin: Sequence[Turn] = ()  # the start of the process and its warm-up
-
-    @property
-    def note(self) -> Any:
-        """Return what the side reported in its warm-up."""
-        return self.begin[-1].note
+    busy: Sequence[Turn] = ()  # beside busy processes, each after a quiet one
 
     @property
     def steady(self) -> float:
@@ -83,8 +78,8 @@ class Speed:
     @property
     def cold(self) -> Turn:
         """Return the quiet turns as one, which begins with the process."""
-        values = [(turn.images, turn.seconds, turn.core_seconds) for turn in (*self.begin, *self.quiet)]
-        return Turn(*map(sum, zip(*values, strict=True)))
+        turns = [*self.begin, *self.quiet]
+        return Turn(*(sum(getattr(turn, name) for turn in turns) for name in ("images", "seconds", "core_seconds")))
 
     @property
     def kept(self) -> float:
@@ -106,13 +101,11 @@ class Turns:
         if self._steps <= 0 and time.perf_counter() - self._begin >= self._seconds:
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - self._begin
-            cores = _core_seconds() - self._begin_cores
+            seconds, cores = time.perf_counter() - self._begin, _core_seconds() - self._begin_cores
             self._connection.send(Turn(self._images, seconds, cores, peak_memory(DEVICE), self.note))
             self.note, self._images = None, 0
             self._steps, self._seconds = self._connection.recv()
-            self._begin_cores = _core_seconds()
-            self._begin = time.perf_counter()
+            self._begin_cores, self._begin = _core_seconds(), time.perf_counter()
         self._steps -= 1
         self._images += n_images
 
@@ -164,14 +157,10 @@ class Side:
 
     def turn(self, steps: int, seconds: float = 0.0, beside: Sequence[psutil.Process] = ()) -> Turn:
         """Let the side work, and the processes `beside` too."""
-        for process in beside:
-            process.resume()
-        self._for_all(psutil.Process.resume)
+        self._for_all(psutil.Process.resume, beside)
         self._connection.send((steps, seconds))
         turn = self._receive()
-        self._for_all(psutil.Process.suspend)
-        for process in beside:
-            process.suspend()
+        self._for_all(psutil.Process.suspend, beside)
         return turn
 
     def close(self) -> None:
@@ -190,10 +179,10 @@ class Side:
             raise RunError(f"{self.name} failed:\n{received}")
         return received
 
-    def _for_all(self, action: Callable[[psutil.Process], None]) -> None:
+    def _for_all(self, action: Callable[[psutil.Process], None], beside: Sequence[psutil.Process] = ()) -> None:
         if self._process.is_alive():
             process = psutil.Process(self._process.pid)
-            for one in (process, *process.children(recursive=True)):
+            for one in (process, *process.children(recursive=True), *beside):
                 with suppress(psutil.NoSuchProcess):  # it has just ended
                     action(one)
 
@@ -212,56 +201,44 @@ def _in_child(connection: Connection, work: Work, start_method: str) -> None:
         connection.send(traceback.format_exc())
 
 
-def take_turns(rounds: int, actions: Mapping[K, Callable[[], T]], title: str) -> dict[K, list[T]]:
+def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str) -> dict[str, list[T]]:
     """Call every action once per round and return the results by action."""
-    results: dict[K, list[T]] = {name: [] for name in actions}
+    results: dict[str, list[T]] = {name: [] for name in actions}
     for name in tqdm([*actions] * rounds, desc=title, leave=False, disable=not sys.stderr.isatty()):
         results[name].append(actions[name]())
     return results
 
 
 def race(works: Mapping[str, Work], length: Length, threads: int, title: str, n_busy: int = 0) -> dict[str, Speed]:
-    """Start all sides, warm them up, and measure them in turns; each round is quiet first, then beside busy processes."""
+    """Start all sides, warm them up, and measure them in turns, each also beside busy processes if there are any."""
     with ExitStack() as stack:
-        others = [stack.enter_context(_busy_process()) for _ in range(n_busy)]
+        others = [psutil.Popen([sys.executable, "-c", BUSY], preexec_fn=getattr(os, "setpgrp", None)) for _ in range(n_busy)]
+        for other in others:
+            stack.callback(other.wait)
+            stack.callback(other.kill)
+            other.suspend()
         sides = {name: stack.enter_context(closing(Side(name, work, threads))) for name, work in works.items()}
-        first = {name: side.turn(length.warm_up) for name, side in sides.items()}
-        actions = {
-            (name, bool(beside)): partial(side.turn, length.steps, length.seconds, beside)
-            for beside in ([[], others] if others else [[]])
-            for name, side in sides.items()
-        }
-        turns = take_turns(length.turns, actions, title)
-    return {
-        name: Speed(turns[name, False], turns.get((name, True), []), [side.start, first[name]]) for name, side in sides.items()
-    }
+        begins = {name: [side.start, side.turn(length.warm_up)] for name, side in sides.items()}
 
+        def turns(side: Side) -> list[Turn]:
+            return [side.turn(length.steps, length.seconds, beside) for beside in ([], others)[: 1 + bool(others)]]
 
-@contextmanager
-def _busy_process() -> Iterator[psutil.Process]:
-    """Start a process that computes all the time until this one ends, and suspend it."""
-    program = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
-    with subprocess.Popen([sys.executable, "-c", program], preexec_fn=getattr(os, "setpgrp", None)) as started:  # as in a Side
-        process = psutil.Process(started.pid)
-        process.suspend()
-        try:
-            yield process
-        finally:
-            started.kill()
+        rounds = take_turns(length.turns, {name: partial(turns, side) for name, side in sides.items()}, title)
+    return {name: Speed(begins[name], *zip(*rounds[name], strict=True)) for name in works}
 
 
 def speed_ratios(
     what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None, *, ours: str = OURS, kept: bool = False
 ) -> list[Ratio]:
-    """Compare two sides of a race, and beside busy processes if there were any, with `kept` also the speeds that these leave."""
+    """Compare two sides of a race, also beside busy processes if there were any; `kept`: and the speed that these leave."""
     mine, theirs = speeds[ours], speeds[rival]
     ratios = [_ratio(what, rival, mine.quiet, theirs.quiet, at_least)]
     if mine.busy:
-        ratios.append(_ratio(f"{what}, beside busy processes", rival, mine.busy, theirs.busy))
+        ratios.append(_ratio(f"{what}; beside busy processes", rival, mine.busy, theirs.busy))
     if mine.busy and kept:
         share = f"{what}: share of the idle speed kept beside busy processes"
-        ratios.append(ratio(share, "all of it", "", mine.kept, 1.0, at_least=0.4))
-        ratios.append(ratio(share, rival, "", mine.kept, theirs.kept, at_least=1.0))
+        aims = ((rival, theirs.kept, 1.0), ("all of it", 1.0, 0.4))
+        ratios += [ratio(share, name, "", mine.kept, other, at_least=aim) for name, other, aim in aims]
     return ratios
 
 
@@ -271,42 +248,34 @@ def cold_ratio(what: str, rival: str, speeds: Mapping[str, Speed], at_least: flo
 
 
 def _ratio(what: str, rival: str, mine: Sequence[Turn], theirs: Sequence[Turn], at_least: float | None = None) -> Ratio:
-    """Compare the turns of each round, and return the medians."""
-    cores = [(one.core_ms, other.core_ms) for one, other in zip(mine, theirs, strict=True)]
-    rates = [(one.images_per_sec, other.images_per_sec) for one, other in zip(mine, theirs, strict=True)]
-    (ours, other), clock = (map(median, zip(*pairs, strict=True)) for pairs in (cores, rates))
-    by_clock = (*clock, median(one / other for one, other in rates))
-    return Ratio(what, rival, CORE_MS, ours, other, median(b / a for a, b in cores), at_least, None, by_clock)
+    """Return the medians of both sides, and the median of the ratios of each round."""
+
+    def medians(figure: str) -> tuple[float, float, float]:
+        pairs = [(getattr(one, figure), getattr(other, figure)) for one, other in zip(mine, theirs, strict=True)]
+        ours, others = zip(*pairs, strict=True)
+        return median(ours), median(others), median(one / other for one, other in pairs)
+
+    ours, other, ratio = medians("core_ms")
+    return Ratio(what, rival, CORE_MS, ours, other, 1 / ratio, at_least, None, medians("images_per_sec"))
 
 
 def installed(works: Mapping[str, Work], modules: Mapping[str, str]) -> tuple[dict[str, Work], list[str]]:
     """Return the works whose module is installed, and a line about each of the others."""
-    missing = {name: modules[name] for name in works if name in modules and not _is_installed(modules[name])}
+    missing = {name: modules[name] for name in works if name in modules and not is_installed(modules[name])}
     present = {name: work for name, work in works.items() if name not in missing}
     return present, [f"{name}, as {module} is not installed" for name, module in missing.items()]
 
 
-def _is_installed(module: str) -> bool:
-    with suppress(ModuleNotFoundError):  # of the package that it is a part of
-        return find_spec(module) is not None
-    return False
-
-
 def run_python(words: list[str], until: Path | None = None) -> float:
     """Run a Python program until it ends or the file `until` has content, and return the seconds."""
-    with TemporaryFile("w+") as output:
-        begin = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=output, stderr=output)
-        try:
-            while time.perf_counter() - begin < TIMEOUT:
-                exit_code = process.poll()
-                if exit_code == 0 if until is None else until.exists() and until.stat().st_size > 0:
-                    return time.perf_counter() - begin
-                if exit_code is not None:
-                    break
-                time.sleep(0.002)
-        finally:
-            process.kill()
-            process.wait()
-        output.seek(0)
-        raise RunError(f"python {' '.join(words)} failed:\n{output.read()}")
+    begin = time.perf_counter()
+    command = [sys.executable, *words]
+    with TemporaryFile("w+") as output, subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as process:
+        while process.poll() is None and not (until and until.exists() and until.stat().st_size):
+            time.sleep(0.002)
+        seconds, failed = time.perf_counter() - begin, process.poll() or (until and not until.exists())
+        process.kill()
+        if failed:
+            output.seek(0)
+            raise RunError(f"python {' '.join(words)} failed:\n{output.read()}")
+    return seconds
