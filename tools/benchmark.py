@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import Any, get_args
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -17,18 +17,18 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config.command_line import run_tool
 from engine.config.schema import Precision
 from engine.plugins import Parser
-from tools.benchmarks.report import LAYOUTS, N_CORES, RESNET_BATCH, Options, Report, report
+from tools.benchmarks.report import LAYOUTS, N_CORES, RESNET_BATCH, Options, Ratio, Report, report
 
 EXAMPLES = """
-Speeds are compared by CPU time per image: of the process and its workers, on all cores. Other programs change it less than the time
-by the clock, whose images/s are the last column. The sides take turns. Their ratio is the median over the rounds; above 1, this
-project needs less CPU time. `benchmark.py WHAT --help` describes each measurement and its options.
+Speeds are compared by CPU time per image: of the process and its workers, on all cores. Other programs change it less than the
+images/s by the clock in the last column. The sides take turns. Their ratio is the median over the rounds; above 1, this project
+needs less CPU time. `benchmark.py WHAT --help` describes each measurement and its options.
 
 examples:
   python tools/benchmark.py all --quick                                       `make bench`, which takes 25 minutes, in short
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune     the fastest precision, layout, compile, threads
-  python tools/benchmark.py training --num_threads 1 --busy 2
-  python tools/benchmark.py data --images ~/pictures --num_workers 2 --json
+  python tools/benchmark.py training --only lenet --busy 2                    also beside two busy processes
+  python tools/benchmark.py data --images ~/pictures --output docs/measured   the input pipelines, on pictures of your own
 """
 COMMANDS = {  # a description and details
     "all": "Run all other benchmarks, as one table; `make bench` writes it to docs/measured/.",
@@ -43,60 +43,41 @@ config.
 
 examples:
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --batch_sizes 1 256 --compile
-  python tools/benchmark.py model --model.name timm/convnext_tiny --data.img_size 64 --quick
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune --train.batch_size 64
-""",
+  python tools/benchmark.py model --model.name timm/convnext_tiny --data.img_size 64 --quick""",
     "training": """Compare training by the engine with a bare loop, a plain script, and the trainers of other packages.
 
-All train the same model on the same random images in CIFAR-10's (or MNIST's) files, by SGD with momentum and a cosine schedule.
-"steady" counts neither the start nor the first steps; "cold" is everything from the start of the process on. This project does
-all that it does by default: augmentation, metrics, lines, TensorBoard. The plain script has 0 or 2 workers in its DataLoader; the
-faster one counts, and the packages, which --busy leaves alone, get that number too. Config keys are the setting that
-`model --tune` found for ResNet-18; it is then measured as well.
-
-examples:
-  python tools/benchmark.py training --only lenet --num_threads 1
-  python tools/benchmark.py training --train.precision bf16 --train.channels_last true
-""",
+All train the same model on the same random images in CIFAR-10's files, by SGD with momentum and a cosine schedule. "steady"
+counts neither the start nor the first steps; "cold" is everything from the start of the process on. This project does all that it
+does by default: augmentation, metrics, lines, TensorBoard. The plain script has 0 or 2 workers in its DataLoader; the faster one
+counts. The packages get that number too, and are measured without busy processes. Config keys are the setting that
+`model --tune` found for ResNet-18; it is then measured as well.""",
     "data": """Compare input pipelines: this project's and those of other packages, on generated images or your own.
 
-Packages of requirements-rivals.txt that are not installed are left out. --images reads all JPEGs of a folder and of the folders in
-it, as one class, under as many names as are needed.
-
-examples:
-  python tools/benchmark.py data --busy 2
-  python tools/benchmark.py data --images ~/pictures --busy 2 --output docs/measured
-""",
+Packages of requirements-rivals.txt that are not installed are left out. --images reads all JPEGs of a folder and of the folders
+in it, as one class, under as many names as are needed.""",
     "start": """Compare the first training step, and --help, with importing what every training needs.
 
-The first step ends when its line is in metrics.jsonl. Without --quick, the first round isn't counted, as it reads cold files.
-""",
+The first step ends when its line is in metrics.jsonl. Without --quick, the first round isn't counted, as it reads cold files.""",
     "evaluation": """Compare the evaluation of 10,000 CIFAR-sized images by ResNet-18 with a bare loop on batches in memory.
 
-The engine reads CIFAR-10's files, normalizes the images, and computes losses, top-1 and top-5; the loop only calls the model.
-""",
+The engine reads CIFAR-10's files, normalizes the images, and computes losses, top-1 and top-5; the loop only calls the model.""",
     "memory": """Compare the peak memory of training ResNet-18, without the dataset, with that of a bare loop.
 
-On a CPU it is the memory of the whole process, libraries included; on an NVIDIA GPU that of tensors. The bytes of the dataset's
-images are subtracted from this project's figure, as the bare loop has none.
-""",
+On a CPU it is the memory of the whole process, libraries included; on an NVIDIA GPU that of tensors.""",
     "ranks": "Compare training on two ranks with a bare loop of DistributedDataParallel; on a CPU, each rank has one thread.",
     "growth": """Measure whether training and its start stay as fast with more samples and after more steps.
 
 LeNet-5, on random images in MNIST's files and on JPEGs in a folder: many samples against few. Then two checkpoints, of an early
-and of a late step, from which the training goes on in turns. The command writes about 2 GB of temporary files.
-""",
+and of a late step, from which the training goes on in turns. The command writes about 2 GB of temporary files.""",
     "checkpoint": """Compare a verified checkpoint of ResNet-18 and its momentum with a bare save, and with the time of a run.
 
 The first save of each side isn't counted. Both write new files and keep the last three, as a disk may need longer for places that
-it never wrote to. The run saves one checkpoint per epoch, which is the default; the time of an epoch is that of a few updates.
-""",
+it never wrote to. The run saves one checkpoint per epoch; the time of an epoch is that of a few updates.""",
 }
 IN_OWN_MODULE = ("model", "training", "data")  # the others are in tools/benchmarks/loops.py
-WITH_THREADS = ("model", "training", "evaluation", "memory", "growth", "checkpoint")
+WITHOUT_THREADS = ("all", "start", "ranks")
 WITH_BUSY = ("training", "data", "evaluation")
 WITH_KEYS = ("model", "training")  # config keys as options
-TUNE = ["model", "--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,21 +107,17 @@ def run(argv: Sequence[str]) -> tuple[Report, Namespace]:
 
 
 def everything(options: Options) -> Report:
-    begin, reports = time.time(), dict[str, Report]()
-
-    def add(what: str, *words: str) -> None:
+    begin, measured, tuned = time.time(), dict[str, dict[str, Any]](), list[str]()
+    tune = ["--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size", str(options.choose(*RESNET_BATCH))]
+    for what in [name for name in COMMANDS if name != "all"]:
         print(f"{what} ...", file=sys.stderr, flush=True)
-        reports[what] = run([what, *words, *(["--quick"] if options.quick else [])])[0]
-
-    add(*TUNE, str(options.choose(*RESNET_BATCH)))
-    keys = reports["model"].json["keys"].items()
-    tuned = [word for key, value in keys for word in (f"--{key}", json.dumps(value).strip('"'))]
-    for what in ("training", "start", "evaluation", "memory", "ranks", "growth", "checkpoint", "data"):
-        add(what, *(tuned if what == "training" else []), *(["--busy", "2"] if what in WITH_BUSY else []))
+        words = {"model": tune, "training": tuned}.get(what, []) + (["--busy", "2"] if what in WITH_BUSY else [])
+        measured[what] = run([what, *words, *(["--quick"] if options.quick else [])])[0].json
+        keys = measured["model"]["keys"].items()
+        tuned = [word for key, value in keys for word in (f"--{key}", json.dumps(value).strip('"'))]
     setting = f"in {(time.time() - begin) / 60:.0f} minutes{', roughly (--quick)' if options.quick else ''}"
-    ratios = [ratio for one in reports.values() for ratio in one.ratios]
-    left_out = sorted({name for one in reports.values() for name in one.left_out})
-    return report(ratios, setting, left_out, measured={name: one.json for name, one in reports.items()})
+    ratios = [Ratio(**row) for one in measured.values() for row in one["ratios"]]
+    return report(ratios, setting, sorted({name for one in measured.values() for name in one["left_out"]}), measured=measured)
 
 
 def add_options(command: ArgumentParser, name: str) -> None:
@@ -148,7 +125,7 @@ def add_options(command: ArgumentParser, name: str) -> None:
     add("--quick", action="store_true", help="take seconds instead of minutes; the figures are then rough")
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--output", type=Path, metavar="FOLDER", help=f"write {'benchmark' if name == 'all' else name}.md and .json there")
-    if name in WITH_THREADS:
+    if name not in WITHOUT_THREADS:
         add("--num_threads", type=int, default=N_CORES, metavar="N", help="torch threads, on all sides (default: one per core)")
     if name in WITH_BUSY:
         add("--busy", type=int, default=0, metavar="N", help="measure also beside so many busy processes")
@@ -157,7 +134,6 @@ def add_options(command: ArgumentParser, name: str) -> None:
     elif name == "data":
         add("--images", type=Path, metavar="FOLDER", help="JPEGs of your own (default: generated images)")
         add("--num_workers", type=int, default=2, help="for images in files (default: 2)")
-        add("--num_threads", type=int, help="torch threads in the main process (default: torch's choice)")
     elif name == "model":
         add("-c", "--config", help="a YAML of configs/; without it, LeNet on digits")
         add("--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, and train.batch_size")

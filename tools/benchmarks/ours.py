@@ -55,6 +55,16 @@ def train(job: Job, keys: Keys, exp_dir: Path, turns: Turns | None, *, resume: b
         train_by_config(config, exp_dir=exp_dir, resume="latest" if resume else None)
 
 
+def read(job: Job, keys: Keys, split: str, turns: Turns) -> None:
+    """Read the batches of a training or a validation, without a model."""
+    run = _build(load_config(config_of(job), {**keys_of(job), **keys}))
+    run.n_steps = sys.maxsize
+    while True:
+        batches = train_batches(run, first=0) if split == "train" else run.data.loader(split).batches()
+        for _ in turns.counted(batches, job.batch_size):
+            pass
+
+
 def evaluate(job: Job, turns: Turns) -> None:
     """Evaluate the validation split again and again."""
     run = _build(load_config(config_of(job), {**keys_of(job), "eval.batch_size": job.batch_size}))

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from tools.tables import markdown, write_text
 
 T = TypeVar("T")
-Rows = Sequence[Mapping[str, Any]]  # of a table: each value by the head of its column
 
 ROOT = Path(__file__).resolve().parents[2]
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -34,7 +33,7 @@ class Options(Namespace):
 
     @property
     def setting(self) -> str:
-        return f"{self.num_threads} threads" + (f", quiet and beside {self.busy} busy processes" if self.busy else "")
+        return f"threads: {self.num_threads}" + (f", quiet and beside busy processes: {self.busy}" if self.busy else "")
 
     def choose(self, full: T, quick: T) -> T:
         """Return how much to measure: `quick` with --quick, else `full`."""
@@ -50,25 +49,22 @@ class Ratio:
     unit: str
     ours: float
     theirs: float
-    ratio: float  # ours / theirs; for CPU time how many times ours the other one needs
+    ratio: float  # ours / theirs, but for CPU time theirs / ours: how many times as fast
     at_least: float | None = None
     at_most: float | None = None
-    images_per_sec: tuple[float, float, float] | None = None  # by the clock: ours, theirs, and the ratio
+    images_per_sec: Sequence[float] = ()  # by the clock: ours, theirs, and the ratio
 
     @property
     def row(self) -> dict[str, str]:
         """Return the row of a table."""
-        aim = verdict = clock = ""
-        if self.at_least is not None:
-            aim, verdict = f"at least {self.at_least:g}", "reached" if self.ratio >= self.at_least else "missed"
-        elif self.at_most is not None:
-            aim, verdict = f"at most {self.at_most:g}", "reached" if self.ratio <= self.at_most else "missed"
-        if self.images_per_sec is not None:
-            ours, theirs, ratio = self.images_per_sec
-            clock = f"{figure(ours)} / {figure(theirs)} = {ratio:.3g}"
         row = {"what": self.what, "beside": self.rival, "this project": figure(self.ours), "the other": figure(self.theirs)}
-        row |= {"unit": self.unit, "ratio": f"{self.ratio:.3g}", "aim": aim, "": verdict, "images/s by the clock": clock}
-        return row
+        row |= {"unit": self.unit, "ratio": f"{self.ratio:.3g}", "aim": "", "": ""}
+        for word, aim, reached in (("least", self.at_least, float.__ge__), ("most", self.at_most, float.__le__)):
+            if aim is not None:
+                row |= {"aim": f"at {word} {aim:g}", "": "reached" if reached(self.ratio, float(aim)) else "missed"}
+        return row | {
+            "images/s by the clock": "{} / {} = {}".format(*map(figure, self.images_per_sec)) if self.images_per_sec else ""
+        }
 
 
 def ratio(what: str, rival: str, unit: str, ours: float, theirs: float, **aim: Any) -> Ratio:
@@ -86,8 +82,6 @@ class Report:
 
     json: dict[str, Any]
     text: str
-    ratios: Sequence[Ratio] = ()
-    left_out: Sequence[str] = ()
 
     def show(self, what: str, *, as_json: bool, folder: Path | None) -> None:
         """Print the report, or write both forms into `folder`."""
@@ -100,21 +94,23 @@ class Report:
 
 
 def report(
-    ratios: Sequence[Ratio], setting: str = "", left_out: Sequence[str] = (), rows: Rows = (), end: str = "", **results: Any
+    ratios: Sequence[Ratio],
+    setting: str = "",
+    left_out: Sequence[str] = (),
+    rows: Sequence[Mapping[str, Any]] = (),
+    end: str = "",
+    **results: Any,
 ) -> Report:
     """Report the ratios, or other rows, as a table; `results` are only in the JSON."""
-    head = f"{', '.join(filter(None, (machine(), setting)))}:"
-    table = rows or [ratio.row for ratio in ratios]
-    cells = [[figure(value) if isinstance(value, float) else str(value) for value in row.values()] for row in table]
-    lines = "\n".join(f"Left out: {name}." for name in left_out)
-    text = "\n\n".join(filter(None, (head, lines, markdown([[*table[0]], *cells], () if rows else (2, 3, 5)), end)))
-    found = {"machine": machine(), "setting": setting, "left_out": [*left_out], "ratios": [asdict(ratio) for ratio in ratios]}
-    return Report({**found, "rows": rows, **results}, text, ratios, left_out)
-
-
-def machine() -> str:
     import torch  # here, as --help needs this module
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "accelerate"))
-    return f"{N_CORES} cores ({platform.machine()}), {device}, {packages}, {time.strftime('%Y-%m-%d')}"
+    packages = (f"{name} {version(name)}" for name in ("torch", "torchvision", "accelerate"))
+    machine = ", ".join([f"{N_CORES} cores ({platform.machine()})", device, *packages, time.strftime("%Y-%m-%d")])
+    table = rows or [ratio.row for ratio in ratios]
+    cells = [[figure(value) if isinstance(value, float) else str(value) for value in row.values()] for row in table]
+    drawn = markdown([[name.replace("_", " ") for name in table[0]], *cells], () if rows else (2, 3, 5))
+    missing = "\n".join(f"Left out: {name}." for name in left_out)
+    text = "\n\n".join(filter(None, (f"{machine}{setting and ', '}{setting}:", missing, drawn, end)))
+    found = {"machine": machine, "setting": setting, "left_out": [*left_out], "ratios": [asdict(ratio) for ratio in ratios]}
+    return Report({**found, "rows": rows, **results}, text)

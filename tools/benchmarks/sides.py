@@ -36,12 +36,12 @@ BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(rang
 
 @dataclass(frozen=True)
 class Length:
-    """The length of a race. A turn has at least so many steps and lasts at least so many seconds."""
+    """The length of a race."""
 
     warm_up: int  # steps
     turns: int
-    steps: int = 1
-    seconds: float = 0.0
+    steps: int = 1  # of a turn, at least
+    seconds: float = 0.0  # of a turn, at least
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,9 @@ class Turn:
     note: Any = None
 
     @property
-    def images_per_sec(self) -> float:
-        return self.images / self.seconds
-
-    @property
-    def core_ms(self) -> float:
-        """Return the CPU time per image; other load on the machine changes it less than images/s."""
-        return 1000 * self.core_seconds / self.images
+    def figures(self) -> tuple[float, float]:
+        """Return the CPU time per image, which other load on the machine changes little, and the images/s by the clock."""
+        return 1000 * self.core_seconds / self.images, self.images / self.seconds
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Speed:
     @property
     def steady(self) -> float:
         """Return the images/s of the quiet turns."""
-        return median(turn.images_per_sec for turn in self.quiet)
+        return median(turn.images / turn.seconds for turn in self.quiet)
 
     @property
     def cold(self) -> Turn:
@@ -84,7 +80,7 @@ class Speed:
     @property
     def kept(self) -> float:
         """Return the share of images/s that busy processes leave."""
-        return median(busy.images_per_sec / quiet.images_per_sec for busy, quiet in zip(self.busy, self.quiet, strict=True))
+        return _medians([busy.figures[1] for busy in self.busy], [quiet.figures[1] for quiet in self.quiet])[2]
 
 
 class Turns:
@@ -235,10 +231,10 @@ def speed_ratios(
     ratios = [_ratio(what, rival, mine.quiet, theirs.quiet, at_least)]
     if mine.busy:
         ratios.append(_ratio(f"{what}; beside busy processes", rival, mine.busy, theirs.busy))
-    if mine.busy and kept:
-        share = f"{what}: share of the idle speed kept beside busy processes"
-        aims = ((rival, theirs.kept, 1.0), ("all of it", 1.0, 0.4))
-        ratios += [ratio(share, name, "", mine.kept, other, at_least=aim) for name, other, aim in aims]
+    for name, share, aim in ((rival, theirs.kept, 1.0), ("all of it", 1.0, 0.4)) if mine.busy and kept else ():
+        ratios.append(
+            ratio(f"{what}: share of the idle speed kept beside busy processes", name, "", mine.kept, share, at_least=aim)
+        )
     return ratios
 
 
@@ -248,15 +244,13 @@ def cold_ratio(what: str, rival: str, speeds: Mapping[str, Speed], at_least: flo
 
 
 def _ratio(what: str, rival: str, mine: Sequence[Turn], theirs: Sequence[Turn], at_least: float | None = None) -> Ratio:
-    """Return the medians of both sides, and the median of the ratios of each round."""
+    cores, clock = (_medians([turn.figures[i] for turn in mine], [turn.figures[i] for turn in theirs]) for i in range(2))
+    return Ratio(what, rival, CORE_MS, *cores[:2], 1 / cores[2], at_least, None, clock)
 
-    def medians(figure: str) -> tuple[float, float, float]:
-        pairs = [(getattr(one, figure), getattr(other, figure)) for one, other in zip(mine, theirs, strict=True)]
-        ours, others = zip(*pairs, strict=True)
-        return median(ours), median(others), median(one / other for one, other in pairs)
 
-    ours, other, ratio = medians("core_ms")
-    return Ratio(what, rival, CORE_MS, ours, other, 1 / ratio, at_least, None, medians("images_per_sec"))
+def _medians(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Return the medians, and the median of the ratios of each round."""
+    return median(mine), median(theirs), median(one / other for one, other in zip(mine, theirs, strict=True))
 
 
 def installed(works: Mapping[str, Work], modules: Mapping[str, str]) -> tuple[dict[str, Work], list[str]]:
