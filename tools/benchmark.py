@@ -34,23 +34,17 @@ COMMANDS = {  # a description and details
     "all": "Run all other benchmarks, as one table; `make bench` writes it to docs/measured/.",
     "model": """Measure a model by batch size, precision, layout and torch.compile, or find its fastest setting.
 
-Images are random, of the size of the config's dataset and held in memory: decoding files isn't measured. Memory is the peak of
-the process, or of the GPU. Training is the engine's update, data and optimizer included.
+Images are random, of the size of the config's dataset and held in memory. Memory is the peak of the process, or of the GPU.
 
 --tune tries precisions and layouts, then torch.compile (not with --quick), then numbers of threads. It keeps a setting that is
 clearly faster and agrees with fp32: in the loss of the first update, and in its change of the weights. Its last lines go into the
-config.
-
-examples:
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --batch_sizes 1 256 --compile
-  python tools/benchmark.py model --model.name timm/convnext_tiny --data.img_size 64 --quick""",
+config.""",
     "training": """Compare training by the engine with a bare loop, a plain script, and the trainers of other packages.
 
 All train the same model on the same random images in CIFAR-10's files, by SGD with momentum and a cosine schedule. "steady"
 counts neither the start nor the first steps; "cold" is everything from the start of the process on. This project does all that it
-does by default: augmentation, metrics, lines, TensorBoard. The plain script has 0 or 2 workers in its DataLoader; the faster one
-counts. The packages get that number too, and are measured without busy processes. Config keys are the setting that
-`model --tune` found for ResNet-18; it is then measured as well.""",
+does by default: augmentation, metrics, lines, TensorBoard. Of the plain scripts, with 0 and 2 workers, the faster one counts.
+Config keys are the setting that `model --tune` found for ResNet-18; it is then measured as well.""",
     "data": """Compare input pipelines: this project's and those of other packages, on generated images or your own.
 
 Packages of requirements-rivals.txt that are not installed are left out. --images reads all JPEGs of a folder and of the folders
@@ -58,12 +52,8 @@ in it, as one class, under as many names as are needed.""",
     "start": """Compare the first training step, and --help, with importing what every training needs.
 
 The first step ends when its line is in metrics.jsonl. Without --quick, the first round isn't counted, as it reads cold files.""",
-    "evaluation": """Compare the evaluation of 10,000 CIFAR-sized images by ResNet-18 with a bare loop on batches in memory.
-
-The engine reads CIFAR-10's files, normalizes the images, and computes losses, top-1 and top-5; the loop only calls the model.""",
-    "memory": """Compare the peak memory of training ResNet-18, without the dataset, with that of a bare loop.
-
-On a CPU it is the memory of the whole process, libraries included; on an NVIDIA GPU that of tensors.""",
+    "evaluation": "Compare the evaluation of 10,000 CIFAR-sized images with a loop that only calls the model, on batches in memory.",
+    "memory": "Compare the peak memory of training ResNet-18 (of tensors on a GPU), without the dataset, with that of a bare loop.",
     "ranks": "Compare training on two ranks with a bare loop of DistributedDataParallel; on a CPU, each rank has one thread.",
     "growth": """Measure whether training and its start stay as fast with more samples and after more steps.
 

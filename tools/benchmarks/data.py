@@ -39,12 +39,12 @@ def measure(options: Options) -> Report:
     (root / "val").symlink_to("train")
     write_shards(in_tar, root / "train" / "class", options.choose(4_096, 512))
     jpegs = f"{f'{len(pictures):,} JPEGs' if pictures else f'JPEGs of {WIDTH}x{HEIGHT}'} to {SIZE}x{SIZE}"
-    comparisons = {} if pictures else {"CIFAR-sized images in memory, training": in_memory(options)}
+    comparisons: dict[str, dict[str, Work]] = {} if pictures else {"CIFAR-sized images in memory, training": in_memory(options)}
     rivals = {TIMM: timm_in_files, DALI: dali_in_files}
     rivals |= {name: partial(torchvision_in_files, name) for name in (ON_PIL, TORCHVISION, TORCHCODEC)}
     keys = {"data.img_size": SIZE, "dataloader.num_workers": n_workers, "eval.batch_size": BATCH_SIZE}
     for split in ("train", "valid"):
-        files = {
+        files: dict[str, Work] = {
             OURS: partial(
                 ours.read, replace(LENET, root=root, batch_size=BATCH_SIZE), {**keys, "data.name": "imagefolder"}, split
             )

@@ -11,7 +11,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 from tempfile import mkdtemp
-from typing import Any
 
 from tools.benchmarks import ours, rivals
 from tools.benchmarks.random_sets import write_cifar10, write_jpegs, write_mnist
@@ -28,16 +27,17 @@ LINES = 20  # of metrics.jsonl, at its beginning and at its end
 def start(options: Options) -> Report:
     mnist = write_mnist(options.folder / "data", n_train=60_000, n_test=10_000)
     on_mnist = ["-c", "configs/lenet_mnist.yaml", "--data.dataroot", str(mnist), "--data.verify", "false"]
-    programs = {  # -> how many times as long as the imports they may take, and how to run them
-        "main.py, LeNet-5 on digits: to the first step": (1.5, partial(run_to_first_step, options.folder, [])),
-        "main.py, LeNet-5 on MNIST: to the first step": (1.5, partial(run_to_first_step, options.folder, on_mnist)),
-        "main.py --help": (0.3, partial(run_python, ["main.py", "--help"])),
+    aims = {  # how many times as long as the imports they may take
+        "main.py, LeNet-5 on digits: to the first step": 1.5,
+        "main.py, LeNet-5 on MNIST: to the first step": 1.5,
+        "main.py --help": 0.3,
     }
-    actions = {IMPORTS: partial(run_python, ["-c", IMPORTS]), **{name: action for name, (_, action) in programs.items()}}
-    times = take_turns(options.choose(4, 1), actions, "starts")
-    seconds = {name: median(of_action[1:] or of_action) for name, of_action in times.items()}
+    first_steps = (partial(run_to_first_step, options.folder, words) for words in ([], on_mnist))
+    programs = dict(zip(aims, (*first_steps, partial(run_python, ["main.py", "--help"])), strict=True))
     rival = f'python -c "{IMPORTS}"'
-    return report([ratio(name, rival, "s", seconds[name], seconds[IMPORTS], at_most=aim) for name, (aim, _) in programs.items()])
+    times = take_turns(options.choose(4, 1), {rival: partial(run_python, ["-c", IMPORTS]), **programs}, "starts")
+    seconds = {name: median(of_action[1:] or of_action) for name, of_action in times.items()}
+    return report([ratio(name, rival, "s", seconds[name], seconds[rival], at_most=aim) for name, aim in aims.items()])
 
 
 def run_to_first_step(folder: Path, words: list[str]) -> float:
@@ -129,9 +129,8 @@ def after_more_steps(options: Options) -> list[Ratio]:
     early_bytes, late_bytes = ((run_dir / "ckpt" / "latest" / "train_state.pt").stat().st_size for run_dir in run_dirs)
     early, late = works
     speeds = race(works, options.choose(Length(20, 5, 100), Length(5, 3, 20)), threads, "steps")
-    starts = take_turns(
-        options.choose(3, 1), {name: partial(_seconds_to_start, name, work, threads) for name, work in works.items()}, "resuming"
-    )
+    resuming = {name: partial(_seconds_to_start, name, work, threads) for name, work in works.items()}
+    starts = take_turns(options.choose(3, 1), resuming, "resuming")
     return [
         *speed_ratios(f"training {late}", early, speeds, 0.9, ours=late),
         ratio(f"resuming {late}", early, "s", median(starts[late]), median(starts[early]), at_most=1.1),
@@ -146,22 +145,19 @@ def _seconds_to_start(name: str, work: Work, threads: int) -> float:
 
 
 def checkpoint(options: Options) -> Report:
-    saves = measure_saves(options)
-    batch_size, length = ours.DEFAULT_BATCH_SIZE, Length(warm_up=1, turns=options.choose(3, 1))
-    keys = {"train.batch_size": batch_size, "train.num_threads": options.num_threads}
-    update = partial(ours.update, ours.config_of(RESNET), keys)
-    rate = race({OURS: update}, length, options.num_threads, "updates")[OURS].steady
-    seconds, epoch = saves["ms"] / 1000, N_CIFAR // batch_size * batch_size / rate
-    bare = ratio("a checkpoint of ResNet-18, verified", BARE_SAVE, "ms", saves["ms"], saves["bare_ms"], at_most=2.0)
-    what = "checkpoints of ResNet-18, one per epoch of CIFAR-10"
-    return report([bare, ratio(what, "the run's time", "s", seconds, epoch + seconds, at_most=0.02)], options.setting, **saves)
-
-
-def measure_saves(options: Options) -> dict[str, Any]:
-    """Return the median milliseconds of both sides, and the size of a checkpoint."""
-    folder = options.folder
+    folder, threads, batch_size = options.folder, options.num_threads, ours.DEFAULT_BATCH_SIZE
     works = {OURS: partial(ours.save, folder, 3), BARE_SAVE: partial(rivals.bare_saves, folder / "bare", 3)}
-    speeds = race(works, Length(warm_up=1, turns=options.choose(31, 1)), options.num_threads, "saving")
-    ms, bare_ms = (1000 / speeds[name].steady for name in works)  # an "image" is a save
+    saves = race(works, Length(1, options.choose(31, 1)), threads, "saving")
+    ms, bare_ms = (1000 / saves[name].steady for name in works)  # an "image" is a save
+    update = partial(ours.update, ours.config_of(RESNET), {"train.batch_size": batch_size, "train.num_threads": threads})
+    epoch = (
+        N_CIFAR
+        // batch_size
+        * batch_size
+        / race({OURS: update}, Length(1, options.choose(3, 1)), threads, "updates")[OURS].steady
+    )
+    bare = ratio("a checkpoint of ResNet-18, verified", BARE_SAVE, "ms", ms, bare_ms, at_most=2.0)
+    what, seconds = "checkpoints of ResNet-18, one per epoch of CIFAR-10", ms / 1000
+    in_a_run = ratio(what, "the run's time", "s", seconds, epoch + seconds, at_most=0.02)
     megabytes = sum(file.stat().st_size for file in (folder / "ckpt" / "latest").iterdir()) / 1e6
-    return {"megabytes": megabytes, "ms": ms, "bare_ms": bare_ms, "times": ms / bare_ms}
+    return report([bare, in_a_run], f"{options.setting}, {megabytes:.0f} MB", megabytes=megabytes)

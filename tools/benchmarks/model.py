@@ -53,10 +53,7 @@ def measure(options: Options) -> Report:
         compiling = not options.quick if options.compile is None else options.compile
         return tune(config.model.name, partial(race_settings, "training", path, keys, length), reference, precisions, compiling)
     layouts, compiled = [LAYOUTS[layout] for layout in options.layouts], (False, True) if options.compile else (False,)
-    settings = [
-        replace(reference, precision=precision, channels_last=last, compile=c)
-        for precision, last, c in product(precisions, layouts, compiled)
-    ]
+    settings = [Setting(*values, options.num_threads) for values in product(precisions, layouts, compiled)]
     rows = list[dict[str, Any]]()
     for kind, size in product(("inference", "training"), options.batch_sizes or sorted({1, config.train.batch_size})):
         if (kind, size) == ("training", 1):  # BatchNorm needs more than one image

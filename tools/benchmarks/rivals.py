@@ -202,7 +202,7 @@ def hf_trainer(job: Job, folder: Path, turns: Turns) -> None:
     from transformers import Trainer, TrainingArguments
 
     class Classifying(Trainer):
-        def compute_loss(self, model: nn.Module, inputs: Any, **_: Any) -> Tensor:
+        def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Any:
             images, labels = inputs
             return F.cross_entropy(model(images), labels)
 

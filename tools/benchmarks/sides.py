@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 import psutil
 import torch
-from tqdm import tqdm
+from tqdm import trange
 
 from engine.config.command_line import is_installed
 from engine.config.errors import RunError
@@ -70,6 +70,10 @@ class Speed:
     def steady(self) -> float:
         """Return the images/s of the quiet turns."""
         return median(turn.images / turn.seconds for turn in self.quiet)
+
+    @property
+    def core_ms(self) -> float:
+        return median(turn.figures[0] for turn in self.quiet)
 
     @property
     def cold(self) -> Turn:
@@ -164,13 +168,11 @@ class Side:
         self._process.join()
 
     def _receive(self) -> Turn:
-        if not self._connection.poll(TIMEOUT):
-            raise RunError(f"{self.name}: no report for {TIMEOUT:.0f} seconds")
         try:
-            received = self._connection.recv()
+            received = self._connection.recv() if self._connection.poll(TIMEOUT) else f"no report for {TIMEOUT:.0f} seconds"
         except EOFError:
             self._process.join()
-            raise RunError(f"{self.name}: its process ended with exit code {self._process.exitcode}") from None
+            received = f"its process ended with exit code {self._process.exitcode}"
         if isinstance(received, str):
             raise RunError(f"{self.name} failed:\n{received}")
         return received
@@ -199,10 +201,9 @@ def _in_child(connection: Connection, work: Work, start_method: str) -> None:
 
 def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str) -> dict[str, list[T]]:
     """Call every action once per round and return the results by action."""
-    results: dict[str, list[T]] = {name: [] for name in actions}
-    for name in tqdm([*actions] * rounds, desc=title, leave=False, disable=not sys.stderr.isatty()):
-        results[name].append(actions[name]())
-    return results
+    turns = trange(rounds, desc=title, leave=False, disable=not sys.stderr.isatty())
+    results = [[action() for action in actions.values()] for _ in turns]
+    return dict(zip(actions, map(list, zip(*results, strict=True)), strict=True))
 
 
 def race(works: Mapping[str, Work], length: Length, threads: int, title: str, n_busy: int = 0) -> dict[str, Speed]:

@@ -12,53 +12,44 @@ from tools.benchmarks.sides import OURS, Length, Work, cold_ratio, installed, ra
 
 TUNED = "this project, tuned"
 MODULES = {"Lightning's Trainer": "lightning", "transformers' Trainer": "transformers", "timm's train loop": "timm"}
-AIMS = {"lenet": (0.9, 2.3, 1.0), "resnet": (0.97, 0.98, 0.98)}  # beside a bare loop, a script, and the packages
 
 
 def measure(options: Options) -> Report:
-    root = write_cifar10(options.folder / "cifar", options.choose(N_CIFAR, 5_000), 100)
-    lenet, resnet = replace(LENET, root=root), replace(RESNET, root=root, batch_size=options.choose(*RESNET_BATCH))
-    trainings = {
-        "lenet": ("LeNet-5", lenet, options.choose(Length(50, turns=5, steps=50), Length(5, turns=3, steps=10))),
-        "resnet": ("ResNet-18", resnet, options.choose(Length(2, turns=5, steps=4), Length(1, turns=1, steps=1))),
-    }
-    ratios, left_out = list[Ratio](), list[str]()
-    for name, training in trainings.items():
-        if options.only in (name, None):
-            left_out = compare(*training, *AIMS[name], options, ratios)
+    root, ratios, left_out = options.folder / "cifar", list[Ratio](), list[str]()
+    write_cifar10(root, options.choose(N_CIFAR, 5_000), 100)
+    if options.only != "resnet":
+        length = options.choose(Length(50, turns=5, steps=50), Length(5, turns=3, steps=10))
+        left_out = compare("LeNet-5", replace(LENET, root=root), length, (0.9, 2.3, 1.0), options, ratios)
+    if options.only != "lenet":
+        job, length = replace(RESNET, root=root, workers=2), options.choose(Length(2, turns=5, steps=4), Length(1, turns=1))
+        job = replace(job, batch_size=options.choose(*RESNET_BATCH))
+        left_out = compare("ResNet-18", job, length, (0.97, 0.98, 0.98), options, ratios)
     return report(ratios, options.setting, left_out)
 
 
 def compare(
-    model: str,
-    job: Job,
-    length: Length,
-    loop_aim: float,
-    script_aim: float,
-    package_aim: float,
-    options: Options,
-    ratios: list[Ratio],
+    model: str, job: Job, length: Length, aims: tuple[float, float, float], options: Options, ratios: list[Ratio]
 ) -> list[str]:
-    """Add the ratios of one model's trainings, and return the packages that are not installed."""
-    what, runs, threads = f"{model}, batch {job.batch_size}", options.folder / job.model, options.num_threads
-    steady, cold = f"{what}: steady", f"{what}: cold, {length.warm_up + length.turns * length.steps} steps"
-    scripts = {f"a plain script, {n} workers": replace(job, workers=n) for n in (0, 2)}
-    works: dict[str, Work] = {OURS: partial(ours.train, job, {}, runs / "a"), BARE: partial(rivals.bare, job)}
-    works |= {name: partial(rivals.plain_script, script) for name, script in scripts.items()}
-    if options.overrides and job.model == RESNET.model:
-        works[TUNED] = partial(ours.train, job, options.overrides, runs / "tuned")
-    speeds = race(works, length, threads, what, options.busy)
-    best = max(scripts, key=lambda name: speeds[name].steady)
-    ratios += speed_ratios(f"{what}: the loop", BARE, speeds, loop_aim, kept=True)
-    ratios += [*speed_ratios(steady, best, speeds, script_aim), cold_ratio(cold, best, speeds)]
-    if TUNED in works:
-        ratios += speed_ratios(f"{what}: tuned", best, speeds, 1.5, ours=TUNED)
-
-    job = scripts[best]
+    """Add the ratios to a bare loop, a script and the packages; return the packages that are not installed."""
+    runs, keys, (loop_aim, script_aim, package_aim) = options.folder / job.model, options.overrides, aims
+    scripts = {f"a plain script, {n} workers": partial(rivals.plain_script, replace(job, workers=n)) for n in (0, 2)}
     trainers = (partial(rivals.lightning, job), partial(rivals.hf_trainer, job, runs / "hf"), partial(rivals.timm_loop, job))
     packages, left_out = installed(dict(zip(MODULES, trainers, strict=True)), MODULES)
-    if packages:
-        speeds = race({OURS: partial(ours.train, job, {}, runs / "b"), **packages}, length, threads, what)
-    for name in packages:
-        ratios += [*speed_ratios(steady, name, speeds, package_aim), cold_ratio(cold, name, speeds, package_aim)]
+    works: dict[str, Work] = {
+        OURS: partial(ours.train, job, {}, runs / "a"),
+        BARE: partial(rivals.bare, job),
+        **scripts,
+        **packages,
+    }
+    if keys and job.model == RESNET.model:
+        works[TUNED] = partial(ours.train, job, keys, runs / "tuned")
+    speeds = race(works, length, options.num_threads, model, options.busy)
+    best = min(scripts, key=lambda name: speeds[name].core_ms)
+    what, n_steps = f"{model}, CIFAR-sized, batch {job.batch_size}", length.warm_up + length.turns * length.steps
+    ratios += speed_ratios(f"{what}: the loop", BARE, speeds, loop_aim, kept=True)
+    for name, aim, cold_aim in ((best, script_aim, None), *((name, package_aim, package_aim) for name in packages)):
+        ratios += speed_ratios(f"{what}: steady", name, speeds, aim)
+        ratios.append(cold_ratio(f"{what}: cold, {n_steps} steps", name, speeds, cold_aim))
+    if TUNED in works:
+        ratios += speed_ratios(f"{what}: tuned", best, speeds, 1.5, ours=TUNED)
     return left_out
