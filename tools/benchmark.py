@@ -49,20 +49,15 @@ Config keys are the setting that `model --tune` found for ResNet-18; it is then 
 
 Packages of requirements-rivals.txt that are not installed are left out. --images reads all JPEGs of a folder and of the folders
 in it, as one class, under as many names as are needed.""",
-    "start": """Compare the first training step, and --help, with importing what every training needs.
-
-The first step ends when its line is in metrics.jsonl. Without --quick, the first round isn't counted, as it reads cold files.""",
-    "evaluation": "Compare the evaluation of 10,000 CIFAR-sized images with a loop that only calls the model, on batches in memory.",
-    "memory": "Compare the peak memory of training ResNet-18 (of tensors on a GPU), without the dataset, with that of a bare loop.",
+    "start": "Compare the first training step, up to its line in metrics.jsonl, and --help with importing torch and others.",
+    "evaluation": "Compare the evaluation of 10,000 CIFAR-sized images with a loop that only calls the model on preloaded ones.",
+    "memory": "Compare the peak memory of training ResNet-18, without the dataset, with that of a bare loop.",
     "ranks": "Compare training on two ranks with a bare loop of DistributedDataParallel; on a CPU, each rank has one thread.",
     "growth": """Measure whether training and its start stay as fast with more samples and after more steps.
 
 LeNet-5, on random images in MNIST's files and on JPEGs in a folder: many samples against few. Then two checkpoints, of an early
 and of a late step, from which the training goes on in turns. The command writes about 2 GB of temporary files.""",
-    "checkpoint": """Compare a verified checkpoint of ResNet-18 and its momentum with a bare save, and with the time of a run.
-
-The first save of each side isn't counted. Both write new files and keep the last three, as a disk may need longer for places that
-it never wrote to. The run saves one checkpoint per epoch; the time of an epoch is that of a few updates.""",
+    "checkpoint": "Compare a verified checkpoint of ResNet-18 and its momentum with a bare save, and with the time of an epoch.",
 }
 IN_OWN_MODULE = ("model", "training", "data")  # the others are in tools/benchmarks/loops.py
 WITHOUT_THREADS = ("all", "start", "ranks")

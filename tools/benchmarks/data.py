@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ AT_LEAST = {PLAIN_2: 30.0, TIMM: 2.5}  # in training
 
 def measure(options: Options) -> Report:
     root, in_tar, n_workers = options.folder / "jpegs", options.folder / "shards", options.num_workers
-    pictures = [path for path in options.images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")] if options.images else []
+    job = replace(LENET, root=root, batch_size=BATCH_SIZE)
+    found = options.images.rglob("*") if options.images else ()
+    pictures = sorted(path for path in found if path.suffix.lower() in (".jpg", ".jpeg"))
     if options.images and not pictures:
         raise ConfigError(f"--images {options.images}", "it has no JPEGs")
     write_jpegs(root / "train", options.choose(65_536, 4_096), pictures)
@@ -43,16 +46,14 @@ def measure(options: Options) -> Report:
     rivals = {TIMM: timm_in_files, DALI: dali_in_files}
     rivals |= {name: partial(torchvision_in_files, name) for name in (ON_PIL, TORCHVISION, TORCHCODEC)}
     keys = {"data.img_size": SIZE, "dataloader.num_workers": n_workers, "eval.batch_size": BATCH_SIZE}
-    for split in ("train", "valid"):
-        files: dict[str, Work] = {
-            OURS: partial(
-                ours.read, replace(LENET, root=root, batch_size=BATCH_SIZE), {**keys, "data.name": "imagefolder"}, split
-            )
+    in_files, in_shards = ({**keys, "data.name": name} for name in ("imagefolder", "shards"))
+    for kind, split in (("training", "train"), ("evaluation", "valid")):
+        comparisons[f"{jpegs}, {kind}"] = {
+            OURS: partial(ours.read, job, in_files, split),
+            **{name: partial(read, root / "train", n_workers, split == "train") for name, read in rivals.items()},
         }
-        files |= {name: partial(read, root / "train", n_workers, split == "train") for name, read in rivals.items()}
-        comparisons[f"{jpegs}, {'training' if split == 'train' else 'evaluation'}"] = files
     comparisons[f"{jpegs} in tar shards, training"] = {
-        OURS: partial(ours.read, replace(LENET, root=in_tar, batch_size=BATCH_SIZE), {**keys, "data.name": "shards"}, "train"),
+        OURS: partial(ours.read, replace(job, root=in_tar), in_shards, "train"),
         SHARDS: partial(webdataset_in_shards, in_tar, n_workers),
         TURBO: partial(turboloader_in_shards, in_tar, n_workers),
     }
@@ -60,24 +61,18 @@ def measure(options: Options) -> Report:
     ratios, left_out = list[Ratio](), list[str]()
     for title, works in comparisons.items():
         works, missing = installed(works, MODULES)
-        left_out += missing
-        speeds = race(works, length, options.num_threads, title, options.busy)
-        for name in works:
+        speeds, left_out = race(works, length, options.num_threads, title, options.busy), [*left_out, *missing]
+        for name in [*works][1:]:
             aim = AT_LEAST.get(name) if "training" in title else None
-            ratios += speed_ratios(title, name, speeds, aim, kept=name == PLAIN) if name != OURS else []
+            ratios += speed_ratios(title, name, speeds, aim, kept=name == PLAIN)
     return report(ratios, f"{options.setting}, workers for files: {n_workers}", sorted(set(left_out)))
-
-
-# The pipelines, each of which reads batches until it is stopped
 
 
 def in_memory(options: Options) -> dict[str, Work]:
     job = replace(LENET, root=write_cifar10(options.folder / "cifar", options.choose(50_000, 5_000), 100))
-    return {
-        OURS: partial(ours.read, job, {}, "train"),
-        **{name: partial(plain_in_memory, replace(job, workers=n)) for name, n in ((PLAIN, 0), (PLAIN_2, 2))},
-        "the limit: gathered and normalized only": partial(ours.read, job, {"augment.enabled": False}, "train"),
-    }
+    plain = {name: partial(plain_in_memory, replace(job, workers=n)) for name, n in ((PLAIN, 0), (PLAIN_2, 2))}
+    limit = partial(ours.read, job, {"augment.enabled": False}, "train")
+    return {OURS: partial(ours.read, job, {}, "train"), **plain, "the limit: gathered and normalized only": limit}
 
 
 def plain_in_memory(job: Job, turns: Turns) -> None:
@@ -85,18 +80,14 @@ def plain_in_memory(job: Job, turns: Turns) -> None:
 
 
 def torchvision_in_files(name: str, root: Path, workers: int, is_training: bool, turns: Turns) -> None:
-    load = {ON_PIL: default_loader, TORCHVISION: _by_torchvision, TORCHCODEC: _by_torchcodec}[name]
+    load = default_loader if name == ON_PIL else partial(_decode, name)
     _read(new_loader(ImageFolder(root, _steps(is_training, on_pil=name == ON_PIL), loader=load), BATCH_SIZE, workers), turns)
 
 
-def _by_torchvision(path: str) -> torch.Tensor:
-    return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
-
-
-def _by_torchcodec(path: str) -> torch.Tensor:
-    from torchcodec import decoders
-
-    return decoders.decode_jpeg(path)
+def _decode(name: str, path: str) -> torch.Tensor:
+    if name == TORCHVISION:
+        return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+    return import_module("torchcodec.decoders").decode_jpeg(path)
 
 
 def _steps(is_training: bool, *, on_pil: bool) -> Any:
@@ -124,10 +115,8 @@ def dali_in_files(root: Path, workers: int, is_training: bool, turns: Turns) -> 
     @pipeline_def(batch_size=BATCH_SIZE, num_threads=workers, device_id=None, seed=0)
     def pipeline() -> Any:
         files, labels = fn.readers.file(file_root=str(root), random_shuffle=is_training, name="files")
-        if is_training:
-            images = fn.resize(fn.decoders.image_random_crop(files), size=(SIZE, SIZE))
-        else:
-            images = fn.resize(fn.decoders.image(files), resize_shorter=256)
+        decoded = fn.decoders.image_random_crop(files) if is_training else fn.decoders.image(files)
+        images = fn.resize(decoded, **({"size": (SIZE, SIZE)} if is_training else {"resize_shorter": 256}))
         mirror, scale = (
             fn.random.coin_flip() if is_training else 0,
             {"mean": [255 * m for m in MEAN], "std": [255 * s for s in STD]},

@@ -27,16 +27,15 @@ LINES = 20  # of metrics.jsonl, at its beginning and at its end
 def start(options: Options) -> Report:
     mnist = write_mnist(options.folder / "data", n_train=60_000, n_test=10_000)
     on_mnist = ["-c", "configs/lenet_mnist.yaml", "--data.dataroot", str(mnist), "--data.verify", "false"]
-    aims = {  # how many times as long as the imports they may take
-        "main.py, LeNet-5 on digits: to the first step": 1.5,
-        "main.py, LeNet-5 on MNIST: to the first step": 1.5,
-        "main.py --help": 0.3,
+    programs = {
+        (rival := f'python -c "{IMPORTS}"'): partial(run_python, ["-c", IMPORTS]),
+        "main.py, LeNet-5 on digits: to the first step": partial(run_to_first_step, options.folder, []),
+        "main.py, LeNet-5 on MNIST: to the first step": partial(run_to_first_step, options.folder, on_mnist),
+        "main.py --help": partial(run_python, ["main.py", "--help"]),
     }
-    first_steps = (partial(run_to_first_step, options.folder, words) for words in ([], on_mnist))
-    programs = dict(zip(aims, (*first_steps, partial(run_python, ["main.py", "--help"])), strict=True))
-    rival = f'python -c "{IMPORTS}"'
-    times = take_turns(options.choose(4, 1), {rival: partial(run_python, ["-c", IMPORTS]), **programs}, "starts")
+    times = take_turns(options.choose(4, 1), programs, "starts")
     seconds = {name: median(of_action[1:] or of_action) for name, of_action in times.items()}
+    aims = dict(zip([*programs][1:], (1.5, 1.5, 0.3), strict=True))  # how many times as long as the imports they may take
     return report([ratio(name, rival, "s", seconds[name], seconds[rival], at_most=aim) for name, aim in aims.items()])
 
 
@@ -117,12 +116,11 @@ def with_more_samples(options: Options) -> list[Ratio]:
 def after_more_steps(options: Options) -> list[Ratio]:
     root, threads = options.folder, options.num_threads
     job = replace(LENET_28, root=write_mnist(root / "data", n_train=10_000, n_test=100), batch_size=16)
-    works = dict[str, Work]()
-    run_dirs = [root / "early", root / "late"]
+    works, run_dirs = dict[str, Work](), [root / "early", root / "late"]
     for n, run_dir in zip(options.choose((10, 10_000), (10, 200)), run_dirs, strict=True):
         keys = {**ours.keys_of(job), "train.n_steps": n, "train.print_freq": max(1, n // 100), "train.num_threads": threads}
-        options_of_main = [f"--{key}={json.dumps(value)}" for key, value in keys.items()]
-        run_python(["main.py", "-c", str(ours.config_of(job)), "-e", str(run_dir), *options_of_main])
+        words = [f"--{key}={json.dumps(value)}" for key, value in keys.items()]
+        run_python(["main.py", "-c", str(ours.config_of(job)), "-e", str(run_dir), *words])
         works[f"from step {n:,} on"] = partial(ours.train, job, {}, run_dir, resume=True)
     lines = (run_dirs[1] / "metrics.jsonl").read_bytes().splitlines()
     short, long = (mean(map(len, some)) for some in (lines[:LINES], lines[-LINES:]))
@@ -157,7 +155,7 @@ def checkpoint(options: Options) -> Report:
         / race({OURS: update}, Length(1, options.choose(3, 1)), threads, "updates")[OURS].steady
     )
     bare = ratio("a checkpoint of ResNet-18, verified", BARE_SAVE, "ms", ms, bare_ms, at_most=2.0)
-    what, seconds = "checkpoints of ResNet-18, one per epoch of CIFAR-10", ms / 1000
-    in_a_run = ratio(what, "the run's time", "s", seconds, epoch + seconds, at_most=0.02)
+    what, s = "checkpoints of ResNet-18, one per epoch of CIFAR-10", ms / 1000
     megabytes = sum(file.stat().st_size for file in (folder / "ckpt" / "latest").iterdir()) / 1e6
-    return report([bare, in_a_run], f"{options.setting}, {megabytes:.0f} MB", megabytes=megabytes)
+    ratios = [bare, ratio(what, "the run's time", "s", s, epoch + s, at_most=0.02)]
+    return report(ratios, f"{options.setting}, {megabytes:.0f} MB", megabytes=megabytes)

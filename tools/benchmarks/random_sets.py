@@ -45,8 +45,8 @@ def write_jpegs(root: Path, n: int, pictures: Sequence[Path] = ()) -> None:
     names = [folder / f"{i:06d}.jpg" for i in range(n)]
     if not pictures:
         _generate_jpegs(names[:DIFFERENT_JPEGS])
+    link, same = (os.symlink, pictures) if pictures else (os.link, names[:DIFFERENT_JPEGS])
     for i in range(0 if pictures else DIFFERENT_JPEGS, n):
-        link, same = (os.symlink, pictures) if pictures else (os.link, names[:DIFFERENT_JPEGS])
         link(same[i % len(same)].absolute(), names[i])
 
 
@@ -60,8 +60,7 @@ def _generate_jpegs(paths: Iterable[Path]) -> None:
     for path in paths:
         picture = torch.full((1, 3, HEIGHT, WIDTH), 128.0)
         for cells, strength in ((3, 70), (6, 45), (12, 32), (24, 23), (48, 16), (96, 11), (192, 7)):
-            gray = torch.randn(1, 1, cells, cells * 4 // 3, generator=generator)
-            color = torch.randn(1, 3, cells, cells * 4 // 3, generator=generator)
+            gray, color = (torch.randn(1, n, cells, cells * 4 // 3, generator=generator) for n in (1, 3))
             picture += strength * F.interpolate(gray + 0.4 * color, (HEIGHT, WIDTH), mode="bicubic")
         picture += 5 * torch.randn(1, 1, HEIGHT, WIDTH, generator=generator)
         pixels = picture[0].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()

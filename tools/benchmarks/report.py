@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from tools.tables import markdown, write_text
 
 T = TypeVar("T")
+Rows = Sequence[Mapping[str, Any]]  # each value by the head of its column
 
 ROOT = Path(__file__).resolve().parents[2]
 N_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 RESNET_BATCH = (64, 16)  # full and quick
 LAYOUTS = {"channels first": False, "channels last": True}  # train.channels_last
-CORE_MS = "core ms/image"  # CPU time of a side with all of its processes
 
 
 class Options(Namespace):
@@ -94,12 +94,7 @@ class Report:
 
 
 def report(
-    ratios: Sequence[Ratio],
-    setting: str = "",
-    left_out: Sequence[str] = (),
-    rows: Sequence[Mapping[str, Any]] = (),
-    end: str = "",
-    **results: Any,
+    ratios: Sequence[Ratio], setting: str = "", left_out: Sequence[str] = (), rows: Rows = (), end: str = "", **results: Any
 ) -> Report:
     """Report the ratios, or other rows, as a table; `results` are only in the JSON."""
     import torch  # here, as --help needs this module
@@ -109,8 +104,9 @@ def report(
     machine = ", ".join([f"{N_CORES} cores ({platform.machine()})", device, *packages, time.strftime("%Y-%m-%d")])
     table = rows or [ratio.row for ratio in ratios]
     cells = [[figure(value) if isinstance(value, float) else str(value) for value in row.values()] for row in table]
-    drawn = markdown([[name.replace("_", " ") for name in table[0]], *cells], () if rows else (2, 3, 5))
+    lines = [[name.replace("_", " ") for name in table[0]], *cells]
     missing = "\n".join(f"Left out: {name}." for name in left_out)
-    text = "\n\n".join(filter(None, (f"{machine}{setting and ', '}{setting}:", missing, drawn, end)))
+    parts = (f"{machine}{setting and ', '}{setting}:", missing, markdown(lines, () if rows else (2, 3, 5)), end)
+    text = "\n\n".join(filter(None, parts))
     found = {"machine": machine, "setting": setting, "left_out": [*left_out], "ratios": [asdict(ratio) for ratio in ratios]}
     return Report({**found, "rows": rows, **results}, text)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count, repeat
@@ -70,14 +71,10 @@ def sgd(model: nn.Module, job: Job) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=job.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
 
-# Plain PyTorch
-
-
 def bare(job: Job, turns: Turns | None) -> None:
     """Train on one batch in memory. Of several ranks, each has a part of it, and only rank 0 has turns."""
-    images = torch.randn(job.batch_size, job.channels, job.img_size, job.img_size)
-    batch: tuple[Tensor, ...] = images, torch.arange(job.batch_size) % 10
-    model = job.new_model().to(DEVICE)
+    shape, model = (job.batch_size, job.channels, job.img_size, job.img_size), job.new_model().to(DEVICE)
+    batch: tuple[Tensor, ...] = torch.randn(shape), torch.arange(job.batch_size) % 10
     if "WORLD_SIZE" in os.environ:
         distributed.init_process_group("nccl" if DEVICE.type == "cuda" else "gloo")
         rank, n_ranks = distributed.get_rank(), distributed.get_world_size()
@@ -100,12 +97,12 @@ def plain_script(job: Job, turns: Turns) -> None:
     """Train by a script with torchvision's transforms and torch's DataLoader, a running loss and accuracy."""
     model = job.new_model().to(DEVICE)
     optimizer = sgd(model, job)
-    scheduler, totals = CosineAnnealingLR(optimizer, T_max=N_STEPS), [0.0, 0, 0]
+    scheduler, totals = CosineAnnealingLR(optimizer, T_max=N_STEPS), Counter[str]()
 
     def after(loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         scheduler.step()
-        seen = (loss.item() * len(labels), (logits.argmax(1) == labels).sum().item(), len(labels))
-        totals[:] = [total + value for total, value in zip(totals, seen, strict=True)]
+        n_right = (logits.argmax(1) == labels).sum().item()
+        totals.update(loss=loss.item() * len(labels), right=n_right, seen=len(labels))
 
     _loop(model, optimizer, turns.counted(cifar10_loader(job), job.batch_size), after)
 
@@ -147,9 +144,6 @@ def bare_saves(folder: Path, keep_last: int, turns: Turns) -> None:
         shutil.rmtree(folder / str(step - keep_last), ignore_errors=True)
 
 
-# Other packages
-
-
 def timm_loop(job: Job, turns: Turns) -> None:
     """Run the loop of timm's train.py, with its optimizer, schedule and meters, without its prefetcher."""
     from timm.optim import create_optimizer_v2
@@ -189,9 +183,8 @@ def lightning(job: Job, turns: Turns) -> None:
             return loss
 
         def configure_optimizers(self) -> Any:
-            optimizer = sgd(self, job)
-            scheduler = CosineAnnealingLR(optimizer, T_max=N_STEPS)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+            scheduler = CosineAnnealingLR(sgd(self, job), T_max=N_STEPS)
+            return {"optimizer": scheduler.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     unused: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     Trainer(max_epochs=-1, devices=1, **unused).fit(Classifier(), cifar10_loader(job, endless=False))

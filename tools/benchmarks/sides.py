@@ -24,7 +24,7 @@ from tqdm import trange
 from engine.config.command_line import is_installed
 from engine.config.errors import RunError
 from engine.devices.memory import peak_memory
-from tools.benchmarks.report import CORE_MS, ROOT, Ratio, ratio
+from tools.benchmarks.report import ROOT, Ratio, ratio
 
 T = TypeVar("T")
 
@@ -72,19 +72,15 @@ class Speed:
         return median(turn.images / turn.seconds for turn in self.quiet)
 
     @property
-    def core_ms(self) -> float:
-        return median(turn.figures[0] for turn in self.quiet)
-
-    @property
-    def cold(self) -> Turn:
+    def cold(self) -> list[Turn]:
         """Return the quiet turns as one, which begins with the process."""
-        turns = [*self.begin, *self.quiet]
-        return Turn(*(sum(getattr(turn, name) for turn in turns) for name in ("images", "seconds", "core_seconds")))
+        values = zip(*((turn.images, turn.seconds, turn.core_seconds) for turn in (*self.begin, *self.quiet)), strict=True)
+        return [Turn(*map(sum, values))]
 
     @property
     def kept(self) -> float:
         """Return the share of images/s that busy processes leave."""
-        return _medians([busy.figures[1] for busy in self.busy], [quiet.figures[1] for quiet in self.quiet])[2]
+        return medians(self.busy, self.quiet, 1)[2]
 
 
 class Turns:
@@ -155,6 +151,9 @@ class Side:
         self.start = replace(started, seconds=time.perf_counter() - begin)
         self._for_all(psutil.Process.suspend)
 
+    def both_turns(self, length: Length, others: Sequence[psutil.Process]) -> list[Turn]:
+        return [self.turn(length.steps, length.seconds, beside) for beside in ([[], others] if others else [[]])]
+
     def turn(self, steps: int, seconds: float = 0.0, beside: Sequence[psutil.Process] = ()) -> Turn:
         """Let the side work, and the processes `beside` too."""
         self._for_all(psutil.Process.resume, beside)
@@ -201,8 +200,8 @@ def _in_child(connection: Connection, work: Work, start_method: str) -> None:
 
 def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str) -> dict[str, list[T]]:
     """Call every action once per round and return the results by action."""
-    turns = trange(rounds, desc=title, leave=False, disable=not sys.stderr.isatty())
-    results = [[action() for action in actions.values()] for _ in turns]
+    show = sys.stderr.isatty()
+    results = [[action() for action in actions.values()] for _ in trange(rounds, desc=title, leave=False, disable=not show)]
     return dict(zip(actions, map(list, zip(*results, strict=True)), strict=True))
 
 
@@ -211,16 +210,12 @@ def race(works: Mapping[str, Work], length: Length, threads: int, title: str, n_
     with ExitStack() as stack:
         others = [psutil.Popen([sys.executable, "-c", BUSY], preexec_fn=getattr(os, "setpgrp", None)) for _ in range(n_busy)]
         for other in others:
-            stack.callback(other.wait)
             stack.callback(other.kill)
             other.suspend()
         sides = {name: stack.enter_context(closing(Side(name, work, threads))) for name, work in works.items()}
         begins = {name: [side.start, side.turn(length.warm_up)] for name, side in sides.items()}
-
-        def turns(side: Side) -> list[Turn]:
-            return [side.turn(length.steps, length.seconds, beside) for beside in ([], others)[: 1 + bool(others)]]
-
-        rounds = take_turns(length.turns, {name: partial(turns, side) for name, side in sides.items()}, title)
+        actions = {name: partial(side.both_turns, length, others) for name, side in sides.items()}
+        rounds = take_turns(length.turns, actions, title)
     return {name: Speed(begins[name], *zip(*rounds[name], strict=True)) for name in works}
 
 
@@ -229,29 +224,24 @@ def speed_ratios(
 ) -> list[Ratio]:
     """Compare two sides of a race, also beside busy processes if there were any; `kept`: and the speed that these leave."""
     mine, theirs = speeds[ours], speeds[rival]
-    ratios = [_ratio(what, rival, mine.quiet, theirs.quiet, at_least)]
+    ratios = [speed_ratio(what, rival, mine.quiet, theirs.quiet, at_least)]
     if mine.busy:
-        ratios.append(_ratio(f"{what}; beside busy processes", rival, mine.busy, theirs.busy))
+        ratios.append(speed_ratio(f"{what}; beside busy processes", rival, mine.busy, theirs.busy))
+    what = f"{what}: share of the idle speed kept beside busy processes"
     for name, share, aim in ((rival, theirs.kept, 1.0), ("all of it", 1.0, 0.4)) if mine.busy and kept else ():
-        ratios.append(
-            ratio(f"{what}: share of the idle speed kept beside busy processes", name, "", mine.kept, share, at_least=aim)
-        )
+        ratios.append(ratio(what, name, "", mine.kept, share, at_least=aim))
     return ratios
 
 
-def cold_ratio(what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None) -> Ratio:
-    """Compare the speeds since the start of the processes."""
-    return _ratio(what, rival, [speeds[OURS].cold], [speeds[rival].cold], at_least)
+def speed_ratio(what: str, rival: str, mine: Sequence[Turn], theirs: Sequence[Turn], at_least: float | None = None) -> Ratio:
+    ours, other, times = medians(mine, theirs, 0)
+    return Ratio(what, rival, "core ms/image", ours, other, 1 / times, at_least, None, medians(mine, theirs, 1))
 
 
-def _ratio(what: str, rival: str, mine: Sequence[Turn], theirs: Sequence[Turn], at_least: float | None = None) -> Ratio:
-    cores, clock = (_medians([turn.figures[i] for turn in mine], [turn.figures[i] for turn in theirs]) for i in range(2))
-    return Ratio(what, rival, CORE_MS, *cores[:2], 1 / cores[2], at_least, None, clock)
-
-
-def _medians(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Return the medians, and the median of the ratios of each round."""
-    return median(mine), median(theirs), median(one / other for one, other in zip(mine, theirs, strict=True))
+def medians(mine: Sequence[Turn], theirs: Sequence[Turn], i: int) -> tuple[float, float, float]:
+    """Return the medians of one of the figures, and the median of its ratios in each round."""
+    rounds = [(one.figures[i], other.figures[i]) for one, other in zip(mine, theirs, strict=True)]
+    return *map(median, zip(*rounds, strict=True)), median(one / other for one, other in rounds)
 
 
 def installed(works: Mapping[str, Work], modules: Mapping[str, str]) -> tuple[dict[str, Work], list[str]]:
@@ -263,8 +253,7 @@ def installed(works: Mapping[str, Work], modules: Mapping[str, str]) -> tuple[di
 
 def run_python(words: list[str], until: Path | None = None) -> float:
     """Run a Python program until it ends or the file `until` has content, and return the seconds."""
-    begin = time.perf_counter()
-    command = [sys.executable, *words]
+    begin, command = time.perf_counter(), [sys.executable, *words]
     with TemporaryFile("w+") as output, subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as process:
         while process.poll() is None and not (until and until.exists() and until.stat().st_size):
             time.sleep(0.002)

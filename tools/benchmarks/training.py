@@ -8,7 +8,7 @@ from tools.benchmarks.loops import BARE, N_CIFAR
 from tools.benchmarks.random_sets import write_cifar10
 from tools.benchmarks.report import RESNET_BATCH, Options, Ratio, Report, report
 from tools.benchmarks.rivals import LENET, RESNET, Job
-from tools.benchmarks.sides import OURS, Length, Work, cold_ratio, installed, race, speed_ratios
+from tools.benchmarks.sides import OURS, Length, Work, installed, race, speed_ratio, speed_ratios
 
 TUNED = "this project, tuned"
 MODULES = {"Lightning's Trainer": "lightning", "transformers' Trainer": "transformers", "timm's train loop": "timm"}
@@ -44,12 +44,12 @@ def compare(
     if keys and job.model == RESNET.model:
         works[TUNED] = partial(ours.train, job, keys, runs / "tuned")
     speeds = race(works, length, options.num_threads, model, options.busy)
-    best = min(scripts, key=lambda name: speeds[name].core_ms)
+    best = max(scripts, key=lambda name: speeds[name].steady)
     what, n_steps = f"{model}, CIFAR-sized, batch {job.batch_size}", length.warm_up + length.turns * length.steps
     ratios += speed_ratios(f"{what}: the loop", BARE, speeds, loop_aim, kept=True)
     for name, aim, cold_aim in ((best, script_aim, None), *((name, package_aim, package_aim) for name in packages)):
         ratios += speed_ratios(f"{what}: steady", name, speeds, aim)
-        ratios.append(cold_ratio(f"{what}: cold, {n_steps} steps", name, speeds, cold_aim))
+        ratios.append(speed_ratio(f"{what}: cold, {n_steps} steps", name, speeds[OURS].cold, speeds[name].cold, cold_aim))
     if TUNED in works:
         ratios += speed_ratios(f"{what}: tuned", best, speeds, 1.5, ours=TUNED)
     return left_out
