@@ -34,11 +34,9 @@ COMMANDS = {  # a description and details
     "all": "Run all other benchmarks, as one table; `make bench` writes it to docs/measured/.",
     "model": """Measure a model by batch size, precision, layout and torch.compile, or find its fastest setting.
 
-Images are random, of the size of the config's dataset and held in memory. Memory is the peak of the process, or of the GPU.
-
---tune tries precisions and layouts, then torch.compile (not with --quick), then numbers of threads. It keeps a setting that is
-clearly faster and agrees with fp32: in the loss of the first update, and in its change of the weights. Its last lines go into the
-config.""",
+Images are random, of the size of the config's dataset. Memory is the peak of the process, or of the GPU. --tune tries precisions
+and layouts, then torch.compile (not with --quick), then numbers of threads. It keeps a setting that is clearly faster and agrees
+with fp32: in the loss of the first update, and in its change of the weights. Its last lines go into the config.""",
     "training": """Compare training by the engine with a bare loop, a plain script, and the trainers of other packages.
 
 All train the same model on the same random images in CIFAR-10's files, by SGD with momentum and a cosine schedule. "steady"
@@ -53,10 +51,7 @@ in it, as one class, under as many names as are needed.""",
     "evaluation": "Compare the evaluation of 10,000 CIFAR-sized images with a loop that only calls the model on preloaded ones.",
     "memory": "Compare the peak memory of training ResNet-18, without the dataset, with that of a bare loop.",
     "ranks": "Compare training on two ranks with a bare loop of DistributedDataParallel; on a CPU, each rank has one thread.",
-    "growth": """Measure whether training and its start stay as fast with more samples and after more steps.
-
-LeNet-5, on random images in MNIST's files and on JPEGs in a folder: many samples against few. Then two checkpoints, of an early
-and of a late step, from which the training goes on in turns. The command writes about 2 GB of temporary files.""",
+    "growth": "Compare training and its start with more samples and after more steps with few; write 2 GB of temporary files.",
     "checkpoint": "Compare a verified checkpoint of ResNet-18 and its momentum with a bare save, and with the time of an epoch.",
 }
 IN_OWN_MODULE = ("model", "training", "data")  # the others are in tools/benchmarks/loops.py

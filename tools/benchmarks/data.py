@@ -33,8 +33,7 @@ AT_LEAST = {PLAIN_2: 30.0, TIMM: 2.5}  # in training
 
 def measure(options: Options) -> Report:
     root, in_tar, n_workers = options.folder / "jpegs", options.folder / "shards", options.num_workers
-    job = replace(LENET, root=root, batch_size=BATCH_SIZE)
-    found = options.images.rglob("*") if options.images else ()
+    job, found = replace(LENET, root=root, batch_size=BATCH_SIZE), options.images.rglob("*") if options.images else ()
     pictures = sorted(path for path in found if path.suffix.lower() in (".jpg", ".jpeg"))
     if options.images and not pictures:
         raise ConfigError(f"--images {options.images}", "it has no JPEGs")

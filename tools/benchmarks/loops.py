@@ -51,8 +51,7 @@ def evaluation(options: Options) -> Report:
     write_cifar10(job.root, 1_000, n_images)
     works = {OURS: partial(ours.evaluate, job), bare: partial(rivals.bare_evaluation, job, n_images)}
     speeds = race(works, length, options.num_threads, "evaluation", options.busy)
-    what = f"evaluation of {n_images:,} CIFAR images, ResNet-18"
-    return report(speed_ratios(what, bare, speeds, 0.97), options.setting)
+    return report(speed_ratios(f"evaluation of {n_images:,} CIFAR images, ResNet-18", bare, speeds, 0.97), options.setting)
 
 
 def memory(options: Options) -> Report:
@@ -94,7 +93,7 @@ def growth(options: Options) -> Report:
 
 
 def with_more_samples(options: Options) -> list[Ratio]:
-    seldom: ours.Keys = {"train.print_freq": 200}
+    seldom = {"train.print_freq": 200}
     in_files = {"data.name": "imagefolder", "data.img_size": 32, "dataloader.num_workers": 2, "data.verify": True, **seldom}
     memory, files, ratios = dict[str, Work](), dict[str, Work](), list[Ratio]()
     for n in options.choose((1_000, 100_000, 1_000_000), (1_000, 20_000)):
@@ -148,12 +147,8 @@ def checkpoint(options: Options) -> Report:
     saves = race(works, Length(1, options.choose(31, 1)), threads, "saving")
     ms, bare_ms = (1000 / saves[name].steady for name in works)  # an "image" is a save
     update = partial(ours.update, ours.config_of(RESNET), {"train.batch_size": batch_size, "train.num_threads": threads})
-    epoch = (
-        N_CIFAR
-        // batch_size
-        * batch_size
-        / race({OURS: update}, Length(1, options.choose(3, 1)), threads, "updates")[OURS].steady
-    )
+    rate = race({OURS: update}, Length(1, options.choose(3, 1)), threads, "updates")[OURS].steady
+    epoch = N_CIFAR // batch_size * batch_size / rate
     bare = ratio("a checkpoint of ResNet-18, verified", BARE_SAVE, "ms", ms, bare_ms, at_most=2.0)
     what, s = "checkpoints of ResNet-18, one per epoch of CIFAR-10", ms / 1000
     megabytes = sum(file.stat().st_size for file in (folder / "ckpt" / "latest").iterdir()) / 1e6

@@ -66,9 +66,6 @@ def measure(options: Options) -> Report:
     return report([], f"{config.model.name}, {options.num_threads} threads", rows=rows)
 
 
-Race = Callable[[Sequence[Setting]], Mapping[Setting, Speed]]
-
-
 def race_settings(kind: str, path: str | None, keys: Mapping[str, Any], length: Length, settings: Sequence[Setting]) -> Any:
     side = {"inference": ours.infer, "training": ours.update}[kind]
     works: dict[str, Work] = {str(setting): partial(side, path, {**keys, **setting.keys}) for setting in settings}
@@ -76,7 +73,7 @@ def race_settings(kind: str, path: str | None, keys: Mapping[str, Any], length: 
     return {setting: speeds[str(setting)] for setting in settings}
 
 
-def tune(model: str, race: Race, reference: Setting, precisions: Sequence[str], compiling: bool) -> Report:
+def tune(model: str, race: Callable[..., Any], reference: Setting, precisions: Sequence[str], compiling: bool) -> Report:
     """Find the fastest setting, one kind of change after the other, and measure it once more against the reference."""
     stages: list[Callable[[Setting], list[Setting]]] = [
         lambda best: [replace(best, precision=p, channels_last=last) for p, last in product(precisions, LAYOUTS.values())],

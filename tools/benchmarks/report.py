@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tools.tables import markdown, write_text
 
-T = TypeVar("T")
 Rows = Sequence[Mapping[str, Any]]  # each value by the head of its column
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +34,7 @@ class Options(Namespace):
     def setting(self) -> str:
         return f"threads: {self.num_threads}" + (f", quiet and beside busy processes: {self.busy}" if self.busy else "")
 
-    def choose(self, full: T, quick: T) -> T:
+    def choose(self, full: Any, quick: Any) -> Any:
         """Return how much to measure: `quick` with --quick, else `full`."""
         return quick if self.quick else full
 

@@ -96,15 +96,13 @@ def bare_evaluation(job: Job, n_images: int, turns: Turns) -> None:
 def plain_script(job: Job, turns: Turns) -> None:
     """Train by a script with torchvision's transforms and torch's DataLoader, a running loss and accuracy."""
     model = job.new_model().to(DEVICE)
-    optimizer = sgd(model, job)
-    scheduler, totals = CosineAnnealingLR(optimizer, T_max=N_STEPS), Counter[str]()
+    scheduler, totals = CosineAnnealingLR(sgd(model, job), T_max=N_STEPS), Counter[str]()
 
-    def after(loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def after(loss: Any, logits: Tensor, labels: Tensor) -> None:
         scheduler.step()
-        n_right = (logits.argmax(1) == labels).sum().item()
-        totals.update(loss=loss.item() * len(labels), right=n_right, seen=len(labels))
+        totals.update(loss=loss.item(), right=int((logits.argmax(1) == labels).sum()), seen=len(labels))
 
-    _loop(model, optimizer, turns.counted(cifar10_loader(job), job.batch_size), after)
+    _loop(model, scheduler.optimizer, turns.counted(cifar10_loader(job), job.batch_size), after)
 
 
 def _loop(model: nn.Module, optimizer: Any, batches: Iterable[Any], after: Callable[..., None] | None = None) -> None:

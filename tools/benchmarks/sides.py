@@ -135,8 +135,7 @@ class Side:
     """A process that is stopped, with all of its workers, except during its turns."""
 
     def __init__(self, name: str, work: Work, threads: int) -> None:
-        self.name = name
-        begin, context = time.perf_counter(), get_context("spawn")
+        self.name, begin, context = name, time.perf_counter(), get_context("spawn")
         self._connection, childs_end = context.Pipe()
         self._process = context.Process(target=_in_child, args=(childs_end, work, get_start_method()))
         quiet = os.environ.get("PYTHONWARNINGS", "ignore:resource_tracker")  # it reports what a killed process left behind
@@ -177,11 +176,10 @@ class Side:
         return received
 
     def _for_all(self, action: Callable[[psutil.Process], None], beside: Sequence[psutil.Process] = ()) -> None:
-        if self._process.is_alive():
-            process = psutil.Process(self._process.pid)
-            for one in (process, *process.children(recursive=True), *beside):
-                with suppress(psutil.NoSuchProcess):  # it has just ended
-                    action(one)
+        mine = [psutil.Process(self._process.pid)] if self._process.is_alive() else []
+        for one in (*mine, *(child for process in mine for child in process.children(recursive=True)), *beside):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                action(one)
 
 
 def _in_child(connection: Connection, work: Work, start_method: str) -> None:
@@ -200,8 +198,7 @@ def _in_child(connection: Connection, work: Work, start_method: str) -> None:
 
 def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str) -> dict[str, list[T]]:
     """Call every action once per round and return the results by action."""
-    show = sys.stderr.isatty()
-    results = [[action() for action in actions.values()] for _ in trange(rounds, desc=title, leave=False, disable=not show)]
+    results = [[action() for action in actions.values()] for _ in trange(rounds, desc=title, leave=False, disable=None)]
     return dict(zip(actions, map(list, zip(*results, strict=True)), strict=True))
 
 
