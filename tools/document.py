@@ -75,6 +75,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "make faults": (MEASURED / "faults.md").read_text,
     "make accuracies": (MEASURED / "accuracies.md").read_text,
     "make bench": (MEASURED / "benchmark.md").read_text,
+    "python tools/benchmark.py data --images FOLDER --busy 2 --output docs/measured": (MEASURED / "data.md").read_text,
 }
 
 
