@@ -16,7 +16,7 @@ help:  ## list the targets
 
 install: $(VENV)/.installed  ## create .venv with the dependencies of training and tools
 
-install-dev: $(VENV)/.installed-dev  ## the same, with the dependencies of tests, linters and benchmarks
+install-dev: $(VENV)/.installed-dev  ## the same, with the dependencies of tests and linters
 
 $(VENV)/.installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -66,7 +66,8 @@ pictures: install-dev  ## train two small runs and draw the pictures of README a
 	for what in curves features embeddings confusion calibration model; do \
 		$(BIN)/python tools/visualize.py $$what runs/pictures -o docs/pictures/$$what.png || exit 1; done
 
-bench: install-dev  ## compare the speed with other projects, on an idle machine; 20 minutes
+bench: install-dev  ## compare the speed with other projects, on an idle machine; 25 minutes
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-rivals.txt
 	$(BIN)/python tools/benchmark.py all --output docs/measured
 	cat docs/measured/benchmark.md
 

@@ -4,6 +4,7 @@ from engine import load_config, train
 result = train(load_config("configs/resnet18_cifar10.yaml", {"train.optim.type": "Adam"}))
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from engine.config.resolve import ResolvedConfig
     from engine.run.report import Result
     from engine.train import train
+
+# Read by GNU OpenMP, which torch loads: a thread that waits for others spins this often, some tens of microseconds, then sleeps.
+# By default it spins 60 times as long, and small operations run ten times slower as soon as another process wants the cores.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 __all__ = ["ConfigError", "RunError", "load_config", "load_plugin", "train"]
 

@@ -1,13 +1,15 @@
 #!/usr/bin/env python
 """Measure the speed of this project, each time against what people would use otherwise, in the same run."""
 
+import json
 import sys
-from argparse import ArgumentParser, BooleanOptionalAction
+import time
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import Any, get_args
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -15,125 +17,103 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config.command_line import run_tool
 from engine.config.schema import Precision
 from engine.plugins import Parser
-from tools.benchmarks.report import LAYOUTS, N_CORES, Options
+from tools.benchmarks.report import LAYOUTS, N_CORES, RESNET_BATCH, Options, Ratio, Report, report
 
 EXAMPLES = """
-The sides of a comparison take turns, and the median counts, so that other load on the machine falls on all of them.
-`benchmark.py WHAT --help` describes each measurement and its options.
+Speeds are compared by CPU time per image: of the process and its workers, on all cores. Other programs change it less than the
+images/s by the clock in the last column. The sides take turns. Their ratio is the median over the rounds; above 1, this project
+needs less CPU time. `benchmark.py WHAT --help` describes each measurement and its options.
 
 examples:
-  python tools/benchmark.py all --quick                                       `make bench`, which takes 20 minutes, in short
+  python tools/benchmark.py all --quick                                       `make bench`, which takes 25 minutes, in short
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune     the fastest precision, layout, compile, threads
-  python tools/benchmark.py training --num_threads 1
-  python tools/benchmark.py data --num_workers 2 --num_threads 1 --json
+  python tools/benchmark.py training --only lenet --busy 2                    also beside two busy processes
+  python tools/benchmark.py data --images ~/pictures --output docs/measured   the input pipelines, on pictures of your own
 """
 COMMANDS = {  # a description and details
-    "all": """Run all other benchmarks, as one table.
-
-`make bench` writes docs/measured/benchmark.md and benchmark.json with it; README shows the table.
-
-examples:
-  python tools/benchmark.py all --quick
-  python tools/benchmark.py all --output docs/measured
-""",
+    "all": "Run all other benchmarks, as one table; `make bench` writes it to docs/measured/.",
     "model": """Measure a model by batch size, precision, layout and torch.compile, or find its fastest setting.
 
-Images are random, of the size of the config's dataset and held in memory: decoding files isn't measured. Memory is the peak of
-the process, or of the GPU. Training is the engine's update, data and optimizer included.
-
---tune tries precisions and layouts, then torch.compile (not with --quick), then numbers of threads. It keeps a setting that is
-clearly faster and agrees with fp32: in the loss of the first update, and in its change of the weights. Its last lines go into the
-config.
-
-examples:
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --batch_sizes 1 256 --compile
-  python tools/benchmark.py model --model.name timm/convnext_tiny --data.img_size 64 --quick
-  python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune --train.batch_size 64
-""",
+Images are random, of the size of the config's dataset. Memory is the peak of the process, or of the GPU. --tune tries precisions
+and layouts, then torch.compile (not with --quick), then numbers of threads. It keeps a setting that is clearly faster and agrees
+with fp32: in the loss of the first update, and in its change of the weights. Its last lines go into the config.""",
     "training": """Compare training by the engine with a bare loop, a plain script, and the trainers of other packages.
 
-All train the same model on the same random images in CIFAR-10's (or MNIST's) files, by SGD with momentum and a cosine schedule.
-"steady" counts neither the start nor the first steps; "cold" is everything from the start of the process on. This project does
-all that it does by default: augmentation, metrics, lines, TensorBoard. The plain script has 0 or 2 workers in its DataLoader; the
-faster one counts, and the packages get that number too. Config keys are the setting that `model --tune` found for ResNet-18; it
-is then measured as well.
+All train the same model on the same random images in CIFAR-10's files, by SGD with momentum and a cosine schedule. "steady"
+counts neither the start nor the first steps; "cold" is everything from the start of the process on. This project does all that it
+does by default: augmentation, metrics, lines, TensorBoard. Of the plain scripts, with 0 and 2 workers, the faster one counts.
+Config keys are the setting that `model --tune` found for ResNet-18; it is then measured as well.""",
+    "data": """Compare input pipelines: this project's and those of other packages, on generated images or your own.
 
-examples:
-  python tools/benchmark.py training
-  python tools/benchmark.py training --only lenet --num_threads 1
-  python tools/benchmark.py training --train.precision bf16 --train.channels_last true
-""",
-    "data": """Compare input pipelines: this project's, torchvision's, timm's and webdataset's, on generated images.
-
-Each pipeline is a process, which is warmed up first. "times" is how many times as fast this project is, or how many times fewer
-milliseconds of cores it needs.
-""",
-    "start": """Compare the first training step, and --help, with importing what every training needs.
-
-The first step ends when its line is in metrics.jsonl. Without --quick, the first round isn't counted, as it reads cold files.
-""",
-    "evaluation": """Compare the evaluation of 10,000 CIFAR-sized images by ResNet-18 with a bare loop on batches in memory.
-
-The engine reads CIFAR-10's files, normalizes the images, and computes losses, top-1 and top-5; the loop only calls the model.
-""",
-    "memory": """Compare the peak memory of training ResNet-18, without the dataset, with that of a bare loop.
-
-On a CPU it is the memory of the whole process, libraries included; on an NVIDIA GPU that of tensors. The bytes of the dataset's
-images are subtracted from this project's figure, as the bare loop has none.
-""",
+Packages of requirements-rivals.txt that are not installed are left out. --images reads all JPEGs of a folder and of the folders
+in it, as one class, under as many names as are needed.""",
+    "start": "Compare the first training step, up to its line in metrics.jsonl, and --help with importing torch and others.",
+    "evaluation": "Compare the evaluation of 10,000 CIFAR-sized images with a loop that only calls the model on preloaded ones.",
+    "memory": "Compare the peak memory of training ResNet-18, without the dataset, with that of a bare loop.",
     "ranks": "Compare training on two ranks with a bare loop of DistributedDataParallel; on a CPU, each rank has one thread.",
-    "growth": """Measure whether training and its start stay as fast with more samples and after more steps.
-
-LeNet-5, on random images in MNIST's files and on JPEGs in a folder: many samples against few. Then two checkpoints, of an early
-and of a late step, from which the training goes on in turns. The command writes about 2 GB of temporary files.
-""",
-    "checkpoint": """Compare a verified checkpoint of ResNet-18 and its momentum with a bare save, and with the time of a run.
-
-The first save of each side isn't counted. Both write new files and keep the last three, as a disk may need longer for places that
-it never wrote to. The run saves one checkpoint per epoch, which is the default; the time of an epoch is that of a few updates.
-""",
+    "growth": "Compare training and its start with more samples and after more steps with few; write 2 GB of temporary files.",
+    "checkpoint": "Compare a verified checkpoint of ResNet-18 and its momentum with a bare save, and with the time of an epoch.",
 }
-# Functions in tools/benchmarks, "<command>:measure" by default. They need torch, so only the chosen one is imported.
-IN_LOOPS = ("start", "evaluation", "memory", "ranks", "checkpoint")
-FUNCTIONS = {"all": "everything:measure", **{name: f"loops:{name}" for name in IN_LOOPS}}
-WITH_THREADS = ("model", "training", "evaluation", "memory", "growth", "checkpoint")
+IN_OWN_MODULE = ("model", "training", "data")  # the others are in tools/benchmarks/loops.py
+WITHOUT_THREADS = ("all", "start", "ranks")
+WITH_BUSY = ("training", "data", "evaluation")
 WITH_KEYS = ("model", "training")  # config keys as options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    result, args = run(sys.argv[1:] if argv is None else argv)
+    result.show("benchmark" if args.what == "all" else args.what, as_json=args.json, folder=args.output)
+    return 0
+
+
+def run(argv: Sequence[str]) -> tuple[Report, Namespace]:
+    """Run a command line, and return its report and options."""
     parser = Parser(prog="benchmark.py", description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, text in COMMANDS.items():
         description, _, details = text.partition("\n")
         command = commands.add_parser(name, description=description, epilog=details, help=description)
-        command.set_defaults(function=FUNCTIONS.get(name, f"{name}:measure"))
+        command.set_defaults(what=name)
         add_options(command, name)
-    argv, overrides = list(sys.argv[1:] if argv is None else argv), dict[str, object]()
+    overrides = dict[str, object]()
     if argv and argv[0] in WITH_KEYS:
-        args, overrides = commands.choices[argv[0]].parse_with_overrides(argv[1:])
+        args, overrides = commands.choices[argv[0]].parse_with_overrides(list(argv[1:]))
     else:
         args = parser.parse_args(argv)
+    place = f"{args.what}:measure" if args.what in IN_OWN_MODULE else f"loops:{args.what}"
+    measure = everything if args.what == "all" else resolve_name(f"tools.benchmarks.{place}")  # imports torch: --help needn't
     with TemporaryDirectory(prefix="benchmark-") as folder:
-        options = Options(**vars(args), overrides=overrides, folder=Path(folder))
-        report = resolve_name(f"tools.benchmarks.{args.function}")(options)
-    report.show(as_json=args.json, folder=getattr(args, "output", None))
-    return 0
+        return measure(Options(**vars(args), overrides=overrides, folder=Path(folder))), args
+
+
+def everything(options: Options) -> Report:
+    begin, measured, tuned = time.time(), dict[str, dict[str, Any]](), list[str]()
+    tune = ["--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size", str(options.choose(*RESNET_BATCH))]
+    for what in [name for name in COMMANDS if name != "all"]:
+        print(f"{what} ...", file=sys.stderr, flush=True)
+        words = {"model": tune, "training": tuned}.get(what, []) + (["--busy", "2"] if what in WITH_BUSY else [])
+        measured[what] = run([what, *words, *(["--quick"] if options.quick else [])])[0].json
+        keys = measured["model"]["keys"].items()
+        tuned = [word for key, value in keys for word in (f"--{key}", json.dumps(value).strip('"'))]
+    setting = f"in {(time.time() - begin) / 60:.0f} minutes{', roughly (--quick)' if options.quick else ''}"
+    ratios = [Ratio(**row) for one in measured.values() for row in one["ratios"]]
+    return report(ratios, setting, sorted({name for one in measured.values() for name in one["left_out"]}), measured=measured)
 
 
 def add_options(command: ArgumentParser, name: str) -> None:
     add = command.add_argument
     add("--quick", action="store_true", help="take seconds instead of minutes; the figures are then rough")
     add("--json", action="store_true", help="print JSON instead of tables")
-    if name in WITH_THREADS:
+    add("--output", type=Path, metavar="FOLDER", help=f"write {'benchmark' if name == 'all' else name}.md and .json there")
+    if name not in WITHOUT_THREADS:
         add("--num_threads", type=int, default=N_CORES, metavar="N", help="torch threads, on all sides (default: one per core)")
-    if name == "all":
-        add("--output", type=Path, metavar="FOLDER", help="write benchmark.md and benchmark.json there")
-    elif name == "training":
+    if name in WITH_BUSY:
+        add("--busy", type=int, default=0, metavar="N", help="measure also beside so many busy processes")
+    if name == "training":
         add("--only", choices=["lenet", "resnet"], help="one of the models (default: both)")
     elif name == "data":
+        add("--images", type=Path, metavar="FOLDER", help="JPEGs of your own (default: generated images)")
         add("--num_workers", type=int, default=2, help="for images in files (default: 2)")
-        add("--num_threads", type=int, help="torch threads in the main process (default: torch's choice)")
     elif name == "model":
         add("-c", "--config", help="a YAML of configs/; without it, LeNet on digits")
         add("--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, and train.batch_size")

@@ -63,15 +63,15 @@ def run_tool(main: Callable[[], int]) -> int:
 
 def require_packages(*modules: str, needed_by: str, listed_in: str = "requirements-extra.txt") -> None:
     """Raise RunError unless these packages are installed."""
-    missing = [module for module in modules if not _is_installed(module)]
+    missing = [module for module in modules if not is_installed(module)]
     if missing:
         raise RunError(f"{needed_by} needs packages that are not installed: {', '.join(missing)}; pip install -r {listed_in}")
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ValueError:  # sys.modules has None for it: the import is blocked
+    except (ValueError, ModuleNotFoundError):  # sys.modules has None for it: the import is blocked; or its package is missing
         return False
 
 

@@ -1,52 +1,77 @@
 import json
-from importlib.util import find_spec
+import time
+from unittest import mock
 
+import psutil
 import pytest
+from PIL import Image
 
 from engine.config.command_line import run_tool
 from tests.running import run_command
 from tools.benchmark import main
-from tools.benchmarks import sides
-from tools.benchmarks.loops import measure_saves
+from tools.benchmarks import data, sides
+from tools.benchmarks.loops import checkpoint
 from tools.benchmarks.random_sets import write_jpegs
 from tools.benchmarks.report import Options
-from tools.benchmarks.sides import Speed, Turn, take_turns
+from tools.benchmarks.sides import Turn, take_turns
 
 
 @pytest.fixture(scope="module")
-def quick():
-    finished = run_command("python", "tools/benchmark.py", "data", "--quick", "--num_workers", 1, "--num_threads", 1, "--json")
+def pictures(tmp_path_factory):
+    """Three JPEGs, one of them gray, at several depths."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for place, mode, size in (("a.jpg", "RGB", (300, 260)), ("b.JPEG", "L", (240, 250)), ("deep/er/c.jpg", "RGB", (90, 80))):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, size, "gray").save(folder / place, format="JPEG")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def measured(*words):
+    argv = ("data", "--quick", "--num_workers", 1, "--num_threads", 1, "--json", *words)
+    finished = run_command("python", "tools/benchmark.py", *argv)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout)
 
 
 @pytest.mark.slow
-def test_every_input_pipeline_is_compared_with_every_rival(quick):
-    found = {(row["comparison"].split(",")[-1].strip(), row["pipeline"]) for row in quick["rows"]}
-    torchvision, timm = "torchvision's transforms on PIL", "timm's create_loader"
-    assert found >= {("training", f"{torchvision}, {n} workers") for n in (0, 2)}
-    assert found >= {(kind, name) for kind in ("training", "evaluation") for name in ("this project", timm, torchvision)}
-    assert found >= {("training", name) for name in ("this project", "webdataset's loader, torchvision's transforms")}
-    assert ("training", "the limit: gathered and normalized only") in found
-    assert quick["left_out"] == []
-    assert (quick["threads"], quick["workers"]) == (1, 1)
+def test_every_installed_input_pipeline_is_compared():
+    found = measured()
+    pairs = {(row["what"].split(",")[-1].strip(), row["rival"]) for row in found["ratios"]}
+    assert pairs >= {("training", name) for name in (data.PLAIN, data.PLAIN_2, "the limit: gathered and normalized only")}
+    expected = {
+        (kind, name) for kind in ("training", "evaluation") for name in (data.TIMM, data.DALI, data.ON_PIL, data.TORCHCODEC)
+    }
+    expected |= {("training", name) for name in (data.SHARDS, data.TURBO)}
+    assert expected - pairs == {pair for pair in expected if any(line.startswith(pair[1]) for line in found["left_out"])}
+    for row in found["ratios"]:
+        assert row["unit"] == "core ms/image"
+        assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
+        ours, theirs, ratio = row["images_per_sec"]
+        assert ratio == pytest.approx(ours / theirs)
 
 
 @pytest.mark.slow
-def test_speedups_are_ratios_of_images_per_second(quick):
-    for row in quick["rows"]:
-        ours = next(r for r in quick["rows"] if r["comparison"] == row["comparison"])
-        assert ours["pipeline"] == "this project"
-        assert row["faster_by"] == pytest.approx(ours["images_per_sec"] / row["images_per_sec"])
-        assert 0 < row["lowest"] <= row["images_per_sec"] <= row["highest"]
+def test_pictures_of_a_folder_are_measured_quiet_and_busy(pictures):
+    found = measured("--images", pictures, "--busy", 1)
+    titles = {row["what"] for row in found["ratios"]}
+    quiet = {"3 JPEGs to 224x224, training", "3 JPEGs to 224x224, evaluation", "3 JPEGs to 224x224 in tar shards, training"}
+    assert titles - {f"{title}; beside busy processes" for title in quiet} <= quiet
+    assert {f"{title}; beside busy processes" for title in titles & quiet} <= titles
+    assert {"3 JPEGs to 224x224, training", "3 JPEGs to 224x224, evaluation"} <= titles
 
 
-@pytest.mark.slow
-def test_every_rival_has_a_ratio(quick):
-    assert len(quick["ratios"]) == len([row for row in quick["rows"] if row["pipeline"] != "this project"]) > 0
-    for one in quick["ratios"]:
-        (row,) = (r for r in quick["rows"] if (r["comparison"], r["pipeline"]) == (one["what"], one["rival"]))
-        assert one["ratio"] == pytest.approx(one["ours"] / one["theirs"]) == row["faster_by"]
+def test_a_folder_without_jpegs_is_refused(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert run_tool(lambda: main(["data", "--images", str(tmp_path)])) == 2
+    assert capsys.readouterr().err == f"error: --images {tmp_path}: it has no JPEGs\n"
+
+
+def test_every_picture_has_names_of_its_own(pictures, tmp_path):
+    originals = sorted(path for path in pictures.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    write_jpegs(tmp_path / "train", 7, originals)
+    files = sorted((tmp_path / "train" / "class").iterdir())
+    assert [file.read_bytes() for file in files] == [originals[i % 3].read_bytes() for i in range(7)]
 
 
 def test_actions_take_turns():
@@ -56,37 +81,80 @@ def test_actions_take_turns():
     assert called == ["ours", "theirs"] * 3
 
 
-def test_a_speed_is_the_median_of_the_turns_after_the_warm_up(monkeypatch):
-    class Side:
-        def __init__(self, name, work, threads):
-            self.turns = iter([Turn(8, 8.0, 1.0, 5.0, "warm"), *(Turn(8, s, 2 * s, 6.0, None) for s in (1.0, 4.0, 2.0))])
-            self.images, self.seconds = 32, 16.0
+def race_of(quiet, busy):
+    """Race two made-up sides, of which each turn is (images, seconds, core seconds), with one busy process."""
 
-        def turn(self, steps, seconds=0.0):
-            return next(self.turns)
+    class Side:
+        start = Turn(0, 6.0, 3.0)
+
+        def __init__(self, name, work, threads):
+            self.name, self.quiet, self.busy = name, iter([(8, 8.0, 8.0), *quiet[name]]), iter(busy[name])
+
+        def turn(self, steps, seconds=0.0, beside=()):
+            return Turn(*next(self.busy if beside else self.quiet))
+
+        both_turns = sides.Side.both_turns
 
         def close(self):
             pass
 
-    monkeypatch.setattr(sides, "Side", Side)
-    (speed,) = sides.race({"one": None}, sides.Length(2, turns=3), 1, "test").values()
-    assert speed == Speed(4.0, 2.0, 8.0, 2.0, 24, 500.0, 6.0, "warm")
+    with mock.patch.object(sides, "Side", Side):
+        return sides.race(dict.fromkeys(quiet), sides.Length(2, turns=3), 1, "test", n_busy=1)
 
 
-def test_a_rival_that_is_not_installed_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("tools.benchmarks.data.find_spec", lambda name: None if name == "timm" else find_spec(name))
-    speed = Speed(1.0, 1.0, 1.0, 1.0, 1, 1.0, 1.0, None)
-    monkeypatch.setattr("tools.benchmarks.data.race", lambda works, *_: dict.fromkeys(works, speed))
-    assert run_tool(lambda: main(["data", "--quick"])) == 0
-    printed = capsys.readouterr().out
-    assert "left out: timm, which is not installed" in printed
-    assert "this project" in printed
-    assert "create_loader" not in printed
+def test_figures_are_medians_and_ratios_those_of_the_rounds():
+    ours, theirs = "this project", "the other"
+    quiet = {ours: [(8, 1, 2), (8, 4, 8), (8, 2, 4)], theirs: [(8, 4, 8), (8, 4, 8), (8, 16, 4)]}
+    busy = {ours: [(8, 2, 2), (8, 8, 8), (8, 4, 4)], theirs: [(8, 16, 8), (8, 16, 8), (8, 64, 4)]}
+    speeds = race_of(quiet, busy)
+    steady, beside, kept, kept_at_all = sides.speed_ratios("it", theirs, speeds, 1.5, kept=True)
+    assert (steady.ours, steady.theirs, steady.ratio) == (500.0, 1000.0, 1.0)  # 1000 * core seconds / images; 4, 1, 1
+    assert steady.images_per_sec == (4.0, 2.0, 4.0)  # 4, 1, 8
+    assert (beside.what, beside.images_per_sec) == ("it; beside busy processes", (2.0, 0.5, 8.0))
+    assert (kept.ours, kept.theirs, kept.ratio, kept.at_least) == (0.5, 0.25, 2.0, 1.0)
+    assert (kept_at_all.ratio, kept_at_all.at_least) == (0.5, 0.4)
+    assert sides.speed_ratio("it", theirs, speeds[ours].cold, speeds[theirs].cold).images_per_sec[0] == 32 / 21
+
+
+def busy_processes():
+    children = psutil.Process().children()
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE and sides.BUSY in child.cmdline()]
+
+
+def test_busy_processes_work_only_in_busy_turns():
+    class Stopped:  # in place of the process of a side
+        is_alive = staticmethod(lambda: False)
+
+    side = object.__new__(sides.Side)
+    side._process, side._connection, states = Stopped, mock.Mock(), []
+
+    def receive():
+        time.sleep(0.05)  # until a signal has arrived
+        states.append([process.status() == psutil.STATUS_STOPPED for process in busy_processes()])
+        return Turn(1, 1.0, 1.0)
+
+    side._receive, side.start, side.close = receive, Turn(0, 1.0, 1.0), mock.Mock()
+    with mock.patch.object(sides, "Side", return_value=side):
+        sides.race({"one": None}, sides.Length(1, turns=2), 1, "test", n_busy=1)
+    assert states == [[True], [True], [False], [True], [False]]  # stopped in the warm-up, and in the quiet turns of two rounds
+    assert not busy_processes()
+
+
+def test_cpu_time_counts_workers_also_after_their_end():
+    before = sides._core_seconds()
+    run_command("python", "-c", "import time\nwhile time.process_time() < 0.3: pass")
+    assert sides._core_seconds() - before >= 0.3
+
+
+def test_a_rival_that_is_not_installed_is_named():
+    works, left_out = sides.installed(
+        {"this project": 1, "DALI": 2, "a package": 3}, {"DALI": "no_such_package.dali", "a package": "json"}
+    )
+    assert works == {"this project": 1, "a package": 3}
+    assert left_out == ["DALI, as no_such_package.dali is not installed"]
 
 
 def test_the_generated_jpegs_have_the_documented_size(tmp_path):
-    from PIL import Image
-
     write_jpegs(tmp_path, 80)
     files = sorted(tmp_path.glob("*/*.jpg"))
     assert len(files) == 80
@@ -102,6 +170,6 @@ def test_a_command_is_required(capsys):
 
 @pytest.mark.slow
 def test_a_checkpoint_is_compared_with_a_bare_save(tmp_path):
-    saves = measure_saves(Options(quick=True, num_threads=1, folder=tmp_path))
-    assert saves["times"] == pytest.approx(saves["ms"] / saves["bare_ms"])
-    assert 85 < saves["megabytes"] < 95  # 11.17 M parameters and their momentum
+    found = checkpoint(Options(quick=True, num_threads=1, folder=tmp_path)).json
+    assert [one["unit"] for one in found["ratios"]] == ["ms", "s"]
+    assert 85 < found["megabytes"] < 95  # 11.17 M parameters and their momentum

@@ -1,123 +1,98 @@
-"""Compare input pipelines in images per second: this project's and those of other packages, on generated images."""
+"""Compare input pipelines: this project's and those of other packages, on generated images or on a folder of JPEGs."""
 
-import os
-import sys
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import v2
 
-from datasets import shards
-from datasets.pipeline.loaders import Preparation, Workers, eval_loader, train_loader
-from datasets.pipeline.order import Order
-from datasets.pipeline.splits import Files, Images, Source, Split
-from tools.benchmarks.random_sets import HEIGHT, WIDTH, write_jpegs, write_shards
-from tools.benchmarks.report import N_CORES, Options, Ratio, Report, report
-from tools.benchmarks.rivals import Transformed, new_loader
-from tools.benchmarks.sides import OURS, Length, Turns, Work, race, speed_ratio
-from tools.tables import plain
+from engine.config.errors import ConfigError
+from tools.benchmarks import ours
+from tools.benchmarks.random_sets import HEIGHT, WIDTH, write_cifar10, write_jpegs, write_shards
+from tools.benchmarks.report import Options, Ratio, Report, report
+from tools.benchmarks.rivals import LENET, Job, cifar10_loader, new_loader
+from tools.benchmarks.sides import OURS, Length, Turns, Work, installed, race, speed_ratios
 
-MEAN, STD, SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
-CPU, NORMALIZED = torch.device("cpu"), [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-CROPPED = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip()]
-BATCH = {"in memory": 256, "in files": 64}
-IN_MEMORY, IN_FILES = "CIFAR-sized images in memory, training", f"JPEGs of {WIDTH}x{HEIGHT} to {SIZE}x{SIZE}"
-IN_SHARDS = f"{IN_FILES} in tar shards, training"
-PIL, TIMM, SHARDS = "torchvision's transforms on PIL", "timm's create_loader", "webdataset's loader, torchvision's transforms"
-AT_LEAST = {(IN_MEMORY, f"{PIL}, 2 workers"): 30.0, (f"{IN_FILES}, training", TIMM): 2.5}
-COLUMNS = ("images", "pipeline", "images/s", "lowest", "highest", "times", "core ms/image", "times")
-FORMATS = ("", "", ",.0f", ",.0f", ",.0f", ".2f", ".4f", ".2f")
+MEAN, STD, SIZE, BATCH_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 64
+PLAIN, PLAIN_2, ON_PIL = (f"torchvision's transforms on PIL{workers}" for workers in (", 0 workers", ", 2 workers", ""))
+TORCHVISION, TORCHCODEC = (f"{decoder}, torchvision's transforms v2" for decoder in ("torchvision's decode_jpeg", "torchcodec"))
+TIMM, DALI, SHARDS, TURBO = "timm's create_loader", "NVIDIA DALI on the CPU", f"webdataset, {ON_PIL}", "turboloader"
+MODULES = {TIMM: "timm", SHARDS: "webdataset", DALI: "nvidia.dali", TURBO: "turboloader", TORCHCODEC: "torchcodec"}
+AT_LEAST = {PLAIN_2: 30.0, TIMM: 2.5}  # in training
 
 
 def measure(options: Options) -> Report:
-    n_images, workers = options.choose(50_000, 2_048), options.num_workers
-    root, in_tar = options.folder / "jpegs", options.folder / "shards"
-    root.mkdir()
-    write_jpegs(root, options.choose(65_536, 4_096))
-    comparisons: dict[str, dict[str, Work]] = {
-        IN_MEMORY: {
-            OURS: partial(in_memory, n_images),
-            **{f"{PIL}, {n} workers": partial(torchvision_in_memory, n_images, n) for n in (0, 2)},
-            "the limit: gathered and normalized only": partial(in_memory, n_images, augment=False),
+    root, in_tar, n_workers = options.folder / "jpegs", options.folder / "shards", options.num_workers
+    job, found = replace(LENET, root=root, batch_size=BATCH_SIZE), options.images.rglob("*") if options.images else ()
+    pictures = sorted(path for path in found if path.suffix.lower() in (".jpg", ".jpeg"))
+    if options.images and not pictures:
+        raise ConfigError(f"--images {options.images}", "it has no JPEGs")
+    write_jpegs(root / "train", options.choose(65_536, 4_096), pictures)
+    (root / "val").symlink_to("train")
+    write_shards(in_tar, root / "train" / "class", options.choose(4_096, 512))
+    jpegs = f"{f'{len(pictures):,} JPEGs' if pictures else f'JPEGs of {WIDTH}x{HEIGHT}'} to {SIZE}x{SIZE}"
+    comparisons: dict[str, dict[str, Work]] = {} if pictures else {"CIFAR-sized images in memory, training": in_memory(options)}
+    rivals = {TIMM: timm_in_files, DALI: dali_in_files}
+    rivals |= {name: partial(torchvision_in_files, name) for name in (ON_PIL, TORCHVISION, TORCHCODEC)}
+    keys = {"data.img_size": SIZE, "dataloader.num_workers": n_workers, "eval.batch_size": BATCH_SIZE}
+    in_files, in_shards = ({**keys, "data.name": name} for name in ("imagefolder", "shards"))
+    for kind, split in (("training", "train"), ("evaluation", "valid")):
+        comparisons[f"{jpegs}, {kind}"] = {
+            OURS: partial(ours.read, job, in_files, split),
+            **{name: partial(read, root / "train", n_workers, split == "train") for name, read in rivals.items()},
         }
+    comparisons[f"{jpegs} in tar shards, training"] = {
+        OURS: partial(ours.read, replace(job, root=in_tar), in_shards, "train"),
+        SHARDS: partial(webdataset_in_shards, in_tar, n_workers),
+        TURBO: partial(turboloader_in_shards, in_tar, n_workers),
     }
-    files = {OURS: in_files, **({TIMM: timm_in_files} if find_spec("timm") else {}), PIL: torchvision_in_files}
-    for kind in ("training", "evaluation"):
-        is_training = kind == "training"
-        comparisons[f"{IN_FILES}, {kind}"] = {name: partial(f, root, workers, is_training) for name, f in files.items()}
-    write_shards(in_tar, root / "class", options.choose(4_096, 512))
-    streams = {SHARDS: webdataset_in_shards} if find_spec("webdataset") else {}
-    comparisons[IN_SHARDS] = {name: partial(f, in_tar, workers) for name, f in {OURS: in_shards, **streams}.items()}
     length = options.choose(Length(12, turns=3, seconds=2.0), Length(2, turns=1, seconds=0.2))
-    threads = options.num_threads or torch.get_num_threads()
-    rows: list[dict[str, Any]] = []
-    ratios: list[Ratio] = []
+    ratios, left_out = list[Ratio](), list[str]()
     for title, works in comparisons.items():
-        speeds = race(works, length, threads, title)
-        ours = speeds[OURS]
-        for name, speed in speeds.items():
-            rates = {"images_per_sec": speed.steady, "lowest": speed.lowest, "highest": speed.highest}
-            cores = {"core_ms_per_image": speed.core_ms, "fewer_core_ms_by": speed.core_ms / ours.core_ms}
-            rows.append({"comparison": title, "pipeline": name, **rates, "faster_by": ours.steady / speed.steady, **cores})
-        ratios += [speed_ratio(title, name, speeds, AT_LEAST.get((title, name))) for name in speeds if name != OURS]
-    left_out = [f"{name}, which is not installed" for name in ("timm", "webdataset") if not find_spec(name)]
-    head = f"{N_CORES} cores, {threads} threads in the main process, {workers} workers for files"
-    cells = [[format(value, spec) for value, spec in zip(row.values(), FORMATS, strict=True)] for row in rows]
-    table = plain([COLUMNS, *cells], right=range(2, len(COLUMNS)))
-    text = "\n".join([head, *(f"left out: {name}" for name in left_out), table])
-    return report(ratios, left_out, text, threads=threads, workers=workers, batch_size=BATCH, rows=rows)
+        works, missing = installed(works, MODULES)
+        speeds, left_out = race(works, length, options.num_threads, title, options.busy), [*left_out, *missing]
+        for name in [*works][1:]:
+            aim = AT_LEAST.get(name) if "training" in title else None
+            ratios += speed_ratios(title, name, speeds, aim, kept=name == PLAIN)
+    return report(ratios, f"{options.setting}, workers for files: {n_workers}", sorted(set(left_out)))
 
 
-# The pipelines, each of which reads batches until it is stopped
+def in_memory(options: Options) -> dict[str, Work]:
+    job = replace(LENET, root=write_cifar10(options.folder / "cifar", options.choose(50_000, 5_000), 100))
+    plain = {name: partial(plain_in_memory, replace(job, workers=n)) for name, n in ((PLAIN, 0), (PLAIN_2, 2))}
+    limit = partial(ours.read, job, {"augment.enabled": False}, "train")
+    return {OURS: partial(ours.read, job, {}, "train"), **plain, "the limit: gathered and normalized only": limit}
 
 
-def in_memory(n: int, turns: Turns, *, augment: bool = True) -> None:
-    """Read CIFAR-sized images by this project: a random crop of the padded image, half of them mirrored."""
-    prepare = Preparation(32, MEAN, STD, augment, crop_padding=4, padding_mode="constant", hflip=True, cutout=0)
-    loader = train_loader(Images(*_random_images(n)), Order(n, BATCH["in memory"], seed=0), prepare, Workers(), CPU)
-    _read(loader.batches(0, sys.maxsize), "in memory", turns)
+def plain_in_memory(job: Job, turns: Turns) -> None:
+    _read(cifar10_loader(job), turns, job.batch_size)
 
 
-def torchvision_in_memory(n: int, workers: int, turns: Turns) -> None:
-    images, labels = _random_images(n)
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]  # C H W -> H W C
-    steps = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *NORMALIZED]
-    data = Transformed(pictures, labels.tolist(), transforms.Compose(steps))
-    _read(new_loader(data, BATCH["in memory"], workers), "in memory", turns)
+def torchvision_in_files(name: str, root: Path, workers: int, is_training: bool, turns: Turns) -> None:
+    load = default_loader if name == ON_PIL else partial(_decode, name)
+    _read(new_loader(ImageFolder(root, _steps(is_training, on_pil=name == ON_PIL), loader=load), BATCH_SIZE, workers), turns)
 
 
-def in_files(root: Path, n_workers: int, is_training: bool, turns: Turns) -> None:
-    """Read JPEGs by this project: random crops and mirroring for training, the center for evaluation."""
-    paths = np.array([os.fsencode(path) for path in sorted(root.glob("*/*.jpg"))])
-    _read_split(Files(paths, torch.zeros(len(paths), dtype=torch.int64)), n_workers, is_training, turns)
+def _decode(name: str, path: str) -> torch.Tensor:
+    if name == TORCHVISION:
+        return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+    return import_module("torchcodec.decoders").decode_jpeg(path)
 
 
-def in_shards(root: Path, n_workers: int, turns: Turns) -> None:
-    _read_split(shards.load(Source(root), several=False).train, n_workers, True, turns)
-
-
-def _read_split(split: Split, n_workers: int, is_training: bool, turns: Turns) -> None:
-    workers, batch_size = Workers(n_workers), BATCH["in files"]
-    prepare = Preparation(SIZE, MEAN, STD, augment=True, crop_padding=0, padding_mode="constant", hflip=True, cutout=0)
-    if is_training:
-        loader = train_loader(split, Order(len(split), batch_size, seed=0), prepare, workers, CPU)
-        _read(loader.batches(0, sys.maxsize), "in files", turns)
-    else:
-        _read(eval_loader(split, batch_size, 0, 1, prepare, workers, CPU).batches(), "in files", turns)
-
-
-def torchvision_in_files(root: Path, workers: int, is_training: bool, turns: Turns) -> None:
-    evaluation = [transforms.Resize(256), transforms.CenterCrop(SIZE)]
-    data = ImageFolder(root, transforms.Compose([*(CROPPED if is_training else evaluation), *NORMALIZED]))
-    _read(new_loader(data, BATCH["in files"], workers), "in files", turns)
+def _steps(is_training: bool, *, on_pil: bool) -> Any:
+    t = transforms if on_pil else v2
+    crop = [t.RandomResizedCrop(SIZE), t.RandomHorizontalFlip()] if is_training else [t.Resize(256), t.CenterCrop(SIZE)]
+    return t.Compose([*crop, t.ToTensor() if on_pil else t.ToDtype(torch.float32, scale=True), t.Normalize(MEAN, STD)])
 
 
 def timm_in_files(root: Path, workers: int, is_training: bool, turns: Turns) -> None:
@@ -126,10 +101,28 @@ def timm_in_files(root: Path, workers: int, is_training: bool, turns: Turns) -> 
     warnings.simplefilter("ignore")  # pinned memory without a GPU
     training: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "color_jitter": None}
     steps = {"interpolation": "bilinear", "mean": MEAN, "std": STD, **(training if is_training else {"crop_pct": 0.875})}
-    loading: dict[str, Any] = {"num_workers": workers, "persistent_workers": False, "device": CPU}
+    loading: dict[str, Any] = {"num_workers": workers, "persistent_workers": False, "device": torch.device("cpu")}
     data = create_dataset("", str(root))
-    loader = create_loader(data, (3, SIZE, SIZE), BATCH["in files"], is_training=is_training, **steps, **loading)
-    _read(loader, "in files", turns)
+    _read(create_loader(data, (3, SIZE, SIZE), BATCH_SIZE, is_training=is_training, **steps, **loading), turns)
+
+
+def dali_in_files(root: Path, workers: int, is_training: bool, turns: Turns) -> None:
+    """Read JPEGs by DALI, which in training decodes only the random crop."""
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+    @pipeline_def(batch_size=BATCH_SIZE, num_threads=workers, device_id=None, seed=0)
+    def pipeline() -> Any:
+        files, labels = fn.readers.file(file_root=str(root), random_shuffle=is_training, name="files")
+        decoded = fn.decoders.image_random_crop(files) if is_training else fn.decoders.image(files)
+        images = fn.resize(decoded, **({"size": (SIZE, SIZE)} if is_training else {"resize_shorter": 256}))
+        mirror, scale = (
+            fn.random.coin_flip() if is_training else 0,
+            {"mean": [255 * m for m in MEAN], "std": [255 * s for s in STD]},
+        )
+        return fn.crop_mirror_normalize(images, crop=(SIZE, SIZE), mirror=mirror, dtype=types.FLOAT, **scale), labels
+
+    _read(DALIGenericIterator([pipeline()], ["images", "labels"], reader_name="files"), turns)
 
 
 def webdataset_in_shards(root: Path, workers: int, turns: Turns) -> None:
@@ -137,15 +130,20 @@ def webdataset_in_shards(root: Path, workers: int, turns: Turns) -> None:
     import webdataset
 
     data = webdataset.WebDataset(sorted(map(str, root.glob("*.tar"))), resampled=True).shuffle(1000).decode("pil")
-    data = data.to_tuple("jpg", "cls").map_tuple(transforms.Compose([*CROPPED, *NORMALIZED]), int).batched(BATCH["in files"])
-    _read(webdataset.WebLoader(data, batch_size=None, num_workers=workers), "in files", turns)
+    data = data.to_tuple("jpg", "cls").map_tuple(_steps(True, on_pil=True), int).batched(BATCH_SIZE)
+    _read(webdataset.WebLoader(data, batch_size=None, num_workers=workers), turns)
 
 
-def _read(batches: Iterable[Any], where: str, turns: Turns) -> None:
-    for _ in turns.counted(batches, BATCH[where]):
+def turboloader_in_shards(root: Path, workers: int, turns: Turns) -> None:
+    """Read tar files by turboloader, one after the other; it decodes only the random crop."""
+    import turboloader
+
+    steps = {"image_size": SIZE, "train_aug": True, "antialias": True, "transform": turboloader.ImageNetNormalize()}
+    options = {"output_format": "pytorch", "shuffle": True, "drop_last": True, "num_workers": workers}
+    loaders = [turboloader.DataLoader(str(path), BATCH_SIZE, **steps, **options) for path in sorted(root.glob("*.tar"))]
+    _read(chain.from_iterable(cycle(loaders)), turns)
+
+
+def _read(batches: Iterable[Any], turns: Turns, batch_size: int = BATCH_SIZE) -> None:
+    for _ in turns.counted(batches, batch_size):
         pass
-
-
-def _random_images(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return images, torch.arange(n) % 10

@@ -15,7 +15,6 @@ from engine.config.schema import Precision
 from tools.benchmarks import ours
 from tools.benchmarks.report import LAYOUTS, N_CORES, Options, Report, figure, ratio, report
 from tools.benchmarks.sides import Length, Speed, Work, race
-from tools.tables import plain
 
 # Largest relative differences of a first update from that of fp32: of the loss, and of the change of the weights. In 16 bits a
 # gradient is off by a third where those of the samples nearly cancel; a lost, doubled or random one is off by 1 or more.
@@ -54,42 +53,27 @@ def measure(options: Options) -> Report:
         compiling = not options.quick if options.compile is None else options.compile
         return tune(config.model.name, partial(race_settings, "training", path, keys, length), reference, precisions, compiling)
     layouts, compiled = [LAYOUTS[layout] for layout in options.layouts], (False, True) if options.compile else (False,)
-    settings = [
-        replace(reference, precision=precision, channels_last=last, compile=c)
-        for precision, last, c in product(precisions, layouts, compiled)
-    ]
-    rows: list[dict[str, Any]] = []
-    cells: list[Sequence[str]] = [("", "batch", "setting", "images/s", "ms", "peak MiB", "times")]
+    settings = [Setting(*values, options.num_threads) for values in product(precisions, layouts, compiled)]
+    rows = list[dict[str, Any]]()
     for kind, size in product(("inference", "training"), options.batch_sizes or sorted({1, config.train.batch_size})):
         if (kind, size) == ("training", 1):  # BatchNorm needs more than one image
             continue
         speeds = race_settings(kind, path, {**keys, "train.batch_size": size}, length, settings)
         for setting, speed in speeds.items():
-            rate, ms, times = speed.steady, 1000 * size / speed.steady, speed.steady / speeds[settings[0]].steady
-            row = {"kind": kind, "batch_size": size, "setting": asdict(setting), "images_per_sec": rate, "ms": ms}
-            rows.append({**row, "peak_mib": speed.peak_mib, "times": times})
-            values = (figure(rate), figure(ms), f"{speed.peak_mib:,.0f}", f"{times:.2f}")
-            cells.append((kind, str(size), str(setting), *values))
-    text = f"{config.model.name}, {options.num_threads} threads\n{plain(cells, right=(1, 3, 4, 5, 6))}"
-    return Report({"model": config.model.name, "threads": options.num_threads, "rows": rows}, text)
+            rate, times = speed.steady, speed.steady / speeds[settings[0]].steady
+            row = {"kind": kind, "batch_size": size, "setting": str(setting), "images_per_sec": rate, "ms": 1000 * size / rate}
+            rows.append({**row, "peak_mib": speed.quiet[-1].peak_mib, "times": times})
+    return report([], f"{config.model.name}, {options.num_threads} threads", rows=rows)
 
 
-def race_settings(
-    kind: str, path: str | None, keys: Mapping[str, Any], length: Length, settings: Sequence[Setting]
-) -> dict[Setting, Speed]:
+def race_settings(kind: str, path: str | None, keys: Mapping[str, Any], length: Length, settings: Sequence[Setting]) -> Any:
     side = {"inference": ours.infer, "training": ours.update}[kind]
     works: dict[str, Work] = {str(setting): partial(side, path, {**keys, **setting.keys}) for setting in settings}
     speeds = race(works, length, settings[0].num_threads, kind)
     return {setting: speeds[str(setting)] for setting in settings}
 
 
-def tune(
-    model: str,
-    race: Callable[[Sequence[Setting]], Mapping[Setting, Speed]],
-    reference: Setting,
-    precisions: Sequence[str],
-    compiling: bool,
-) -> Report:
+def tune(model: str, race: Callable[..., Any], reference: Setting, precisions: Sequence[str], compiling: bool) -> Report:
     """Find the fastest setting, one kind of change after the other, and measure it once more against the reference."""
     stages: list[Callable[[Setting], list[Setting]]] = [
         lambda best: [replace(best, precision=p, channels_last=last) for p, last in product(precisions, LAYOUTS.values())],
@@ -101,7 +85,7 @@ def tune(
         if not (alternatives := stage(best)):
             continue
         speeds = race(list(dict.fromkeys([best, *alternatives])))
-        exact = exact or speeds[reference].note
+        exact = exact or speeds[reference].begin[-1].note
         results = {setting: compare(setting, speed, exact) for setting, speed in speeds.items()}
         tried |= {setting: result for setting, result in results.items() if setting not in tried}
         fastest = max((setting for setting in speeds if results[setting]["agrees"]), key=lambda setting: speeds[setting].steady)
@@ -109,22 +93,16 @@ def tune(
             best = fastest
     speeds = race(list(dict.fromkeys([best, reference])))
     speedup = ratio(f"{model}, tuned: {best}", str(reference), "images/s", speeds[best].steady, speeds[reference].steady)
-    rows = [("setting", "images/s", "loss differs by", "update differs by", "")]
-    for setting, t in tried.items():
-        verdict = "" if t["agrees"] else "does not agree"
-        rows.append((str(setting), figure(t["images_per_sec"]), f"{t['of_loss']:.1e}", f"{t['of_change']:.1e}", verdict))
     rates = f"{figure(speedup.ours)} images/s instead of {figure(speedup.theirs)}"
-    summary = f"{speedup.ratio:.2f} times as fast as {reference}: {rates}"
-    config_lines = yaml12.dump({"train": asdict(best)}).rstrip()
-    text = "\n\n".join([plain(rows, right=(1, 2, 3)), summary, config_lines])
-    return report([speedup], text=text, keys=best.keys, tried=[*tried.values()])
+    end = f"{speedup.ratio:.2f} times as fast as {reference}: {rates}\n\n{yaml12.dump({'train': asdict(best)}).rstrip()}"
+    return report([speedup], model, rows=[*tried.values()], end=end, keys=best.keys)
 
 
 def compare(setting: Setting, speed: Speed, exact: Mapping[str, Any]) -> dict[str, Any]:
     """Compare the first update of a setting with that of the reference, by relative differences."""
-    of_loss = abs(speed.note["loss"] - exact["loss"]) / abs(exact["loss"])
-    of_change = math.dist(speed.note["change"], exact["change"]) / math.hypot(*exact["change"])
-    most_loss, most_change = TOLERANCE[setting.precision]
+    note, (most_loss, most_change) = speed.begin[-1].note, TOLERANCE[setting.precision]
+    of_loss = abs(note["loss"] - exact["loss"]) / abs(exact["loss"])
+    of_change = math.dist(note["change"], exact["change"]) / math.hypot(*exact["change"])
     agrees = of_loss <= most_loss and of_change <= most_change
-    tried = {"setting": asdict(setting), "images_per_sec": speed.steady}
-    return {**tried, "of_loss": of_loss, "of_change": of_change, "agrees": agrees}
+    differences = {"loss_differs_by": of_loss, "update_differs_by": of_change, "agrees": agrees}
+    return {"setting": str(setting), "images_per_sec": speed.steady, **differences}

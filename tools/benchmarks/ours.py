@@ -47,12 +47,19 @@ def keys_of(job: Job) -> dict[str, Any]:
 def train(job: Job, keys: Keys, exp_dir: Path, turns: Turns | None, *, resume: bool = False) -> None:
     """Run a complete training. Of several ranks only rank 0 has turns; the others wait for it in each collective operation."""
     config = load_config(exp_dir / "config.yaml" if resume else config_of(job), {**keys_of(job), **keys})
-    if turns is None:
-        train_by_config(config, exp_dir=exp_dir)
-        return
     loop = import_module("engine.train")  # `engine.train` is the function
-    with patch.object(loop, "train_batches", lambda run, first: turns.counted(train_batches(run, first), run.batch_size)):
+    counted = turns.counted if turns is not None else lambda batches, _: batches
+    with patch.object(loop, "train_batches", lambda run, first: counted(train_batches(run, first), run.batch_size)):
         train_by_config(config, exp_dir=exp_dir, resume="latest" if resume else None)
+
+
+def read(job: Job, keys: Keys, split: str, turns: Turns) -> None:
+    """Read the batches of a training or a validation, without a model."""
+    run = _build(load_config(config_of(job), {**keys_of(job), **keys}))
+    while True:
+        batches = train_batches(run, first=0) if split == "train" else run.data.loader(split).batches()
+        for _ in turns.counted(batches, job.batch_size):
+            pass
 
 
 def evaluate(job: Job, turns: Turns) -> None:
@@ -68,7 +75,6 @@ def evaluate(job: Job, turns: Turns) -> None:
 def update(config: str | Path | None, keys: Keys, turns: Turns) -> None:
     """Run only the engine's updates, on random images. The note describes the first one: its loss and the change of weights."""
     run = _build_on_random_images(config, keys)
-    run.n_steps = sys.maxsize
     run.model.train()
     before = _sample_weights(run)
     for batch in turns.counted(train_batches(run, first=0), run.batch_size):
@@ -81,8 +87,7 @@ def update(config: str | Path | None, keys: Keys, turns: Turns) -> None:
 def infer(config: str | Path | None, keys: Keys, turns: Turns) -> None:
     """Call the model, prepared as for training, on one batch of random images."""
     run = _build_on_random_images(config, keys)
-    images, _ = next(iter(train_batches(run, first=0)))
-    model = run.update.model.eval()
+    images, model = next(iter(train_batches(run, first=0)))[0], run.update.model.eval()
     with torch.inference_mode():
         for batch in turns.counted(repeat(images), len(images)):
             model(batch)
@@ -90,8 +95,7 @@ def infer(config: str | Path | None, keys: Keys, turns: Turns) -> None:
 
 def save(run_dir: Path, keep_last: int, turns: Turns) -> None:
     """Save a checkpoint of ResNet-18 again and again; one step per save."""
-    weights, optimizer = resnet_states()
-    checkpoints = Checkpoints(run_dir, keep_last=keep_last)
+    (weights, optimizer), checkpoints = resnet_states(), Checkpoints(run_dir, keep_last=keep_last)
     for step in turns.counted(count(), 1):
         checkpoints.save(step, weights, {"optimizer": optimizer, "step": step}, best_step=None)
 
@@ -104,8 +108,8 @@ def _build_on_random_images(path: str | Path | None, keys: Keys) -> Run:
     def load(source: Source, **_: Any) -> Loaded:
         size, n_images = source.img_size or spec.img_size, 4 * config.train.batch_size
         n_classes = spec.n_classes or source.n_classes or UNKNOWN_CLASSES
-        generator = torch.Generator().manual_seed(config.seed)
-        images = torch.randint(0, 256, (n_images, spec.channels, size, size), dtype=torch.uint8, generator=generator)
+        torch.manual_seed(config.seed)
+        images = torch.randint(0, 256, (n_images, spec.channels, size, size), dtype=torch.uint8)
         split = Images(images, torch.arange(n_images) % n_classes)
         return Loaded(split, split, tuple(f"class {i}" for i in range(n_classes)))
 
@@ -114,7 +118,9 @@ def _build_on_random_images(path: str | Path | None, keys: Keys) -> Run:
 
 
 def _build(config: ResolvedConfig) -> Run:
-    return build(config, make_accelerator(config.train, deterministic=config.deterministic))
+    run = build(config, make_accelerator(config.train, deterministic=config.deterministic))
+    run.n_steps = sys.maxsize
+    return run
 
 
 def _sample_weights(run: Run) -> Tensor:

@@ -4,6 +4,7 @@ import os
 import pickle
 import struct
 import tarfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,29 +38,36 @@ def write_mnist(root: Path, name: str = "MNIST", n_train: int = 60, n_test: int 
     return root
 
 
-def write_jpegs(root: Path, n: int) -> None:
-    """Write a folder of one class: clouds of several sizes with some grain, a few different pictures under many names."""
+def write_jpegs(root: Path, n: int, pictures: Sequence[Path] = ()) -> None:
+    """Write a folder of one class with `n` names of these pictures, or of a few generated ones."""
+    folder = root / "class"
+    folder.mkdir(parents=True)
+    names = [folder / f"{i:06d}.jpg" for i in range(n)]
+    if not pictures:
+        _generate_jpegs(names[:DIFFERENT_JPEGS])
+    link, same = (os.symlink, pictures) if pictures else (os.link, names[:DIFFERENT_JPEGS])
+    for i in range(0 if pictures else DIFFERENT_JPEGS, n):
+        link(same[i % len(same)].absolute(), names[i])
+
+
+def _generate_jpegs(paths: Iterable[Path]) -> None:
+    """Write clouds of several sizes with some grain."""
     import torch  # here, as --help needs this module and does without torch
     from PIL import Image
     from torch.nn import functional as F
 
-    folder = root / "class"
-    folder.mkdir()
     generator = torch.Generator().manual_seed(0)
-    for i in range(DIFFERENT_JPEGS):
+    for path in paths:
         picture = torch.full((1, 3, HEIGHT, WIDTH), 128.0)
         for cells, strength in ((3, 70), (6, 45), (12, 32), (24, 23), (48, 16), (96, 11), (192, 7)):
-            gray = torch.randn(1, 1, cells, cells * 4 // 3, generator=generator)
-            color = torch.randn(1, 3, cells, cells * 4 // 3, generator=generator)
+            gray, color = (torch.randn(1, n, cells, cells * 4 // 3, generator=generator) for n in (1, 3))
             picture += strength * F.interpolate(gray + 0.4 * color, (HEIGHT, WIDTH), mode="bicubic")
         picture += 5 * torch.randn(1, 1, HEIGHT, WIDTH, generator=generator)
         pixels = picture[0].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(folder / f"{i:06d}.jpg", quality=QUALITY)
-    for i in range(DIFFERENT_JPEGS, n):
-        os.link(folder / f"{i % DIFFERENT_JPEGS:06d}.jpg", folder / f"{i:06d}.jpg")
+        Image.fromarray(pixels).save(path, quality=QUALITY)
 
 
-def write_shards(root: Path, folder: Path, n: int, per_shard: int = 64) -> None:
+def write_shards(root: Path, folder: Path, n: int, per_shard: int = 1024) -> None:
     """Write the first `n` JPEGs of a folder, all of class 0, into tar files in WebDataset's layout."""
     root.mkdir()
     (root / "0.cls").write_text("0")

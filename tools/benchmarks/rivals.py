@@ -2,20 +2,21 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader, RandomSampler, default_collate
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
@@ -48,38 +49,12 @@ LENET = Job("lenet", batch_size=256, lr=0.01)
 LENET_28 = Job("lenet", channels=1, img_size=28, batch_size=256, lr=0.01)
 
 
-@dataclass
-class Transformed:
-    """A dataset of images in memory; workers of any start method can read it."""
-
-    images: Sequence[Any]
-    labels: Sequence[int]
-    transform: Callable[[Any], Tensor]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images[index]), self.labels[index]
-
-
-def cifar10(root: Path) -> Transformed:
+def cifar10(root: Path) -> CIFAR10:
     """Read CIFAR-10 by torchvision, without its checksums, as the images are random."""
-
-    class AnyFiles(CIFAR10):
-        train_list = [(name, None) for name, _ in CIFAR10.train_list]
-        test_list = [(name, None) for name, _ in CIFAR10.test_list]
-        meta = {**CIFAR10.meta, "md5": None}
-
-    steps = [
-        Image.fromarray,
-        transforms.RandomCrop(32, padding=4),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    ]
-    read = AnyFiles(root)
-    return Transformed(read.data, read.targets, transforms.Compose(steps))
+    normalize = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalize]
+    with patch("torchvision.datasets.cifar.check_integrity", return_value=True):
+        return CIFAR10(root, transform=transforms.Compose(steps))
 
 
 def new_loader(data: Any, batch_size: int, workers: int, *, endless: bool = True, **options: Any) -> DataLoader:
@@ -96,54 +71,51 @@ def sgd(model: nn.Module, job: Job) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=job.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
 
-# Plain PyTorch
-
-
 def bare(job: Job, turns: Turns | None) -> None:
     """Train on one batch in memory. Of several ranks, each has a part of it, and only rank 0 has turns."""
-    images = torch.randn(job.batch_size, job.channels, job.img_size, job.img_size, device=DEVICE)
-    labels = (torch.arange(job.batch_size) % 10).to(DEVICE)
-    model = job.new_model().to(DEVICE).train()
+    shape, model = (job.batch_size, job.channels, job.img_size, job.img_size), job.new_model().to(DEVICE)
+    batch: tuple[Tensor, ...] = torch.randn(shape), torch.arange(job.batch_size) % 10
     if "WORLD_SIZE" in os.environ:
         distributed.init_process_group("nccl" if DEVICE.type == "cuda" else "gloo")
         rank, n_ranks = distributed.get_rank(), distributed.get_world_size()
-        images, labels = (part.chunk(n_ranks)[rank].clone() for part in (images, labels))
+        batch = tuple(part.chunk(n_ranks)[rank].clone() for part in batch)
         model = DistributedDataParallel(model)
-    optimizer = sgd(model, job)
-    for _ in turns.counted(repeat(None), job.batch_size) if turns is not None else repeat(None):
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    batches = repeat(tuple(part.to(DEVICE) for part in batch))
+    _loop(model, sgd(model, job), batches if turns is None else turns.counted(batches, job.batch_size))
 
 
 def bare_evaluation(job: Job, n_images: int, turns: Turns) -> None:
     """Call the model on batches in memory."""
     model = job.new_model().to(DEVICE).eval()
     images = torch.randn(n_images, job.channels, job.img_size, job.img_size, device=DEVICE)
-    batches = chain.from_iterable(repeat(images.split(job.batch_size)))
     with torch.no_grad():
-        for batch in turns.counted(batches, job.batch_size):
+        for batch in turns.counted(chain.from_iterable(repeat(images.split(job.batch_size))), job.batch_size):
             model(batch)
 
 
 def plain_script(job: Job, turns: Turns) -> None:
     """Train by a script with torchvision's transforms and torch's DataLoader, a running loss and accuracy."""
-    model = job.new_model().to(DEVICE).train()
-    criterion, optimizer = nn.CrossEntropyLoss(), sgd(model, job)
-    scheduler = CosineAnnealingLR(optimizer, T_max=N_STEPS)
-    total_loss = n_right = n_seen = 0
-    for images, labels in turns.counted(cifar10_loader(job), job.batch_size):
+    model = job.new_model().to(DEVICE)
+    scheduler, totals = CosineAnnealingLR(sgd(model, job), T_max=N_STEPS), Counter[str]()
+
+    def after(loss: Any, logits: Tensor, labels: Tensor) -> None:
+        scheduler.step()
+        totals.update(loss=loss.item(), right=int((logits.argmax(1) == labels).sum()), seen=len(labels))
+
+    _loop(model, scheduler.optimizer, turns.counted(cifar10_loader(job), job.batch_size), after)
+
+
+def _loop(model: nn.Module, optimizer: Any, batches: Iterable[Any], after: Callable[..., None] | None = None) -> None:
+    model.train()
+    for images, labels in batches:
         images, labels = images.to(DEVICE, non_blocking=True), labels.to(DEVICE, non_blocking=True)
-        optimizer.zero_grad()
         logits = model(images)
-        loss = criterion(logits, labels)
+        loss = F.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
-        scheduler.step()
-        total_loss += loss.item() * len(images)
-        n_right += (logits.argmax(1) == labels).sum().item()
-        n_seen += len(images)
+        optimizer.zero_grad()
+        if after is not None:
+            after(loss, logits, labels)
 
 
 def resnet_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -170,44 +142,37 @@ def bare_saves(folder: Path, keep_last: int, turns: Turns) -> None:
         shutil.rmtree(folder / str(step - keep_last), ignore_errors=True)
 
 
-# Other packages
-
-
 def timm_loop(job: Job, turns: Turns) -> None:
     """Run the loop of timm's train.py, with its optimizer, schedule and meters, without its prefetcher."""
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
     from timm.utils import AverageMeter
 
-    loader, model = cifar10_loader(job), job.new_model().to(DEVICE)
+    loader, model, losses = cifar10_loader(job), job.new_model().to(DEVICE), AverageMeter()
     optimizer = create_optimizer_v2(model, opt="momentum", lr=job.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     data: Any = loader.dataset
-    per_epoch = len(data) // job.batch_size
-    scheduler, _ = create_scheduler_v2(
-        optimizer, sched="cosine", num_epochs=N_STEPS // per_epoch, step_on_epochs=False, updates_per_epoch=per_epoch
-    )
-    loss_fn = nn.CrossEntropyLoss().to(DEVICE)
-    losses = AverageMeter()
-    model.train()
-    optimizer.zero_grad()
-    for n_updates, (images, targets) in enumerate(turns.counted(loader, job.batch_size), start=1):
-        images, targets = images.to(DEVICE), targets.to(DEVICE)
-        loss = loss_fn(model(images), targets)
-        loss.backward()
-        optimizer.step()
-        losses.update(loss.item(), images.size(0))
-        optimizer.zero_grad()
-        scheduler.step_update(num_updates=n_updates, metric=losses.avg)
+    per_epoch, n_updates = len(data) // job.batch_size, count(1)
+    length: Any = {"num_epochs": N_STEPS // per_epoch, "step_on_epochs": False, "updates_per_epoch": per_epoch}
+    scheduler, _ = create_scheduler_v2(optimizer, sched="cosine", **length)
+
+    def after(loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        losses.update(loss.item(), len(labels))
+        scheduler.step_update(num_updates=next(n_updates), metric=losses.avg)
+
+    _loop(model, optimizer, turns.counted(loader, job.batch_size), after)
 
 
 def lightning(job: Job, turns: Turns) -> None:
     """Train by Lightning's Trainer, without logger, checkpoints and progress bar."""
-    from lightning import Callback, LightningModule, Trainer
+    from lightning import LightningModule, Trainer
 
     class Classifier(LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.model = job.new_model()
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            turns.tick(job.batch_size)
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             images, labels = batch
@@ -216,48 +181,32 @@ def lightning(job: Job, turns: Turns) -> None:
             return loss
 
         def configure_optimizers(self) -> Any:
-            optimizer = sgd(self, job)
-            scheduler = CosineAnnealingLR(optimizer, T_max=N_STEPS)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    class Steps(Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            turns.tick(job.batch_size)
+            scheduler = CosineAnnealingLR(sgd(self, job), T_max=N_STEPS)
+            return {"optimizer": scheduler.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     unused: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(max_epochs=-1, devices=1, callbacks=[Steps()], **unused)
-    trainer.fit(Classifier(), cifar10_loader(job, endless=False))
+    Trainer(max_epochs=-1, devices=1, **unused).fit(Classifier(), cifar10_loader(job, endless=False))
 
 
 def hf_trainer(job: Job, folder: Path, turns: Turns) -> None:
     """Train by the Trainer of Hugging Face transformers, without reports and checkpoints."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
-    class WithLoss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = job.new_model()
+    class Classifying(Trainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Any:
+            images, labels = inputs
+            return F.cross_entropy(model(images), labels)
 
-        def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            logits = self.model(pixel_values)
-            return {"loss": F.cross_entropy(logits, labels), "logits": logits}
-
-    class Steps(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
             turns.tick(job.batch_size)
+            return super().training_step(*args, **kwargs)
 
-    class WithLoader(Trainer):
         def get_train_dataloader(self) -> Any:
             """Replace the Trainer's method, which mistakes this project's folder datasets/ for the library of that name."""
-            return self.accelerator.prepare(cifar10_loader(job, endless=False, collate_fn=_by_name))
+            return self.accelerator.prepare(cifar10_loader(job, endless=False))
 
-    model = WithLoss()
+    model = job.new_model()
     unused: Any = {"max_grad_norm": 0, "save_strategy": "no", "report_to": [], "disable_tqdm": True}
     length: Any = {"max_steps": N_STEPS, "per_device_train_batch_size": job.batch_size}
     arguments = TrainingArguments(str(folder), learning_rate=job.lr, lr_scheduler_type="cosine", **length, **unused)
-    WithLoader(model, arguments, callbacks=[Steps()], optimizers=(sgd(model, job), None)).train()
-
-
-def _by_name(samples: list[Any]) -> dict[str, Tensor]:
-    images, labels = default_collate(samples)
-    return {"pixel_values": images, "labels": labels}
+    Classifying(model, arguments, optimizers=(sgd(model, job), None)).train()

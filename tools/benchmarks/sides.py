@@ -5,9 +5,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context, get_start_method, set_start_method
 from multiprocessing.connection import Connection
@@ -19,8 +19,9 @@ from unittest.mock import patch
 
 import psutil
 import torch
-from tqdm import tqdm
+from tqdm import trange
 
+from engine.config.command_line import is_installed
 from engine.config.errors import RunError
 from engine.devices.memory import peak_memory
 from tools.benchmarks.report import ROOT, Ratio, ratio
@@ -30,16 +31,17 @@ T = TypeVar("T")
 OURS = "this project"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TIMEOUT = 900.0  # seconds for a start or a turn
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"  # a program that computes
 
 
 @dataclass(frozen=True)
 class Length:
-    """The length of a race. A turn has at least so many steps and lasts at least so many seconds."""
+    """The length of a race."""
 
     warm_up: int  # steps
     turns: int
-    steps: int = 1
-    seconds: float = 0.0
+    steps: int = 1  # of a turn, at least
+    seconds: float = 0.0  # of a turn, at least
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,38 @@ class Turn:
     images: int
     seconds: float
     core_seconds: float  # of the process and its workers
-    peak_mib: float  # memory, since the start of the process
-    note: Any
+    peak_mib: float = 0.0  # memory, since the start of the process
+    note: Any = None
+
+    @property
+    def figures(self) -> tuple[float, float]:
+        """Return the CPU time per image, which other load on the machine changes little, and the images/s by the clock."""
+        return 1000 * self.core_seconds / self.images, self.images / self.seconds
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a race measured of one side: images/s, and more."""
+    """The turns of one side of a race."""
 
-    steady: float  # median of the turns
-    lowest: float
-    highest: float
-    cold: float  # since the start of the process
-    images: int  # in all turns
-    core_ms: float  # per image, of all cores; other load on the machine hardly changes it
-    peak_mib: float
-    note: Any  # from the warm-up
+    begin: Sequence[Turn]  # the start of the process, and its warm-up
+    quiet: Sequence[Turn]
+    busy: Sequence[Turn] = ()  # beside busy processes, each after a quiet one
+
+    @property
+    def steady(self) -> float:
+        """Return the images/s of the quiet turns."""
+        return median(turn.images / turn.seconds for turn in self.quiet)
+
+    @property
+    def cold(self) -> list[Turn]:
+        """Return the quiet turns as one, which begins with the process."""
+        values = zip(*((turn.images, turn.seconds, turn.core_seconds) for turn in (*self.begin, *self.quiet)), strict=True)
+        return [Turn(*map(sum, values))]
+
+    @property
+    def kept(self) -> float:
+        """Return the share of images/s that busy processes leave."""
+        return medians(self.busy, self.quiet, 1)[2]
 
 
 class Turns:
@@ -79,13 +97,11 @@ class Turns:
         if self._steps <= 0 and time.perf_counter() - self._begin >= self._seconds:
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - self._begin
-            cores = _core_seconds() - self._begin_cores
+            seconds, cores = time.perf_counter() - self._begin, _core_seconds() - self._begin_cores
             self._connection.send(Turn(self._images, seconds, cores, peak_memory(DEVICE), self.note))
             self.note, self._images = None, 0
             self._steps, self._seconds = self._connection.recv()
-            self._begin_cores = _core_seconds()
-            self._begin = time.perf_counter()
+            self._begin_cores, self._begin = _core_seconds(), time.perf_counter()
         self._steps -= 1
         self._images += n_images
 
@@ -103,12 +119,12 @@ class Turns:
 
 
 def _core_seconds() -> float:
-    """Return the CPU time of this process and its workers."""
-    total = time.process_time()
+    """Return the CPU time of this process and its workers, also of those that have ended."""
+    ended = os.times()
+    total = time.process_time() + ended.children_user + ended.children_system
     for worker in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it has just ended
-            times = worker.cpu_times()
-            total += times.user + times.system
+            total += sum(worker.cpu_times()[:4])  # user and system, and those of its ended children
     return total
 
 
@@ -119,8 +135,7 @@ class Side:
     """A process that is stopped, with all of its workers, except during its turns."""
 
     def __init__(self, name: str, work: Work, threads: int) -> None:
-        self.name = name
-        begin, context = time.perf_counter(), get_context("spawn")
+        self.name, begin, context = name, time.perf_counter(), get_context("spawn")
         self._connection, childs_end = context.Pipe()
         self._process = context.Process(target=_in_child, args=(childs_end, work, get_start_method()))
         quiet = os.environ.get("PYTHONWARNINGS", "ignore:resource_tracker")  # it reports what a killed process left behind
@@ -128,21 +143,22 @@ class Side:
             self._process.start()
         childs_end.close()
         try:
-            self._receive()
+            started = self._receive()
         except BaseException:
             self.close()
             raise
-        self.start_seconds = time.perf_counter() - begin
-        self.images, self.seconds = 0, self.start_seconds  # since the start of the process, without the pauses
+        self.start = replace(started, seconds=time.perf_counter() - begin)
         self._for_all(psutil.Process.suspend)
 
-    def turn(self, steps: int, seconds: float = 0.0) -> Turn:
-        self._for_all(psutil.Process.resume)
+    def both_turns(self, length: Length, others: Sequence[psutil.Process]) -> list[Turn]:
+        return [self.turn(length.steps, length.seconds, beside) for beside in ([[], others] if others else [[]])]
+
+    def turn(self, steps: int, seconds: float = 0.0, beside: Sequence[psutil.Process] = ()) -> Turn:
+        """Let the side work, and the processes `beside` too."""
+        self._for_all(psutil.Process.resume, beside)
         self._connection.send((steps, seconds))
         turn = self._receive()
-        self._for_all(psutil.Process.suspend)
-        self.images += turn.images
-        self.seconds += turn.seconds
+        self._for_all(psutil.Process.suspend, beside)
         return turn
 
     def close(self) -> None:
@@ -150,23 +166,20 @@ class Side:
         self._process.join()
 
     def _receive(self) -> Turn:
-        if not self._connection.poll(TIMEOUT):
-            raise RunError(f"{self.name}: no report for {TIMEOUT:.0f} seconds")
         try:
-            received = self._connection.recv()
+            received = self._connection.recv() if self._connection.poll(TIMEOUT) else f"no report for {TIMEOUT:.0f} seconds"
         except EOFError:
             self._process.join()
-            raise RunError(f"{self.name}: its process ended with exit code {self._process.exitcode}") from None
+            received = f"its process ended with exit code {self._process.exitcode}"
         if isinstance(received, str):
             raise RunError(f"{self.name} failed:\n{received}")
         return received
 
-    def _for_all(self, action: Callable[[psutil.Process], None]) -> None:
-        if self._process.is_alive():
-            process = psutil.Process(self._process.pid)
-            for one in (process, *process.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):  # it has just ended
-                    action(one)
+    def _for_all(self, action: Callable[[psutil.Process], None], beside: Sequence[psutil.Process] = ()) -> None:
+        mine = [psutil.Process(self._process.pid)] if self._process.is_alive() else []
+        for one in (*mine, *(child for process in mine for child in process.children(recursive=True)), *beside):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                action(one)
 
 
 def _in_child(connection: Connection, work: Work, start_method: str) -> None:
@@ -185,52 +198,65 @@ def _in_child(connection: Connection, work: Work, start_method: str) -> None:
 
 def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str) -> dict[str, list[T]]:
     """Call every action once per round and return the results by action."""
-    results: dict[str, list[T]] = {name: [] for name in actions}
-    for name in tqdm([*actions] * rounds, desc=title, leave=False, disable=not sys.stderr.isatty()):
-        results[name].append(actions[name]())
-    return results
+    results = [[action() for action in actions.values()] for _ in trange(rounds, desc=title, leave=False, disable=None)]
+    return dict(zip(actions, map(list, zip(*results, strict=True)), strict=True))
 
 
-def race(works: Mapping[str, Work], length: Length, threads: int, title: str) -> dict[str, Speed]:
-    """Start all sides, warm them up, and measure their speeds while they take turns."""
+def race(works: Mapping[str, Work], length: Length, threads: int, title: str, n_busy: int = 0) -> dict[str, Speed]:
+    """Start all sides, warm them up, and measure them in turns, each also beside busy processes if there are any."""
     with ExitStack() as stack:
+        others = [psutil.Popen([sys.executable, "-c", BUSY], preexec_fn=getattr(os, "setpgrp", None)) for _ in range(n_busy)]
+        for other in others:
+            stack.callback(other.kill)
+            other.suspend()
         sides = {name: stack.enter_context(closing(Side(name, work, threads))) for name, work in works.items()}
-        notes = {name: side.turn(length.warm_up).note for name, side in sides.items()}
-        actions = {name: partial(side.turn, length.steps, length.seconds) for name, side in sides.items()}
-        results = take_turns(length.turns, actions, title)
-    speeds = {}
-    for name, turns in results.items():
-        rates = [turn.images / turn.seconds for turn in turns]
-        core_ms = median(1000 * turn.core_seconds / turn.images for turn in turns)
-        images, cold = sum(turn.images for turn in turns), sides[name].images / sides[name].seconds
-        speed = Speed(median(rates), min(rates), max(rates), cold, images, core_ms, turns[-1].peak_mib, notes[name])
-        speeds[name] = speed
-    return speeds
+        begins = {name: [side.start, side.turn(length.warm_up)] for name, side in sides.items()}
+        actions = {name: partial(side.both_turns, length, others) for name, side in sides.items()}
+        rounds = take_turns(length.turns, actions, title)
+    return {name: Speed(begins[name], *zip(*rounds[name], strict=True)) for name in works}
 
 
-def speed_ratio(
-    what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None, *, ours: str = OURS, cold: bool = False
-) -> Ratio:
-    """Compare two speeds of a race: the steady ones, or those since the start of the processes."""
-    mine, theirs = ((speed.cold if cold else speed.steady) for speed in (speeds[ours], speeds[rival]))
-    return ratio(what, rival, "images/s", mine, theirs, at_least=at_least)
+def speed_ratios(
+    what: str, rival: str, speeds: Mapping[str, Speed], at_least: float | None = None, *, ours: str = OURS, kept: bool = False
+) -> list[Ratio]:
+    """Compare two sides of a race, also beside busy processes if there were any; `kept`: and the speed that these leave."""
+    mine, theirs = speeds[ours], speeds[rival]
+    ratios = [speed_ratio(what, rival, mine.quiet, theirs.quiet, at_least)]
+    if mine.busy:
+        ratios.append(speed_ratio(f"{what}; beside busy processes", rival, mine.busy, theirs.busy))
+    what = f"{what}: share of the idle speed kept beside busy processes"
+    for name, share, aim in ((rival, theirs.kept, 1.0), ("all of it", 1.0, 0.4)) if mine.busy and kept else ():
+        ratios.append(ratio(what, name, "", mine.kept, share, at_least=aim))
+    return ratios
+
+
+def speed_ratio(what: str, rival: str, mine: Sequence[Turn], theirs: Sequence[Turn], at_least: float | None = None) -> Ratio:
+    ours, other, times = medians(mine, theirs, 0)
+    return Ratio(what, rival, "core ms/image", ours, other, 1 / times, at_least, None, medians(mine, theirs, 1))
+
+
+def medians(mine: Sequence[Turn], theirs: Sequence[Turn], i: int) -> tuple[float, float, float]:
+    """Return the medians of one of the figures, and the median of its ratios in each round."""
+    rounds = [(one.figures[i], other.figures[i]) for one, other in zip(mine, theirs, strict=True)]
+    return *map(median, zip(*rounds, strict=True)), median(one / other for one, other in rounds)
+
+
+def installed(works: Mapping[str, Work], modules: Mapping[str, str]) -> tuple[dict[str, Work], list[str]]:
+    """Return the works whose module is installed, and a line about each of the others."""
+    missing = {name: modules[name] for name in works if name in modules and not is_installed(modules[name])}
+    present = {name: work for name, work in works.items() if name not in missing}
+    return present, [f"{name}, as {module} is not installed" for name, module in missing.items()]
 
 
 def run_python(words: list[str], until: Path | None = None) -> float:
     """Run a Python program until it ends or the file `until` has content, and return the seconds."""
-    with TemporaryFile("w+") as output:
-        begin = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=output, stderr=output)
-        try:
-            while time.perf_counter() - begin < TIMEOUT:
-                exit_code = process.poll()
-                if exit_code == 0 if until is None else until.exists() and until.stat().st_size > 0:
-                    return time.perf_counter() - begin
-                if exit_code is not None:
-                    break
-                time.sleep(0.002)
-        finally:
-            process.kill()
-            process.wait()
-        output.seek(0)
-        raise RunError(f"python {' '.join(words)} failed:\n{output.read()}")
+    begin, command = time.perf_counter(), [sys.executable, *words]
+    with TemporaryFile("w+") as output, subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as process:
+        while process.poll() is None and not (until and until.exists() and until.stat().st_size):
+            time.sleep(0.002)
+        seconds, failed = time.perf_counter() - begin, process.poll() or (until and not until.exists())
+        process.kill()
+        if failed:
+            output.seek(0)
+            raise RunError(f"python {' '.join(words)} failed:\n{output.read()}")
+    return seconds
