@@ -37,6 +37,10 @@ COMMANDS = {  # a description and details
 Images are random, of the size of the config's dataset. Memory is the peak of the process, or of the GPU. --tune tries precisions
 and layouts, then torch.compile (not with --quick), then numbers of threads. It keeps a setting that is clearly faster and agrees
 with fp32: in the loss of the first update, and in its change of the weights. Its last lines go into the config.""",
+    "batch": """Find the largest micro-batch that fits the device; the global batch and its updates stay the same.
+
+Each size is tried by a process of its own, which may run out of memory: three updates on random images of the size of the
+config's dataset. Sizes divide the batch into equal parts. On a CPU, memory is what is free, or --max_memory.""",
     "training": """Compare training by the engine with a bare loop, a plain script, and the trainers of other packages.
 
 All train the same model on the same random images in CIFAR-10's files, by SGD with momentum and a cosine schedule. "steady"
@@ -54,10 +58,10 @@ in it, as one class, under as many names as are needed.""",
     "growth": "Compare training and its start with more samples and after more steps with few; write 2 GB of temporary files.",
     "checkpoint": "Compare a verified checkpoint of ResNet-18 and its momentum with a bare save, and with the time of an epoch.",
 }
-IN_OWN_MODULE = ("model", "training", "data")  # the others are in tools/benchmarks/loops.py
-WITHOUT_THREADS = ("all", "start", "ranks")
+IN_OWN_MODULE = ("model", "batch", "training", "data")  # the others are in tools/benchmarks/loops.py
+WITHOUT_THREADS = ("all", "batch", "start", "ranks")
 WITH_BUSY = ("training", "data", "evaluation")
-WITH_KEYS = ("model", "training")  # config keys as options
+WITH_KEYS = ("model", "batch", "training")  # config keys as options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +93,7 @@ def run(argv: Sequence[str]) -> tuple[Report, Namespace]:
 def everything(options: Options) -> Report:
     begin, measured, tuned = time.time(), dict[str, dict[str, Any]](), list[str]()
     tune = ["--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size", str(options.choose(*RESNET_BATCH))]
-    for what in [name for name in COMMANDS if name != "all"]:
+    for what in [name for name in COMMANDS if name not in ("all", "batch")]:
         print(f"{what} ...", file=sys.stderr, flush=True)
         words = {"model": tune, "training": tuned}.get(what, []) + (["--busy", "2"] if what in WITH_BUSY else [])
         measured[what] = run([what, *words, *(["--quick"] if options.quick else [])])[0].json
@@ -114,8 +118,11 @@ def add_options(command: ArgumentParser, name: str) -> None:
     elif name == "data":
         add("--images", type=Path, metavar="FOLDER", help="JPEGs of your own (default: generated images)")
         add("--num_workers", type=int, default=2, help="for images in files (default: 2)")
-    elif name == "model":
+    if name in ("model", "batch"):
         add("-c", "--config", help="a YAML of configs/; without it, LeNet on digits")
+    if name == "batch":
+        add("--max_memory", type=float, metavar="GIB", help="of the training (default: what is free)")
+    elif name == "model":
         add("--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, and train.batch_size")
         add("--precisions", nargs="+", choices=get_args(Precision), help="default: all that run here")
         add("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS), help="default: both")

@@ -32,10 +32,14 @@ def explained(train: TrainConfig, accelerator: Accelerator) -> Iterator[None]:
         raise RunError(message) from error
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
 def _explain(error: Exception, train: TrainConfig, accelerator: Accelerator) -> str | None:
     text = str(error)
     first_line = text.partition("\n")[0]
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         per_device = train.batch_size // accelerator.num_processes
         at_once = min(train.micro_batch_size or per_device, per_device)
         remedy = f"--train.micro_batch_size {max(1, at_once // 2)} takes the same steps with less memory"

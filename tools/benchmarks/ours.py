@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
-from itertools import count, repeat
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +20,7 @@ from engine.build import Run, build, dataset_spec
 from engine.config.resolve import ResolvedConfig
 from engine.config.schema import TrainConfig
 from engine.devices.accelerator import make_accelerator
+from engine.devices.memory import peak_memory
 from engine.run.checkpoint import Checkpoints
 from engine.train import evaluate_split, train_batches
 from tools.benchmarks.report import ROOT
@@ -82,6 +83,15 @@ def update(config: str | Path | None, keys: Keys, turns: Turns) -> None:
         if run.state.step == 1:
             loss = float(run.state.window["loss"] / run.state.window["weight"])
             turns.note = {"loss": loss, "change": (_sample_weights(run) - before).tolist()}
+
+
+def peak_of_updates(config: str | Path | None, keys: Keys, n: int) -> float:
+    """Return the peak memory in MiB after `n` updates on random images."""
+    run = _build_on_random_images(config, keys)
+    run.model.train()
+    for batch in islice(train_batches(run, first=0), n):
+        run.update(run.state, batch, measure=False)
+    return peak_memory(run.accelerator.device)
 
 
 def infer(config: str | Path | None, keys: Keys, turns: Turns) -> None:
