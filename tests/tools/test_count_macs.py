@@ -99,16 +99,6 @@ def test_an_operation_that_only_torch_counts_is_reported(tmp_path):
     assert "Gated: fvcore counts 80 multiply-adds of convolutions, products and attention, torch 592" in finished.stderr
 
 
-@pytest.mark.slow
-def test_without_arguments_every_model_is_counted_at_two_sizes(capsys, caplog):
-    rows = {row["model"]: row for row in count(capsys)}
-    assert sorted(rows) == list_models()
-    assert all(row["family"] and row["paper"] and row["checked_against"] for row in rows.values())
-    assert "fvcore counts" not in caplog.text
-    assert rows["resnet18"]["own_size"]["macs"] == pytest.approx(1.82e9, rel=0.01)
-    assert rows["resnet18"]["at_32x32"]["macs"] == pytest.approx(0.56e9, rel=0.01)
-
-
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
