@@ -38,8 +38,8 @@ from engine.config.rules import check_n_classes
 from engine.config.schema import Config, TrainConfig
 from engine.config.text import printable
 from engine.devices.agreement import on_main
+from engine.devices.blocks import compile_blocks, recompute_blocks
 from engine.devices.memory import keep_freed_memory
-from engine.devices.recompute import compile_blocks, recompute_blocks
 from engine.devices.sharding import is_sharded
 from engine.evaluate import readable
 from engine.optim.averaging import averaging_decay, make_average

@@ -8,10 +8,10 @@ import torch
 from engine import ConfigError, load_config
 from engine.build import _compiled
 from engine.devices.accelerator import seed_device
-from engine.devices.recompute import compile_blocks, recompute_blocks
+from engine.devices.blocks import compile_blocks, recompute_blocks
 from engine.run.macs import count
 from models import create_model
-from tests.engine.devices.test_recompute import assert_same_gradients_and_buffers, forward_backward
+from tests.engine.devices.test_blocks import assert_same_gradients_and_buffers, forward_backward
 from tests.running import run_main, weights
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))

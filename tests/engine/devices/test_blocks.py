@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from engine.devices.recompute import recompute_blocks
+from engine.devices.blocks import recompute_blocks
 from models import create_model
 
 SMALL = {"n_classes": 4, "img_size": 32}
