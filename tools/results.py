@@ -23,7 +23,7 @@ from engine.config.command_line import parse_overrides, run_tool
 from engine.config.errors import ConfigError, RunError
 from engine.plugins import Parser
 from tools.comparison.runs import RunRecord, read_run
-from tools.comparison.training import Variant, train_all
+from tools.comparison.training import Variant, is_done, train_all
 from tools.tables import duration, markdown, print_lines, write_text, writing
 
 EXAMPLES = """
@@ -102,12 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.picture:
         draw(rows, args.picture)
         return 0
-    folders = dict(_data_option(word) for word in args.data)
-    chosen = [(row, seed) for row in rows for seed in row.seeds if not args.seed or seed in args.seed]
-    failed = [problem for row, seed in chosen if (problem := train(row, seed, folders, args.runs))]
-    if failed:
-        raise RunError("not measured: " + "; ".join(failed))
-    return 0
+    jobs = [(row, seed) for row in rows for seed in row.seeds if not args.seed or seed in args.seed]
+    if not jobs:
+        raise ConfigError(
+            f"--seed {args.seed[0]}: the rows have the seeds {sorted({seed for row in rows for seed in row.seeds})}"
+        )
+    return _train_all(jobs, _data_folders(args.data), args.runs)
 
 
 def read_rows() -> list[Row]:
@@ -120,12 +120,18 @@ def _chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
     return [row for row in rows if not names or row.name in names]
 
 
-def _data_option(word: str) -> tuple[str, tuple[str, str]]:
-    name, equals, rest = word.partition("=")
-    folder, _, note = rest.partition(":")
-    if not equals or not folder:
-        raise ConfigError(f"--data {word}: expected NAME=FOLDER or NAME=FOLDER:NOTE")
-    return name, (str(Path(folder).expanduser().absolute()), note)
+def _data_folders(words: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the folder and the note of each dataset in NAME=FOLDER:NOTE."""
+    from datasets import list_datasets  # imports torch, which --list needn't
+
+    folders = {}
+    for word in words:
+        name, _, rest = word.partition("=")
+        folder, _, note = rest.partition(":")
+        if not folder or name not in list_datasets():
+            raise ConfigError(f"--data {word}: expected NAME=FOLDER or NAME=FOLDER:NOTE, with NAME one of {list_datasets()}")
+        folders[name] = (str(Path(folder).expanduser().absolute()), note)
+    return folders
 
 
 def _status(row: Row) -> str:
@@ -138,9 +144,24 @@ def _status(row: Row) -> str:
 # Training
 
 
-def train(row: Row, seed: int, folders: Mapping[str, tuple[str, str]], runs: Path) -> str | None:
-    """Train one seed of a row, unless it has been measured here, and keep the result. Return why that failed."""
-    from engine import load_config  # imports torch, which --list needn't
+def _train_all(jobs: Sequence[tuple[Row, int]], folders: Mapping[str, tuple[str, str]], runs: Path) -> int:
+    """Train one seed after the other. A failure doesn't stop the others, a signal does."""
+    failures = []
+    for row, seed in jobs:
+        signum, failure = train(row, seed, folders, runs)
+        if signum:
+            print_lines(f"interrupted: {failure}; the same command continues", file=sys.stderr)
+            return 128 + signum
+        failures += [failure] if failure else []
+    if failures:
+        raise RunError("not measured: " + "; ".join(failures))
+    return 0
+
+
+def train(row: Row, seed: int, folders: Mapping[str, tuple[str, str]], runs: Path) -> tuple[int, str | None]:
+    """Train one seed of a row, unless it has been measured here, and keep the result. Return the signal that ended it, and why
+    there is no result."""
+    from engine import load_config  # imports torch
 
     path = ROOT / "configs" / f"{row.config}.yaml"
     overrides = {**parse_overrides(shlex.split(row.args)), "seed": seed}
@@ -149,17 +170,17 @@ def train(row: Row, seed: int, folders: Mapping[str, tuple[str, str]], runs: Pat
     command = f"python main.py -c configs/{row.config}.yaml {row.args}".rstrip() + f" --seed {seed}"
     if any(run.where == _here() for run in read_measured() if (run.row, run.seed) == (row.name, seed)):
         print_lines(f"{row.name}, seed {seed}: measured before")
-        return None
+        return 0, None
     if folder:
         overrides |= {"data.dataroot": folder, "data.verify": False, "data.download": False}
     variant = Variant(f"{row.name}-seed-{seed}", path, overrides, runs / f"{row.name}-seed-{seed}")
-    _, incomplete = train_all([variant], [{}], [])
-    if incomplete:
-        return f"{row.name}, seed {seed}: {incomplete[variant.name]}"
+    signum, incomplete = train_all([] if is_done(variant) else [variant], [{}], [])
+    if signum or incomplete:
+        return signum, f"{row.name}, seed {seed}: {incomplete.get(variant.name)}"
     result = measured_in(read_run(variant.folder, variant.name), row, data, note, command)
     write_text(result.file, json.dumps(vars(result)) + "\n")
     print_lines(f"{row.name}, seed {seed}: {100 * result.value:.2f} % {result.metric} after {duration(result.wall_time)}")
-    return None
+    return 0, None
 
 
 def _here() -> str:

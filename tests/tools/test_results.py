@@ -104,6 +104,8 @@ def test_the_picture_shows_every_row(folder):
     [
         (["nothing"], "no row nothing in results.yaml; there are quick, absent"),
         (["--data", "MNIST"], "--data MNIST: expected NAME=F"),
+        (["--data", "MNITS=a"], "one of ["),
+        (["--seed", "7"], "the seeds [1, 2]"),
     ],
 )
 def test_a_mistake_is_one_line(argv, message, capsys):
@@ -115,6 +117,19 @@ def test_a_damaged_file_is_named(folder, capsys):
     (folder / "measured" / "quick-seed-1-000000.json").write_text("{}")
     assert run("--list") == 1
     assert "quick-seed-1-000000.json is damaged" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_the_training_that_it_interrupts(monkeypatch, capsys):
+    begun = []
+
+    def interrupted(variants, *_):
+        begun.extend(variants)
+        return 2, {variants[0].name: "interrupted at step 3"}
+
+    monkeypatch.setattr(results, "train_all", interrupted)
+    assert run("quick") == 130
+    assert len(begun) == 1
+    assert "quick, seed 1: interrupted at step 3; the same command continues" in capsys.readouterr().err
 
 
 @pytest.mark.slow
