@@ -39,8 +39,8 @@ and layouts, then torch.compile (not with --quick), then numbers of threads. It 
 with fp32: in the loss of the first update, and in its change of the weights. Its last lines go into the config.""",
     "batch": """Find the largest micro-batch that fits the device; the global batch and its updates stay the same.
 
-Each size is tried by a process of its own, which may run out of memory: three updates on random images of the size of the
-config's dataset. Sizes divide the batch into equal parts. On a CPU, memory is what is free, or --max_memory.""",
+For each size, a separate process makes three updates on random images of the size of the config's dataset; it may run out of
+memory. Sizes divide the batch into equal parts. On a CPU, memory is what is free, or --max_memory.""",
     "training": """Compare training by the engine with a bare loop, a plain script, and the trainers of other packages.
 
 All train the same model on the same random images in CIFAR-10's files, by SGD with momentum and a cosine schedule. "steady"

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ def measure(options: Options) -> Report:
     config = ours.load_config(options.config, options.overrides)
     if config.task != "classification":
         raise ConfigError("task", f"{config.task}: this benchmark measures models for classification only")
+    if "train.micro_batch_size" in options.overrides:
+        raise ConfigError("--train.micro_batch_size", "it is what this benchmark finds", "leave it out")
     n, limit = config.train.batch_size, int(options.max_memory * GIB) if options.max_memory else None
     sizes = sorted({-(-n // parts) for parts in range(1, n + 1)})  # equal parts: a size between two needs as many of them
     fits = partial(fits_in_a_process, options.config, options.overrides, limit)
@@ -59,13 +62,16 @@ def fits_in_a_process(config: str | None, keys: dict[str, Any], limit: int | Non
         outcome = receiver.recv()
     except EOFError:
         outcome = None  # killed: by the kernel, or by a library that can't allocate
-    process.join()
+    finally:  # also after Ctrl-C
+        process.kill()
+        process.join()
     if isinstance(outcome, str):
         raise RunError(outcome)
     return outcome
 
 
 def _update(config: str | None, keys: dict[str, Any], limit: int | None, sender: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     try:
         _limit_memory(limit)
         sender.send(ours.peak_of_updates(config, keys, N_UPDATES))
