@@ -190,12 +190,12 @@ class _Labels:
         return BoxedFiles(np.array([os.fsencode(path) for path in images]), objects, normalized=True)
 
     def warn_of_others(self, images: Iterable[str]) -> None:
-        """Name in a warning the files in folders of labels that are of no image."""
+        """Warn of label files without an image."""
         read = {self._file_of(image) for image in images}
         folders = {folder for folder in map(os.path.dirname, read) if f"{os.sep}labels" in folder and os.path.isdir(folder)}
         present = {entry.path for folder in folders for entry in os.scandir(folder) if entry.name.endswith(".txt")}
         if others := sorted(path for path in present - read if os.path.basename(path) != "classes.txt"):
-            log.warning("%d files of labels are of no image, such as %s", len(others), one_line(others[0]))
+            log.warning("%d label files have no image, such as %s", len(others), one_line(others[0]))
 
     def _file_of(self, image: str) -> str:
         before, is_in_images, after = image[len(self.root) :].rpartition(f"{os.sep}images{os.sep}")

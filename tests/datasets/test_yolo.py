@@ -113,7 +113,7 @@ class TestLabels:
     def test_labels_without_an_image_are_a_warning(self, root, caplog):
         (root / "labels" / "val" / "lost.txt").touch()
         yolo(root)
-        assert f"1 files of labels are of no image, such as {root}/labels/val/lost.txt" in caplog.text
+        assert f"1 label files have no image, such as {root}/labels/val/lost.txt" in caplog.text
 
     def test_an_evaluation_shares_the_images_among_ranks(self, root):
         split = yolo(root).train
