@@ -72,18 +72,20 @@ def _models() -> str:
     return model_tables(of_models())
 
 
-def _gpus() -> str:
-    """Return the tables of all measurements on a GPU, each with the machine."""
+def _on_gpu(file: str) -> str:
+    """Return the table of a measurement on a GPU and name the machine."""
     from tools.tables import markdown
 
-    measured = [json.loads(path.read_text()) for path in sorted(MEASURED.glob("gpu-*.json"))]
-    tables = [f"{each['machine']}:\n\n{markdown(each['table'], right=range(1, 4))}" for each in measured]
-    return "\n\n".join(tables) or "Not measured yet."
+    if not (path := MEASURED / file).is_file():
+        return "Not measured yet."
+    measured = json.loads(path.read_text())
+    return f"{measured['machine']}:\n\n{markdown(measured['table'], right=range(1, len(measured['table'][0]) - 1))}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "python tools/count_macs.py": _models,
-    "python tools/gpu_speed.py": _gpus,
+    "python tools/gpu_speed.py": partial(_on_gpu, "gpu-speed.json"),
+    "python tools/gpu_results.py": partial(_on_gpu, "gpu-results.json"),
     "make faults": (MEASURED / "faults.md").read_text,
     "make results": partial(results.table, "classification"),
     "make results: short": partial(results.table, "classification", short=True),

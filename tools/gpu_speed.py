@@ -5,7 +5,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._inductor.config as inductor
 from PIL import Image
 from torch.nn import functional as F
 
@@ -28,7 +31,7 @@ from engine.config.command_line import run_tool
 from engine.config.errors import RunError
 from engine.config.resolve import ResolvedConfig
 from engine.plugins import Parser
-from tools.document import MEASURED
+from tools.document import MEASURED, ROOT
 from tools.tables import plain, print_lines, write_text
 
 EXAMPLES = """
@@ -40,48 +43,74 @@ examples:
 """
 PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362}  # TFLOP/s in bf16, dense
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::item", "Memcpy DtoH")
-Measured = tuple[float, float, str]  # this project, the other, details
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="gpu_speed.py", description=__doc__, epilog=EXAMPLES)
+    args = parse("gpu_speed.py", __doc__, EXAMPLES, MEASURED / "gpu-speed.json", argv)
+    card = open_device(args.device)
+    inductor.force_disable_caches = True  # each part compiles, whatever was compiled before
+    DATASETS.entries["random", "classes"] = DatasetSpec("random", random_images, 3, 224, (0.5,) * 3, (0.25,) * 3, 10, hflip=True)
+    return measure(["part", "this project", "the other", "ratio", "details"], parts(args.quick, card), args, card)
+
+
+# What every table of measurements on a GPU has
+
+
+def parse(program: str, doc: str | None, examples: str, output: Path, argv: Sequence[str] | None, *more: Any) -> Namespace:
+    parser = Parser(prog=program, description=doc, epilog=examples)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     parser.add_argument("--quick", action="store_true", help="small images and few updates, not compiled")
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no part that would take longer (default: 9)")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=MEASURED / "gpu-speed.json", help="default: docs/measured/gpu-speed.json"
-    )
-    args, start = parser.parse_args(argv), time.monotonic()
-    if args.device == "cpu":
+    shown = output.relative_to(ROOT)
+    parser.add_argument("-o", "--output", type=Path, default=output, metavar="FILE", help=f"default: {shown}")
+    for name, options in more:
+        parser.add_argument(name, **options)
+    return parser.parse_args(argv)
+
+
+def open_device(device: str) -> str:
+    """Return the name of the GPU, or hide all of them."""
+    if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif not torch.cuda.is_available():
+        return "CPU"
+    if not torch.cuda.is_available():
         raise RunError("there is no CUDA device; --device cpu --quick tries this program")
-    card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
-    DATASETS.entries["random", "classes"] = DatasetSpec("random", random_images, 3, 224, (0.5,) * 3, (0.25,) * 3, 10, hflip=True)
-    table = [["part", "this project", "the other", "ratio", "details"]]
-    for name, (seconds, part) in parts(args.quick, card).items():
+    return torch.cuda.get_device_name()
+
+
+def measure(head: list[str], parts: Mapping[str, tuple[int, Callable[[Path], list[str]]]], args: Namespace, card: str) -> int:
+    """Fill a table with the parts for which there is time. After each the file is complete so far."""
+    start, table = time.monotonic(), [head]
+    for name, (seconds, part) in parts.items():
         is_late = time.monotonic() - start + seconds / (20 if args.quick else 1) > 60 * args.minutes
-        table.append([name, *(["", "", "", "not measured: no time left"] if is_late else measured(part))])
+        table.append([name, *(only_details(head, "not measured: no time left") if is_late else measured(head, part))])
         machine = f"{card}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%F')}"
         machine += f", in {time.monotonic() - start:.0f} s"
         write_text(args.output, json.dumps({"machine": machine, "table": table}, indent=1) + "\n")
         print_lines(", ".join(filter(None, table[-1])), flush=True)
-    print_lines(plain(table, right=range(1, 4)))
+    print_lines(plain(table, right=range(1, len(head) - 1)))
     return 0
 
 
-def measured(part: Callable[[Path], Measured]) -> list[str]:
+def measured(head: list[str], part: Callable[[Path], list[str]]) -> list[str]:
     """Return the cells of a part. What it raises becomes its result, so that the others are measured too."""
     torch.compiler.reset()
     try:
         with TemporaryDirectory() as folder:
-            ours, other, details = part(Path(folder))
+            return part(Path(folder))
     except Exception as error:
-        return ["", "", "", f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
-    return [f"{ours:,.4g}", f"{other:,.4g}", f"{ours / other:.2f}", details]
+        traceback.print_exc()
+        return only_details(head, f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
-def parts(quick: bool, card: str) -> dict[str, tuple[int, Callable[[Path], Measured]]]:
+def only_details(head: list[str], details: str) -> list[str]:
+    return [*[""] * (len(head) - 2), details]
+
+
+# The parts
+
+
+def parts(quick: bool, card: str) -> dict[str, tuple[int, Callable[[Path], list[str]]]]:
     """Return each part with the seconds that it takes on an H100."""
     small = partial(config_of, quick, "resnet18", 32, 4 if quick else 512, **{"model.first_block": "cifar10"})
     half: Any = partial(small, **{"train.batch_size": 2 if quick else 256})
@@ -109,8 +138,10 @@ def config_of(quick: bool, model: str, img_size: int, batch_size: int, **keys: A
 
 
 def random_images(source: Source) -> Loaded:
-    shape = 1024, 3, source.img_size or 224, source.img_size or 224
-    split = Images(torch.randint(0, 256, shape, dtype=torch.uint8), torch.arange(1024) % 10)
+    """Return as many images as CIFAR-10 has, or as fit in half a GB, so that an epoch has many updates."""
+    pixels = 3 * (source.img_size or 224) ** 2
+    n, side = min(50_000, 2**29 // pixels), source.img_size or 224
+    split = Images(torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8), torch.arange(n) % 10)
     return Loaded(split, split.subset(torch.arange(16)), tuple(f"class {i}" for i in range(10)))
 
 
@@ -121,13 +152,13 @@ def engine_speed(config: ResolvedConfig, folder: Path) -> tuple[float, float]:
     return median([line["train/images_per_sec"] for line in lines if "train/images_per_sec" in line][1:]), lines[0]["elapsed"]
 
 
-def beside(ours: ResolvedConfig, other: ResolvedConfig, folder: Path) -> Measured:
+def beside(ours: ResolvedConfig, other: ResolvedConfig, folder: Path) -> list[str]:
     """Compare the engine under two configs."""
     (speed, start), (other_speed, other_start) = engine_speed(ours, folder / "1"), engine_speed(other, folder / "2")
-    return speed, other_speed, f"images/s; the first updates took {start:.1f} s and {other_start:.1f} s"
+    return compared(speed, other_speed, f"images/s; the first updates took {start:.1f} s and {other_start:.1f} s")
 
 
-def beside_bare(config: ResolvedConfig, card: str, folder: Path) -> Measured:
+def beside_bare(config: ResolvedConfig, card: str, folder: Path) -> list[str]:
     """Compare the engine with a loop on one batch, which does the same computation and nothing else."""
     ours, macs = engine_speed(config, folder)[0], json.loads((folder / "results.json").read_text())["macs"]
     device, size, n = "cpu" if card == "CPU" else "cuda", config.data.img_size or 224, config.train.print_freq or 1
@@ -151,7 +182,12 @@ def beside_bare(config: ResolvedConfig, card: str, folder: Path) -> Measured:
     tflops = 6 * macs * ours / 1e12  # two per MAC, for the forward and twice for the backward pass
     share = f" ({tflops / peak(card):.0%} of the peak)" if peak(card) else ""
     waits = waits_in(folder / "profile" / "trace-rank0.json")
-    return ours, n * len(images) / median(seconds[1:]), f"images/s, the other a bare loop; {tflops:,.3g} TFLOP/s{share}; {waits}"
+    details = f"images/s, the other a bare loop; {tflops:,.3g} TFLOP/s{share}; {waits}"
+    return compared(ours, n * len(images) / median(seconds[1:]), details)
+
+
+def compared(ours: float, other: float, details: str) -> list[str]:
+    return [f"{ours:,.4g}", f"{other:,.4g}", f"{ours / other:.2f}", details]
 
 
 def peak(card: str) -> int:
@@ -167,7 +203,7 @@ def waits_in(trace: Path) -> str:
     return f"{len(names)} waits in {len(steps)} updates: {', '.join(sorted(set(names)))}".removesuffix(": ")
 
 
-def from_files(config: Callable[..., ResolvedConfig], folder: Path) -> Measured:
+def from_files(config: Callable[..., ResolvedConfig], folder: Path) -> list[str]:
     """Train a model that is faster than the files can be read, on random crops by all cores and on images in memory."""
     for i, part in enumerate([*["train/a", "train/b"] * 256, "val/a", "val/b"]):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"--seed {args.seed[0]}: the rows have the seeds {sorted({seed for row in rows for seed in row.seeds})}"
         )
-    return _train_all(jobs, _data_folders(args.data), args.runs)
+    return _train_all(jobs, data_folders(args.data), args.runs)
 
 
 def read_rows() -> list[Row]:
@@ -120,7 +120,7 @@ def _chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
     return [row for row in rows if not names or row.name in names]
 
 
-def _data_folders(words: Sequence[str]) -> dict[str, tuple[str, str]]:
+def data_folders(words: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the folder and the note of each dataset in NAME=FOLDER:NOTE."""
     from datasets import list_datasets  # imports torch, which --list needn't
 

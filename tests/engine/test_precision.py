@@ -46,10 +46,11 @@ def test_config_precision_overrides_the_launcher_and_survives_a_resume(tmp_path,
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights():
     config = load_config(None, {"train.n_steps": 1, "train.precision": "bf16"})
-    model = make_accelerator(config.train, deterministic=config.deterministic).prepare(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    accelerator = make_accelerator(config.train, deterministic=config.deterministic)
+    model = accelerator.prepare(torch.nn.Sequential(torch.nn.Linear(4, 4)))
     dtypes = []
     model[0].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
-    model(torch.randn(4, 4))
+    model(torch.randn(4, 4, device=accelerator.device))
     assert dtypes == [torch.bfloat16]
     assert model[0].weight.dtype == torch.float32
 

@@ -8,7 +8,7 @@ from datasets.pipeline.catalog import DATASETS
 from engine import RunError
 from tests.faults.children import run_script
 from tools import gpu_speed
-from tools.gpu_speed import main, measured, peak, waits_in
+from tools.gpu_speed import compared, main, measured, peak, waits_in
 
 
 @pytest.fixture(autouse=True)
@@ -25,19 +25,20 @@ def test_a_card_has_its_peak_and_an_unknown_card_has_none():
 
 
 def test_a_part_becomes_a_row_of_the_table():
-    assert measured(lambda folder: (1500.4, 3000.0, "images/s")) == ["1,500", "3,000", "0.50", "images/s"]
+    assert compared(1500.4, 3000.0, "images/s") == ["1,500", "3,000", "0.50", "images/s"]
 
     def fails(folder):
         raise RunError("out of memory\nmore")
 
-    assert measured(fails) == ["", "", "", "failed: RunError: out of memory"]
+    head = ["part", "this project", "the other", "ratio", "details"]
+    assert measured(head, fails) == ["", "", "", "failed: RunError: out of memory"]
 
 
 def test_a_part_that_does_not_fit_is_listed_and_a_failed_one_does_not_end_the_others(monkeypatch, tmp_path, capsys):
     def broken(folder):
         raise ValueError("broken")
 
-    chosen = {"long": (1e6, broken), "broken": (1, broken), "good": (1, lambda folder: (2.0, 1.0, "images/s"))}
+    chosen = {"long": (1e6, broken), "broken": (1, broken), "good": (1, lambda folder: compared(2.0, 1.0, "images/s"))}
     monkeypatch.setattr(gpu_speed, "parts", lambda quick, card: chosen)
     assert main(["--device", "cpu", "--quick", "-o", str(tmp_path / "speed.json")]) == 0
     written = json.loads((tmp_path / "speed.json").read_text())
