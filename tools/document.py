@@ -79,7 +79,10 @@ def _on_gpu(file: str) -> str:
     if not (path := MEASURED / file).is_file():
         return "Not measured yet."
     measured = json.loads(path.read_text())
-    return f"{measured['machine']}:\n\n{markdown(measured['table'], right=range(1, len(measured['table'][0]) - 1))}"
+    rows = [row for row in measured["table"] if not row[-1].startswith("not measured")]
+    left_out = "; ".join(row[0] for row in measured["table"] if row not in rows)
+    table = markdown(rows, right=range(1, len(rows[0]) - 1))
+    return f"{measured['machine']}:\n\n{table}" + (f"\n\nNot measured, for want of time: {left_out}." if left_out else "")
 
 
 TABLES: dict[str, Callable[[], str]] = {

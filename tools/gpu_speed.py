@@ -42,6 +42,7 @@ examples:
   python tools/gpu_speed.py --device cpu --quick -o speed.json     a trial of this program: small and not compiled
 """
 PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362}  # TFLOP/s in bf16, dense
+LATE = "not measured: no time left"
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::item", "Memcpy DtoH")
 
 
@@ -83,7 +84,7 @@ def measure(head: list[str], parts: Mapping[str, tuple[int, Callable[[Path], lis
     start, table = time.monotonic(), [head]
     for name, (seconds, part) in parts.items():
         is_late = time.monotonic() - start + seconds / (20 if args.quick else 1) > 60 * args.minutes
-        table.append([name, *(only_details(head, "not measured: no time left") if is_late else measured(head, part))])
+        table.append([name, *(only_details(head, LATE) if is_late else measured(head, part))])
         machine = f"{card}, {os.cpu_count()} cores, torch {torch.__version__}, {time.strftime('%F')}"
         machine += f", in {time.monotonic() - start:.0f} s"
         write_text(args.output, json.dumps({"machine": machine, "table": table}, indent=1) + "\n")
@@ -187,7 +188,8 @@ def beside_bare(config: ResolvedConfig, card: str, folder: Path) -> list[str]:
 
 
 def compared(ours: float, other: float, details: str) -> list[str]:
-    return [f"{ours:,.4g}", f"{other:,.4g}", f"{ours / other:.2f}", details]
+    shown = [f"{speed:,.0f}" if speed >= 1000 else f"{speed:.4g}" for speed in (ours, other)]
+    return [*shown, f"{ours / other:.2f}", details]
 
 
 def peak(card: str) -> int:
