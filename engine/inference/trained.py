@@ -30,7 +30,7 @@ from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, THRESHOLDS, find_ch
 from engine.tasks import HasThresholds, Task
 from models import model_signature, published_with
 from models.loading.files import MalformedFile, read_json
-from models.loading.pretrained import Published, n_classes_in, published_classes, set_as_published
+from models.loading.pretrained import Published, label_names, n_classes_in, published_classes, set_as_published
 
 FOR_TRAINING_ONLY: dict[str, Any] = {"distill.teacher": None, "tracking.to": []}  # overrides for using a trained model
 
@@ -214,9 +214,15 @@ def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> 
     """Return the classes of a model by name, and their category ids: those of its data, or of the published weights."""
     category_ids = None
     file, published = config.model.pretrained, published_with(config.model.name)
-    if (has_data and file is not True) or published is None:
+    try:
+        named = label_names(Path(file)) if isinstance(file, str) else None
+    except OSError as error:
+        raise RunError(f"model.pretrained: {error}") from error
+    if named:
+        classes: Sequence[str] = named
+    elif (has_data and file is not True) or published is None:
         data = load_data(config, accelerator)
-        classes: Sequence[str] = data.classes
+        classes = data.classes
         category_ids = data.category_ids
     else:
         classes = published_classes(published.n_classes)
@@ -227,6 +233,8 @@ def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> 
             raise RunError(f"model.pretrained: {error}") from error
         except ValueError as error:
             raise ConfigError("model.pretrained", str(error)) from error
+        if named and n_classes != len(named):
+            raise ConfigError("model.pretrained", f"{file}: {len(named)} names in config.json for {n_classes} classes")
         if n_classes != len(classes):
             return published_classes(n_classes), None
     return classes, category_ids

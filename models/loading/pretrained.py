@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.loading.features import layer_names
-from models.loading.files import linked_folder, open_regular
+from models.loading.files import MalformedFile, linked_folder, open_regular, read_json
 from models.loading.tensors import ForbiddenContent, check_safetensors_header, load_pickled
 
 # timm and torchvision's models are imported where they are needed: they take a second to start.
@@ -264,3 +264,15 @@ def n_classes_in(file: Path, model: nn.Module) -> int:
     if key not in weights:
         raise ValueError(f"{file} has no {key}: there is no classifier in it")
     return len(weights[key])
+
+
+def label_names(folder: Path) -> list[str] | None:
+    """Return the names of the classes in the config.json of an exported folder; None if there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    names = content.get("label_names") if isinstance(content, dict) else None
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise MalformedFile(path, "label_names is not a list of names")
+    return names

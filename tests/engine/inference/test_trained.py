@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from engine.config.errors import ConfigError, RunError
 from engine.inference.images import batches_of, find_images
@@ -14,7 +15,8 @@ from models.loading.pretrained import published_classes
 from tests import on_disk
 from tests.running import ROOT, results, run_main, weights
 
-DIGITS, CIFAR = (ROOT / "configs" / f"{name}.yaml" for name in ("lenet_digits", "resnet18_cifar10"))
+EXAMPLE = ROOT / "docs" / "examples" / "lenet_mnist"
+DIGITS, CIFAR, MNIST = (ROOT / "configs" / f"{name}.yaml" for name in ("lenet_digits", "resnet18_cifar10", "lenet_mnist"))
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +205,30 @@ def test_class_names_are_known_for_imagenet_1k_and_21k():
     assert published_classes(1000)[0] == "tench"
     assert published_classes(21843)[0].startswith("organism")
     assert published_classes(3) == ("0", "1", "2")
+
+
+def test_the_example_model_reads_drawn_digits_without_its_data(tmp_path):
+    one, zero = Image.new("L", (28, 28)), Image.new("L", (28, 28))
+    ImageDraw.Draw(one).line((15, 5, 13, 22), 255, 3)
+    ImageDraw.Draw(zero).ellipse((8, 5, 20, 23), None, 255, 3)
+    one.save(tmp_path / "one.png")
+    zero.save(tmp_path / "zero.png")
+    trained = load_trained("lenet", {"model.pretrained": str(EXAMPLE)}, config=MNIST)
+    ((images, _),) = batches_of(trained, [tmp_path / "one.png", tmp_path / "zero.png"], batch_size=2)
+    assert [trained.classes[i] for i in trained.model(images).argmax(1)] == ["1 - one", "0 - zero"]
+    assert sum(file.stat().st_size for file in EXAMPLE.iterdir()) < 300_000
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["a", "b"], r"2 names in config\.json for 10 classes"),
+        (3, "label_names is not a list of names"),
+        ([1, 2], "not a list of names"),
+    ],
+)
+def test_names_that_do_not_fit_the_weights_are_refused(names, problem, tmp_path):
+    shutil.copy(EXAMPLE / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": names}))
+    with pytest.raises((ConfigError, RunError), match=problem):
+        load_trained("lenet", {"model.pretrained": str(tmp_path)}, config=MNIST)
