@@ -27,6 +27,7 @@ class Setting:
     precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
+    compile_mode: str = "default"
     num_threads: int = 1
 
     @property
@@ -37,7 +38,8 @@ class Setting:
     def __str__(self) -> str:
         layout = "channels last" if self.channels_last else "channels first"
         threads = f"{self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
-        return ", ".join([self.precision, layout, *(["compiled"] if self.compile else []), threads])
+        compiled = "compiled" if self.compile_mode == "default" else f"compiled ({self.compile_mode})"
+        return ", ".join([self.precision, layout, *([compiled] if self.compile else []), threads])
 
 
 def measure(options: Options) -> Report:
@@ -53,7 +55,7 @@ def measure(options: Options) -> Report:
         compiling = not options.quick if options.compile is None else options.compile
         return tune(config.model.name, partial(race_settings, "training", path, keys, length), reference, precisions, compiling)
     layouts, compiled = [LAYOUTS[layout] for layout in options.layouts], (False, True) if options.compile else (False,)
-    settings = [Setting(*values, options.num_threads) for values in product(precisions, layouts, compiled)]
+    settings = [Setting(*values, num_threads=options.num_threads) for values in product(precisions, layouts, compiled)]
     rows = list[dict[str, Any]]()
     for kind, size in product(("inference", "training"), options.batch_sizes or sorted({1, config.train.batch_size})):
         if (kind, size) == ("training", 1):  # BatchNorm needs more than one image
@@ -75,9 +77,10 @@ def race_settings(kind: str, path: str | None, keys: Mapping[str, Any], length: 
 
 def tune(model: str, race: Callable[..., Any], reference: Setting, precisions: Sequence[str], compiling: bool) -> Report:
     """Find the fastest setting, one kind of change after the other, and measure it once more against the reference."""
+    modes = ["default", *(["reduce-overhead"] if torch.cuda.is_available() else [])]  # the second one records CUDA graphs
     stages: list[Callable[[Setting], list[Setting]]] = [
         lambda best: [replace(best, precision=p, channels_last=last) for p, last in product(precisions, LAYOUTS.values())],
-        lambda best: [replace(best, compile=True)] if compiling else [],
+        lambda best: [replace(best, compile=True, compile_mode=mode) for mode in modes] if compiling else [],
         lambda best: [replace(best, num_threads=n) for n in (max(1, N_CORES // 2), N_CORES)],
     ]
     best, exact, tried = reference, None, dict[Setting, dict[str, Any]]()
