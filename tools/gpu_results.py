@@ -118,21 +118,18 @@ def airbench(at_most: float, options: dict[str, Any], folder: Path) -> list[str]
     spread = f"{min(others):.2f} to {max(others):.2f}"
     details = f"{len(seconds)} seeds; the first compiles, in {first:.0f} s, the others take {spread} s with the evaluation"
     accuracy_cell = f"{mean(accuracies):.2f} ± {stdev(accuracies):.2f} %"
-    return [
-        accuracy_cell,
-        f"{mean(others):.2f}",
-        f"{results['images_per_sec']:,.0f}",
-        f"{results['peak_memory_mb']:,.0f}",
-        details,
-    ]
+    return [accuracy_cell, f"{mean(others):.2f}", *speed_and_memory(results), details]
 
 
 def of_model(name: str, options: dict[str, Any], folder: Path) -> list[str]:
     config = config_of(name, options)
     accuracy, seconds, results = trained(config, folder)
-    speed, memory = results["images_per_sec"], results["peak_memory_mb"]
     details = f"batch {config.train.batch_size}, bf16, channels_last" + (", CUDA graphs" if config.train.compile else "")
-    return [f"{100 * accuracy:.2f} %", f"{seconds:.0f}", f"{speed:,.0f}", f"{memory:,.0f}", details]
+    return [f"{100 * accuracy:.2f} %", f"{seconds:.0f}", *speed_and_memory(results), details]
+
+
+def speed_and_memory(results: dict[str, Any]) -> list[str]:
+    return [f"{results['images_per_sec']:,.0f}", f"{results['peak_memory_mb']:,.0f}"]
 
 
 def killed_and_resumed(options: dict[str, Any], quick: bool, folder: Path) -> list[str]:
@@ -142,11 +139,8 @@ def killed_and_resumed(options: dict[str, Any], quick: bool, folder: Path) -> li
     keys |= {"train.save_freq": n_steps // 3, "train.eval_freq": 100_000}
     words = [word for key, value in keys.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
     command = [sys.executable, str(ROOT / "main.py")]
-    begin, whole, cut = (
-        [*command, "-c", str(ROOT / "configs" / "resnet18_cifar10.yaml"), *words, "-e"],
-        folder / "1",
-        folder / "2",
-    )
+    begin = [*command, "-c", str(ROOT / "configs" / "resnet18_cifar10.yaml"), *words, "-e"]
+    whole, cut = folder / "1", folder / "2"
     call([*begin, str(whole)])
     with subprocess.Popen([*begin, str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not list(cut.glob("ckpt/step-*/manifest.json")):

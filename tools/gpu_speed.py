@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse("gpu_speed.py", __doc__, EXAMPLES, MEASURED / "gpu-speed.json", argv)
     card = open_device(args.device)
     inductor.force_disable_caches = True  # each part compiles, whatever was compiled before
-    DATASETS.entries["random", "classes"] = DatasetSpec("random", random_images, 3, 224, (0.5,) * 3, (0.25,) * 3, 10, hflip=True)
+    load = partial(random_images, 2**22 if args.quick else 2**29)
+    DATASETS.entries["random", "classes"] = DatasetSpec("random", load, 3, 224, (0.5,) * 3, (0.25,) * 3, 10, hflip=True)
     return measure(["part", "this project", "the other", "ratio", "details"], parts(args.quick, card), args, card)
 
 
@@ -138,10 +139,10 @@ def config_of(quick: bool, model: str, img_size: int, batch_size: int, **keys: A
     return load_config(None, {"model.name": model, **length, **speed, **data, **keys})
 
 
-def random_images(source: Source) -> Loaded:
-    """Return as many images as CIFAR-10 has, or as fit in half a GB, so that an epoch has many updates."""
-    pixels = 3 * (source.img_size or 224) ** 2
-    n, side = min(50_000, 2**29 // pixels), source.img_size or 224
+def random_images(most_bytes: int, source: Source) -> Loaded:
+    """Return as many images as CIFAR-10 has, or as `most_bytes` hold, so that an epoch has many updates."""
+    side = source.img_size or 224
+    n = min(50_000, most_bytes // (3 * side**2))
     split = Images(torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8), torch.arange(n) % 10)
     return Loaded(split, split.subset(torch.arange(16)), tuple(f"class {i}" for i in range(10)))
 

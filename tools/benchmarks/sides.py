@@ -208,7 +208,7 @@ def race(works: Mapping[str, Work], length: Length, threads: int, title: str, n_
         others = [psutil.Popen([sys.executable, "-c", BUSY], preexec_fn=getattr(os, "setpgrp", None)) for _ in range(n_busy)]
         for other in others:
             stack.callback(other.wait)
-            stack.callback(other.kill)  # before it is waited for
+            stack.callback(other.kill)  # is called first
             other.suspend()
         sides = {name: stack.enter_context(closing(Side(name, work, threads))) for name, work in works.items()}
         begins = {name: [side.start, side.turn(length.warm_up)] for name, side in sides.items()}
