@@ -28,7 +28,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="NAME", help=", ".join(FAULTS))
     parser.add_argument("--data", nargs="+", choices=("digits", "pictures"), default=["digits", "pictures"], metavar="NAME")
     parser.add_argument("--jobs", type=int, default=2, help="frameworks that are examined at the same time")
-    parser.add_argument("--output", type=Path, help="folder for exam.json and exam.md, such as docs/measured")
+    parser.add_argument("--output", type=Path, help="folder whose exam.json and exam.md are updated, such as docs/measured")
     parser.add_argument("--keep", type=Path, help="folder for the runs and their logs, which are removed otherwise")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # examine one framework in this process, in this folder
     return parser.parse_args(argv)
@@ -44,14 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="exam-", ignore_cleanup_errors=True) as temporary:
         folder = (chosen.keep or Path(temporary)).resolve()
         results, failed = examine_all([name for name in chosen.frameworks if name not in missing], chosen, folder)
+    print(report(results))
+    return int(failed)
+
+
+def report(results: list[dict]) -> str:
     from tests.exam.table import table
 
-    text = f"{len(os.sched_getaffinity(0))} cores (CPU), {date.today()}:\n\n{table(results)}\n"
-    print(text)
-    if chosen.output:
-        (chosen.output / "exam.json").write_text(f"{json.dumps(results, indent=1)}\n")
-        (chosen.output / "exam.md").write_text(text)
-    return int(failed)
+    return f"{len(os.sched_getaffinity(0))} cores (CPU), {date.today()}:\n\n{table(results)}\n"
+
+
+def write(result: dict, folder: Path) -> None:
+    """Put a result into exam.json, in place of an older one of this framework and data, and draw the table."""
+    path = folder / "exam.json"
+    old = json.loads(path.read_text()) if path.exists() else []
+    results = {(one["candidate"], one["data"]): one for one in [*old, result]}
+    ordered = [results[name, data] for name in CANDIDATES for data in ("digits", "pictures") if (name, data) in results]
+    path.write_text(f"{json.dumps(ordered, indent=1)}\n")
+    (folder / "exam.md").write_text(report(ordered))
 
 
 def examine_all(names: Sequence[str], chosen: argparse.Namespace, folder: Path) -> tuple[list[dict], bool]:
@@ -70,6 +80,8 @@ def examine_all(names: Sequence[str], chosen: argparse.Namespace, folder: Path) 
                     path = folder / "-".join(key) / "result.json"
                     if process.returncode == 0:
                         done[key] = json.loads(path.read_text())
+                        if chosen.output:
+                            write(done[key], chosen.output)
                     failed |= process.returncode != 0
                     ending = f"failed ({process.returncode})" if process.returncode else "done"
                     print(f"{' on '.join(key)}: {ending}", file=sys.stderr, flush=True)
@@ -81,7 +93,7 @@ def examine_all(names: Sequence[str], chosen: argparse.Namespace, folder: Path) 
 
 
 def _start(name: str, data: str, faults: Sequence[str], folder: Path) -> subprocess.Popen:
-    from tests.exam.exam import die_with_parent
+    from tests.exam.work import die_with_parent
 
     own = folder / f"{name}-{data}"
     own.mkdir(parents=True)

@@ -5,6 +5,7 @@ consumes, `probe.evaluated` with the images that its metric counts, and `finish`
 """
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -65,6 +66,7 @@ class Job:
         parser.add_argument("--resume", action="store_true", help="resume the run, if it has a checkpoint")
         parser.add_argument("--evaluate", action="store_true", help="only evaluate, perhaps on several ranks")
         parser.add_argument("--save", default="steps", help="steps, epoch, or stateful: steps, with a stateful data loader")
+        die_with_parent()
         job = cls(**vars(parser.parse_args()))
         torch.set_num_threads(1)
         torch.manual_seed(SEED)
@@ -120,6 +122,11 @@ class Job:
 
     def finish(self, model: nn.Module) -> None:
         torch.save({name: value.clone() for name, value in model.state_dict().items()}, self.run / WEIGHTS)
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def digits(*, train: bool) -> tuple[Tensor, Tensor]:

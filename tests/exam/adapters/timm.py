@@ -35,7 +35,9 @@ def loader(split: str, *, is_training: bool):
         is_training=is_training,
         no_aug=job.data == "digits",
         color_jitter=0.0,
-        **{"mean": work.MEAN, "std": work.STD, "crop_pct": 1.0},
+        mean=work.MEAN,
+        std=work.STD,
+        crop_pct=1.0,
         num_workers=1,
         distributed=distributed,
         device=torch.device("cpu"),
@@ -54,8 +56,7 @@ def train() -> None:
     for epoch in range(start_epoch, work.N_EPOCHS):
         model.train()
         for i, (images, labels) in enumerate(train_loader):
-            n_updates = epoch * len(train_loader) + i
-            job.probe.trained(images, epoch, n_updates)
+            job.probe.trained(images, epoch, n_updates := epoch * len(train_loader) + i)
             torch.nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -35,6 +35,6 @@ options = {} if job.resume and last.exists() else {
     "data": str(job.folder), "epochs": work.N_EPOCHS, "imgsz": job.kind.img_size, "batch": job.kind.batch_size,
     "project": str(job.run), "name": "train", "exist_ok": True, "pretrained": False, "seed": work.SEED, "device": "cpu",
     "optimizer": "SGD", "lr0": work.LR, "momentum": work.MOMENTUM, "weight_decay": 0.0, "workers": 1, "plots": False,
-    "amp": False, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "auto_augment": None, "erasing": 0.0,  # a picture's color tells its number
+    "amp": False, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "auto_augment": None, "erasing": 0.0,  # colors are numbers
 }  # fmt: skip
 model.train(**(options or {"resume": True}))
