@@ -1,6 +1,7 @@
 """The frameworks of the exam."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -16,7 +17,7 @@ class Candidate:
     save: str = "steps"
     data: tuple[str, ...] = ("digits", "pictures")
     two_ranks: bool = True  # False: it evaluates on several ranks only with GPUs
-    issues: tuple[str, ...] = ()  # where its failures are known
+    issues: Mapping[str, Sequence[str]] = field(default_factory=dict)  # where a failure is known, by the question's name
 
     def version(self) -> str | None:
         """Return the installed version, or None."""
@@ -26,34 +27,41 @@ class Candidate:
             return None
 
 
-LIGHTNING_ISSUES = ("Lightning-AI/pytorch-lightning#19764", "Lightning-AI/pytorch-lightning#18780")
 CANDIDATES = {
     "ours": Candidate("this project", "ours", None, "main", "run/ckpt/step-*"),
     "lightning-epoch": Candidate(
-        "Lightning, each epoch", "lightning", "lightning", "lightning", "checkpoints/last.ckpt", save="epoch"
+        *("Lightning, each epoch", "lightning", "lightning", "lightning", "checkpoints/last.ckpt"),
+        save="epoch",
+        issues={"weights": ["Lightning-AI/pytorch-lightning#17543"]},
     ),
     "lightning-steps": Candidate(
-        "Lightning, within an epoch", "lightning", "lightning", "lightning", "checkpoints/last.ckpt", issues=LIGHTNING_ISSUES
+        *("Lightning, within an epoch", "lightning", "lightning", "lightning", "checkpoints/last.ckpt"),
+        issues={"samples": ["Lightning-AI/pytorch-lightning#19764", "Lightning-AI/pytorch-lightning#18780"]},
     ),
     "lightning-stateful": Candidate(
         *("Lightning, within an epoch, StatefulDataLoader", "lightning", "lightning", "lightning", "checkpoints/last.ckpt"),
         save="stateful",
     ),
-    "transformers": Candidate("transformers Trainer", "transformers", "transformers", "transformers.trainer", "checkpoint-*"),
-    "accelerate": Candidate(
-        *("accelerate, skip_first_batches", "accelerate", "accelerate", "accelerate", "step_*"),
-        issues=("huggingface/accelerate#2016", "huggingface/accelerate#2823"),
+    "transformers": Candidate(
+        *("transformers Trainer", "transformers", "transformers", "transformers.trainer", "checkpoint-*"),
+        issues={"resumed": ["huggingface/transformers#35525"]},
     ),
+    "accelerate": Candidate("accelerate, skip_first_batches", "accelerate", "accelerate", "accelerate", "step_*"),
     "accelerate-stateful": Candidate(
-        *("accelerate, StatefulDataLoader", "accelerate", "accelerate", "accelerate", "step_*"), save="stateful"
+        *("accelerate, StatefulDataLoader", "accelerate", "accelerate", "accelerate", "step_*"),
+        save="stateful",
+        issues={"samples": ["huggingface/accelerate#4203"]},
     ),
     "timm": Candidate("timm, the calls of train.py, each epoch", "timm", "timm", "timm.data", "last.pth.tar", save="epoch"),
-    "composer": Candidate("Composer", "composer", "mosaicml", "composer", "checkpoints/latest-rank0.pt"),
+    "composer": Candidate(
+        *("Composer", "composer", "mosaicml", "composer", "checkpoints/latest-rank0.pt"),
+        issues={"code": ["mosaicml/composer#3937"]},
+    ),
     "ultralytics": Candidate(
         *("Ultralytics, each epoch", "ultralytics", "ultralytics", "ultralytics", "train/weights/last.pt"),
         save="epoch",
         data=("pictures",),
         two_ranks=False,
-        issues=("ultralytics/ultralytics#23973",),
+        issues={"weights": ["ultralytics/ultralytics#23973"]},
     ),
 }

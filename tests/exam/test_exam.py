@@ -64,7 +64,7 @@ def test_the_table_shows_failures_and_names_what_is_missing():
     assert "**1 of 2**; error after: killed in a save" in row
     assert "off by up to 25.0%" in row
     assert "up to 32 again, 16 never" in row
-    assert "**1 of 2**; else trained on it" in row
+    assert "**1 of 2**; trained on with it" in row
     assert "issues/19764" in row
     assert "Composer" in table([]).splitlines()[-1]
 
