@@ -50,7 +50,6 @@ CANDIDATES = {
     "accelerate-stateful": Candidate(
         *("accelerate, StatefulDataLoader", "accelerate", "accelerate", "accelerate", "step_*"),
         save="stateful",
-        issues={"samples": ["huggingface/accelerate#4203"]},
     ),
     "timm": Candidate("timm, the calls of train.py, each epoch", "timm", "timm", "timm.data", "last.pth.tar", save="epoch"),
     "composer": Candidate(

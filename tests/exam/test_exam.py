@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from tests.exam import exam
+from tests.exam import exam, work
 from tests.exam.__main__ import main, options
 from tests.exam.candidates import CANDIDATES
 from tests.exam.table import table
@@ -46,6 +46,22 @@ def test_a_batch_in_place_of_another_is_noticed(tmp_path):
     for epoch in range(3):
         write_updates(tmp_path, 0, epoch, range(epoch * n, (epoch + 1) * n), {**ids, n + 3: ids[n]})
     assert exam.miscounted(tmp_path, "pictures") == (16, 16)
+
+
+def test_the_probe_knows_each_digit_in_a_batch_of_any_normalization(tmp_path):
+    probe, order = work.Job(tmp_path, "digits", resume=False, evaluate=False).probe, torch.randperm(KINDS["digits"].n_train)[:100]
+    images, _ = work.digits(train=True)
+    probe.trained((images[order] - 0.3) / 0.4, epoch=0, step=0, mean=0.3, std=0.4)
+    assert exam.lines(tmp_path / "trained-0.jsonl") == [{"epoch": 0, "step": 0, "ids": order.tolist()}]
+
+
+def test_the_measured_table_is_complete_and_this_project_fails_nowhere():
+    results = json.loads((ROOT / "docs" / "measured" / "exam.json").read_text())
+    assert len({result["candidate"] for result in results}) >= 6
+    assert not [line for line in table(results).splitlines() if line.startswith("| this project") and "**" in line]
+    mine = [result for result in results if result["candidate"] == "ours"]
+    assert [len(result["resumed"]) for result in mine] == [6, 4]
+    assert table(results) in (ROOT / "docs" / "reliability.md").read_text()
 
 
 def test_one_bit_of_a_weight_is_a_difference(tmp_path):
