@@ -55,7 +55,7 @@ class Result:
 
 
 def run(candidate: Candidate, folder: Path, data: str, *, resume: bool = False, fault: dict | None = None) -> str | None:
-    """Train in a forked process; return None, or the last lines of a training that failed."""
+    """Train in a forked process; return None, or the exit code and the last line of a training that failed."""
     log = folder.with_suffix(".log")
     words = [str(folder), data, "--save", candidate.save, *(["--resume"] if resume else [])]
     process = FORKSERVER.Process(target=_run, args=(candidate.adapter, words, fault, log))
@@ -64,7 +64,10 @@ def run(candidate: Candidate, folder: Path, data: str, *, resume: bool = False, 
     if process.is_alive():
         os.killpg(process.pid, signal.SIGKILL)
         return f"no end after {TIMEOUT} s"
-    return None if process.exitcode == 0 else f"exit code {process.exitcode}: {'; '.join(log.read_text().splitlines()[-1:])}"
+    if process.exitcode == 0:
+        return None
+    last = next(reversed(log.read_text().splitlines()), "").replace(f"{folder.parent}/", "")
+    return f"exit code {process.exitcode}: {last}"
 
 
 def _run(adapter: str, words: list[str], fault: dict | None, log: Path) -> None:
