@@ -31,7 +31,12 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder whose exam.json and exam.md are updated, such as docs/measured")
     parser.add_argument("--keep", type=Path, help="folder for the runs and their logs, which are removed otherwise")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # examine one framework in this process, in this folder
-    return parser.parse_args(argv)
+    chosen = parser.parse_args(argv)
+    if chosen.keep and chosen.keep.exists() and any(chosen.keep.iterdir()):
+        parser.error(f"--keep: {chosen.keep} is not empty")
+    if chosen.output and not chosen.output.is_dir():
+        parser.error(f"--output: {chosen.output} is no folder")
+    return chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -85,10 +85,13 @@ def test_the_table_shows_failures_and_names_what_is_missing():
     assert "Composer" in table([]).splitlines()[-1]
 
 
-def test_an_unknown_framework_is_an_error(capsys):
-    with pytest.raises(SystemExit):
-        options(["--frameworks", "keras"])
-    assert "keras" in capsys.readouterr().err
+def test_a_mistake_on_the_command_line_is_an_error(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    mistakes = {"keras": ["--frameworks", "keras"], "not empty": ["--keep", tmp_path], "no folder": ["--output", tmp_path / "x"]}
+    for problem, argv in mistakes.items():
+        with pytest.raises(SystemExit):
+            options(list(map(str, argv)))
+        assert problem in capsys.readouterr().err
 
 
 def test_each_adapter_is_short_and_names_the_page_that_it_follows():
