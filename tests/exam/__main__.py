@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = (chosen.keep or Path(temporary)).resolve()
         results, failed = examine_all([name for name in chosen.frameworks if name not in missing], chosen, folder)
     print(report(results))
-    return int(failed)
+    return int(failed or not results)
 
 
 def report(results: list[dict]) -> str:
