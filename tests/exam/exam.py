@@ -106,11 +106,11 @@ def examine(name: str, candidate: Candidate, folder: Path, data: str, faults: Co
         interrupted = folder / title.replace(" ", "-")
         run(candidate, interrupted, data, fault=fault)
         result.resumed.append(resume(candidate, interrupted, reference, data, title))
-    if data == "digits" and {"flip", "code"} & set(faults):
+    if data == candidate.data[0] and {"flip", "code"} & set(faults):
         killed = Killed(candidate, folder / "killed", data)
         result.flips = [flipped(killed, part) for part in (0.3, 0.5, 0.7)] if "flip" in faults else []
         result.code_ran = runs_code(killed) if "code" in faults else None
-    if data == "digits" and "ranks" in faults and candidate.two_ranks:
+    if data == candidate.data[0] and "ranks" in faults and candidate.two_ranks:
         result.counted = on_two_ranks(candidate, folder / "ranks", data)
     return result
 

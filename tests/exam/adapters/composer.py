@@ -62,6 +62,7 @@ trainer = Trainer(
     run_name="exam",
     save_folder=str(job.run / "checkpoints"),
     save_interval=f"{job.kind.save_every}ba",
+    save_overwrite=True,
     autoresume=not job.evaluate,
     progress_bar=False,
 )
