@@ -9,7 +9,7 @@ PICTURED := configs/resnet18_shapes.yaml
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow docs-test faults duplicates results bench pictures docs lint format clean
+.PHONY: help install install-dev train test test-slow docs-test faults exam duplicates results bench pictures docs lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,10 @@ faults: install-dev  ## kill, interrupt and damage runs; update the tables of do
 	$(BIN)/python -m tests.faults > .faults.md
 	mv .faults.md docs/measured/faults.md
 	cat docs/measured/faults.md
+
+exam: install-dev  ## kill, damage and resume trainings of this and other frameworks; at most 40 minutes: make exam ARGS="--frameworks ours timm"
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-rivals.txt
+	$(BIN)/python -m tests.exam --output docs/measured $(ARGS)
 
 duplicates: install-dev  ## measure the search for duplicates: make duplicates PHOTOS=folder CIFAR=folder; 15 minutes
 	$(BIN)/python -m tests.measured_duplicates $(PHOTOS) $(CIFAR) > .duplicates.md

@@ -22,7 +22,7 @@ from tools import results
 
 EXAMPLES = """
 A generated table in README.md or docs/ lies between two comments that name its command. Tables that take long to measure are
-written to docs/measured/ by `make faults`, `make results` and `make bench`, and copied from there.
+written to docs/measured/ by `make faults`, `make exam`, `make results` and `make bench`, and copied from there.
 
 examples:
   python tools/document.py            write all of them
@@ -90,6 +90,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "python tools/gpu_speed.py": partial(_on_gpu, "gpu-speed.json"),
     "python tools/gpu_results.py": partial(_on_gpu, "gpu-results.json"),
     "make faults": (MEASURED / "faults.md").read_text,
+    "make exam": (MEASURED / "exam.md").read_text,
     "make results": partial(results.table, "classification"),
     "make results: short": partial(results.table, "classification", short=True),
     "make results: masks and boxes": partial(results.table, "masks and boxes"),
