@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Train variants, and compare runs: a table, curves, accuracy over cost, differences, an HTML page."""
+"""Train variants, and compare runs: a table, curves, accuracy over cost, verdicts, differences, an HTML page."""
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ EXAMPLES = """
 A RUN is a run folder, a folder of run folders, a checkpoint, or a glob. Completed runs that differ only in their seed are one
 row, with mean and deviation.
 
+--verdict says for each pair of rows whether one is better, from the score of each test image: the difference, with its interval
+over seeds and images. It needs two seeds or more of each row to judge trainings rather than single runs.
+
 --train trains each config in its own process and run folder, and compares them at the end. The same command again resumes what
 was interrupted, and skips what is done.
 
@@ -30,6 +33,7 @@ examples:
   python tools/compare.py runs/first runs/second
   python tools/compare.py runs/* --markdown table.md --csv table.csv --png runs.png --html report.html
   python tools/compare.py --diff runs/first runs/second
+  python tools/compare.py --verdict runs/resnet-seed-* runs/vgg-seed-* --html report.html
   python tools/compare.py --train configs/resnet{50,101,152}_cifar10.yaml
   python tools/compare.py --train configs/vgg{11,13,16,19}_cifar10.yaml --jobs 4 --train.n_epochs 30
   python tools/compare.py --train configs/efficientnet_b[012]_cifar10.yaml --seeds 1,2,3 -o runs/efficientnets
@@ -49,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="compare these runs")
     parser.add_argument("--diff", nargs=2, metavar="RUN", help="print the differences between two runs")
     parser.add_argument("--train", nargs="+", metavar="CONFIG", help="train these configs (files or globs), and compare them")
+    parser.add_argument("--verdict", action="store_true", help="say which is better, by how much, and how sure that is")
     parser.add_argument("--models", type=_names, help="with --train: each config with each of these models instead of its own")
     parser.add_argument("--seeds", type=_seeds, help="with --train: each of them with each of these seeds")
     parser.add_argument("--jobs", type=int, metavar="N", help="with --train: N trainings at a time, each on its own device")
@@ -100,6 +105,7 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
         (len(set(seeds)) < len(seeds), f"--seeds {','.join(map(str, seeds))}: each seed once"),
         (args.seeds and "seed" in overrides, "--seeds and --seed mean the same; give one of them"),
         (args.models and "model.name" in overrides, "--models and --model.name mean the same; give one of them"),
+        (args.diff and args.verdict, "--verdict and --diff: give the runs as RUN"),
         (args.show and not args.png, "--show is for --png"),
     )
     for is_wrong, message in problems:
@@ -133,13 +139,19 @@ def _train(args: Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any]) -> int:
-    rows = rows_of(runs)
-    print_lines(as_text(rows))
+    rows, verdicts = rows_of(runs), []
+    if args.verdict:
+        from tools.comparison.verdict import read_scores
+
+        scored = read_scores([row for row in rows if row.first.is_readable])
+        rows, verdicts = scored.with_intervals(), scored.verdicts()
+    print_lines(as_text(rows, *verdicts))
     if n_unreadable := sum(not run.is_readable for run in runs):
         print_lines(f"warning: {n_unreadable} of {len(runs)} runs can't be read", file=sys.stderr)
-    for path, text in ((args.markdown, as_markdown), (args.csv, as_csv)):
+    texts: tuple[tuple[Path | None, Callable[..., str]], ...] = ((args.markdown, as_markdown), (args.csv, as_csv))
+    for path, text in texts:
         if path is not None:
-            write_text(path, text(rows))
+            write_text(path, text(rows, *verdicts))
     if args.png:
         from engine.plots.style import new_figure
         from tools.comparison.figure import draw_comparison
@@ -150,7 +162,7 @@ def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any
     if args.html:
         from tools.comparison.page import make_page
 
-        write_text(args.html, make_page(rows, args.mistakes, overrides))
+        write_text(args.html, make_page(rows, args.mistakes, overrides, verdicts))
     return 0
 
 

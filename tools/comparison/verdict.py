@@ -1,0 +1,284 @@
+"""Whether one row of a comparison is better than another: the difference of their scores, with its uncertainty.
+
+Seeds and images are crossed random effects: each run is a sample of its training's randomness, and all runs are evaluated on the
+same sample of images. The variance of the difference has one term for the runs of each side and one for the images; the noise
+that is in both is subtracted once. The interval is Student's, with Satterthwaite's degrees of freedom, because few seeds tell
+little of their own variance.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from datasets.pipeline.fingerprint import fingerprint_differences
+from engine.config.errors import ConfigError, RunError
+from engine.run.samples import SampleScores, read_samples
+from tools.comparison.rows import Row
+from tools.comparison.runs import RunRecord
+
+Scores = dict[int | None, np.ndarray]  # seed -> the score of each image
+
+LEVEL, POWER = 0.05, 0.8
+MOST_SEEDS = 100  # that a plan proposes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The difference of two groups of runs, A - B, and where its variance comes from."""
+
+    difference: float
+    of_runs: tuple[float, float]  # the variance of a run's mean score in A and in B, or that of a pair's difference and 0
+    of_images: float  # the variance that more seeds don't reduce
+    n_runs: tuple[int, int]
+    n_images: int
+    only: tuple[int, int] | None = None  # of two runs, right or wrong: the images that only A, only B gets right
+
+    @property
+    def has_seeds(self) -> bool:
+        return min(self.n_runs) > 1
+
+    def with_seeds(self, n: int) -> "Estimate":
+        """Return what to expect of n runs on each side."""
+        return replace(self, n_runs=(n, n))
+
+    @cached_property
+    def error_and_degrees(self) -> tuple[float, float]:
+        parts = [(variance / n, n - 1) for variance, n in zip(self.of_runs, self.n_runs, strict=True)]
+        parts.append((self.of_images, self.n_images - 1))
+        variance = sum(part for part, _ in parts)
+        weights = sum(part**2 / degrees for part, degrees in parts if degrees)
+        return variance**0.5, variance**2 / weights if weights else np.inf
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        from scipy import stats  # takes a second, as in the functions below
+
+        error, degrees = self.error_and_degrees
+        margin = stats.t.isf(level / 2, degrees) * error
+        return self.difference - margin, self.difference + margin
+
+    @cached_property
+    def p(self) -> float:
+        """The probability of such a difference, or a larger one, between equal groups. Two single runs: McNemar's exact test."""
+        from scipy import stats
+
+        if self.only is not None:
+            return float(stats.binomtest(self.only[0], sum(self.only)).pvalue) if any(self.only) else 1.0
+        error, degrees = self.error_and_degrees
+        return float(2 * stats.t.sf(abs(self.difference) / error, degrees)) if error else float(self.difference == 0)
+
+    @cached_property
+    def detectable(self) -> float:
+        """The smallest true difference that would be seen with a probability of POWER."""
+        from scipy import optimize, stats
+
+        error, degrees = self.error_and_degrees
+        critical = stats.t.isf(LEVEL / 2, degrees)
+        if degrees > 1e4:  # as good as normal
+            return float(error * (critical + stats.norm.ppf(POWER)))
+        return float(error * optimize.brentq(lambda x: stats.nct.sf(critical, degrees, x) - POWER, 0, 10 * critical))
+
+    @cached_property
+    def seeds_to_decide(self) -> int | None:
+        """The number of seeds on each side that would see a true difference of this size; None if MOST_SEEDS would not."""
+        if not self.has_seeds or self.with_seeds(MOST_SEEDS).detectable > abs(self.difference):
+            return None
+        numbers = range(min(self.n_runs) + 1, MOST_SEEDS + 1)
+        return next(n for n in numbers if self.with_seeds(n).detectable <= abs(self.difference))
+
+
+def estimate(a: np.ndarray, b: np.ndarray) -> Estimate:
+    """Compare the scores of two groups, runs x images. With one run on a side, only the images' chance is in the variance."""
+    n_images, has_seeds = a.shape[1], min(len(a), len(b)) > 1
+    difference = a.mean(0) - b.mean(0)
+    of_images = difference.var(ddof=1) / n_images
+    only = None
+    if a.dtype == b.dtype == bool and len(a) == len(b) == 1:
+        only = int((a & ~b).sum()), int((b & ~a).sum())
+    if has_seeds:
+        of_images = max(0.0, of_images - _noise(a) - _noise(b))
+    of_runs = [float(side.mean(1).var(ddof=1)) if has_seeds else 0.0 for side in (a, b)]
+    return Estimate(float(difference.mean()), (of_runs[0], of_runs[1]), float(of_images), (len(a), len(b)), n_images, only)
+
+
+def estimate_by_seed(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Estimate:
+    """Compare runs in pairs of the same seed, each pair on its own images, as where the seed chooses the split.
+
+    The images of two seeds may be the same ones in part. So their variance is counted as if more seeds brought no new image,
+    which is too much where they do.
+    """
+    counts = [np.isfinite(of_a) & np.isfinite(of_b) for of_a, of_b in zip(a, b, strict=True)]
+    a, b = ([scores[where] for scores, where in zip(side, counts, strict=True)] for side in (a, b))
+    if len(a) == 1:
+        return estimate(a[0][None], b[0][None])
+    gains = [np.subtract(of_a, of_b, dtype=float) for of_a, of_b in zip(a, b, strict=True)]
+    means = np.array([of_seed.mean() for of_seed in gains])
+    of_images = np.mean([of_seed.var(ddof=1) / len(of_seed) for of_seed in gains]) * (1 - 1 / len(gains))
+    n_images = min(map(len, gains))
+    return Estimate(float(means.mean()), (float(means.var(ddof=1)), 0.0), float(of_images), (len(a), len(b)), n_images)
+
+
+def _noise(scores: np.ndarray) -> float:
+    """Return the variance of the mean that comes from what a run does on single images, beyond the run and the image."""
+    rest = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
+    return float(np.square(rest).sum() / ((len(scores) - 1) * (scores.shape[1] - 1)) / scores.size)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p values with Holm's correction: a verdict at 5 % is wrong in at most 5 % of all such lists."""
+    order, n = np.argsort(p_values), len(p_values)
+    corrected = np.empty(n)
+    corrected[order] = np.maximum.accumulate((n - np.arange(n)) * np.asarray(p_values)[order]).clip(max=1)
+    return corrected.tolist()
+
+
+def spent_at(look: int, n_looks: int) -> float:
+    """Return the level of one look of several: the square of the share of looks is spent (Kim & DeMets 1987), LEVEL in all.
+
+    The levels of the looks add up to LEVEL, so that looking again and again is wrong in at most that share of all cases.
+    """
+    return LEVEL * (2 * look - 1) / n_looks**2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of two rows."""
+
+    a: Row
+    b: Row
+    split: str
+    metric: str
+    estimate: Estimate
+    p: float  # with Holm's correction for all pairs
+    gains: np.ndarray  # of each image: the share of A's runs that get it right, minus that of B's
+    level: float = LEVEL
+
+    @property
+    def is_decided(self) -> bool:
+        return self.p <= self.level
+
+    def __str__(self) -> str:
+        found, name = self.estimate, f"{self.metric} on {self.split}"
+        low, high = (100 * end for end in found.interval(self.level))
+        sure = f"{100 * (1 - self.level):.3g} %"
+        if self.is_decided and found.difference:
+            a, b = self.a.name, self.b.name
+            if found.difference < 0:
+                a, b, low, high = b, a, -high, -low
+            text = (
+                f"{a} is better than {b} by {abs(100 * found.difference):.2f} points ({sure}: {low:.2f} to {high:.2f}) of {name}"
+            )
+        else:
+            text = f"no difference can be seen between {self.a.name} and {self.b.name} in {name} "
+            text += f"({100 * found.difference:+.2f} points, {sure}: {low:.2f} to {high:.2f}); {self._prospects()}"
+        if found.only is not None:
+            text += f"; only {self.a.name} is right in {found.only[0]} images, only {self.b.name} in {found.only[1]} (McNemar)"
+        if not found.has_seeds:
+            text += "; with one run on a side, the chance of the seeds is unknown, and only that of the images is counted"
+        return f"{text} (p {self.p:.2g})"
+
+    def _prospects(self) -> str:
+        found = self.estimate
+        n_a, n_b = found.n_runs
+        runs = f"{n_a} seed{'s' if n_a > 1 else ''} each" if n_a == n_b else f"{n_a} and {n_b} seeds"
+        text = f"{runs} could see {100 * found.detectable:.2g} points"
+        if not found.has_seeds:
+            return text
+        if (n := found.seeds_to_decide) is None:
+            return f"{text}; if the difference is no larger than it seems, {MOST_SEEDS} seeds would not decide on these images"
+        return f"{text}; {n - min(found.n_runs)} more seeds would decide if the difference is as large as it seems"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of all rows: of each, seed -> the score of each image."""
+
+    rows: Sequence[Row]
+    split: str
+    metric: str
+    scores: Sequence[Scores]
+    is_shared: bool  # whether all runs were evaluated on the same images, not only those of the same seed
+
+    def with_intervals(self) -> list[Row]:
+        """Return the rows with the interval of each mean over seeds and images."""
+        rows = []
+        for row, scores in zip(self.rows, self.scores, strict=True):
+            nothing = {seed: np.zeros_like(of_run, float) for seed, of_run in scores.items()}
+            rows.append(replace(row, interval=self._compare(scores, nothing)[0].interval()))
+        return rows
+
+    def verdicts(self, level: float = LEVEL) -> list[Verdict]:
+        """Compare all pairs of rows."""
+        pairs = list(itertools.combinations(zip(self.rows, self.scores, strict=True), 2))
+        found = [self._compare(a, b) for (_, a), (_, b) in pairs]
+        corrected = holm([one.p for one, _ in found])
+        return [
+            Verdict(a, b, self.split, self.metric, one, p, gains, level)
+            for ((a, _), (b, _)), (one, gains), p in zip(pairs, found, corrected, strict=True)
+        ]
+
+    def _compare(self, a: Scores, b: Scores) -> tuple[Estimate, np.ndarray]:
+        """Return the estimate, and the gains of each image; of the first common seed, if each has its own images."""
+        if self.is_shared:
+            both = [np.stack([*side.values()]) for side in (a, b)]
+            counts = np.isfinite(np.concatenate(both)).all(0)
+            return estimate(*(side[:, counts] for side in both)), np.nan_to_num(both[0].mean(0) - both[1].mean(0))
+        seeds = [seed for seed in a if seed in b]
+        gains = np.nan_to_num(np.subtract(a[seeds[0]], b[seeds[0]], dtype=float))
+        return estimate_by_seed([a[seed] for seed in seeds], [b[seed] for seed in seeds]), gains
+
+
+def read_scores(rows: Sequence[Row]) -> Scored:
+    """Read the scores of the best checkpoints on the test split or, if not all runs have one, on the validation split."""
+    if len(rows) < 2:
+        raise ConfigError("--verdict: give two runs, or two groups of runs that differ in their seed; these are one")
+    runs = [run for row in rows for run in row.runs]
+    split = "test" if all(run.test is not None for run in runs) else "valid"
+    found = [_scores(run, split) for run in runs]
+    is_shared = _have_same_data(found, runs)
+    remaining = iter(found)
+    scores = [{run.seed: next(remaining).scores for run in row.runs} for row in rows]
+    for (row_a, a), (row_b, b) in itertools.combinations(zip(rows, scores, strict=True), 2):
+        if not is_shared and not a.keys() & b.keys():
+            problem = "each seed has its own images here, and they have no seed in common"
+            raise RunError(f"--verdict: {row_a.name} and {row_b.name}: {problem}")
+    return Scored(rows, split, found[0].metric, scores, is_shared)
+
+
+def _scores(run: RunRecord, split: str) -> SampleScores:
+    step = run.results.get("best", {}).get("step")
+    if step is None:
+        raise RunError(f"--verdict: {run.name} is {run.progress} and has no best checkpoint")
+    path = run.path / "samples" / f"{split}-{step}.npz"
+    try:
+        return read_samples(path)
+    except FileNotFoundError:
+        remedy = f"tools/evaluate.py {run.path} --split {split} adds them"
+        raise RunError(f"--verdict: {run.name} has no scores of its samples ({path.name}); {remedy}") from None
+    except OSError as error:
+        raise RunError(f"--verdict: {error}") from error
+
+
+def _have_same_data(found: Sequence[SampleScores], runs: Sequence[RunRecord]) -> bool:
+    """Return whether all were evaluated on the same images; raise RunError if runs of the same seed weren't, or other classes."""
+    of_seed: dict[int | None, int] = {}
+    is_shared = True
+    for i, (run, one) in enumerate(zip(runs, found, strict=True)):
+        if one.metric != found[0].metric:
+            kinds = f"have scores of different kinds: {found[0].metric} and {one.metric}"
+            raise RunError(f"--verdict: {runs[0].name} and {run.name} {kinds}")
+        first = of_seed.setdefault(run.seed, i)
+        if differences := _differences(found[first], one):
+            images = f"were evaluated on different images or classes: {differences}"
+            raise RunError(f"--verdict: {runs[first].name} and {run.name} {images}")
+        is_shared &= not _differences(found[0], one)
+    return is_shared
+
+
+def _differences(a: SampleScores, b: SampleScores) -> str:
+    differences = fingerprint_differences({a.split: a.data}, {b.split: b.data})
+    if not differences and len(a.scores) != len(b.scores):
+        differences = [f"{len(a.scores):,} and {len(b.scores):,} images"]
+    return ", ".join(differences)
