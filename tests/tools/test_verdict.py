@@ -146,7 +146,7 @@ def test_the_verdict_says_who_is_better_and_by_how_much(groups, tmp_path, capsys
     out = capsys.readouterr().out
     (found,) = re.findall(r"^a is better than b by ([\d.]+) points \(95 %: ([\d.]+) to ([\d.]+)\) of acc@1 on valid", out, re.M)
     difference, low, high = map(float, found)
-    assert 20 < low < 37 < difference < 43 < high < 70
+    assert 20 < low < 35 < difference < 50 < high < 70
     assert "95 % interval" in out
     assert "a is better than b" in (tmp_path / "table.md").read_text()
     assert "interval_low" in (tmp_path / "table.csv").read_text().splitlines()[0]

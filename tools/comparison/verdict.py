@@ -206,7 +206,8 @@ class Scored:
         rows = []
         for row, scores in zip(self.rows, self.scores, strict=True):
             nothing = {seed: np.zeros_like(of_run, float) for seed, of_run in scores.items()}
-            rows.append(replace(row, interval=self._compare(scores, nothing)[0].interval()))
+            low, high = self._compare(scores, nothing)[0].interval()
+            rows.append(replace(row, interval=(max(0.0, low), min(1.0, high))))
         return rows
 
     def verdicts(self, level: float = LEVEL) -> list[Verdict]:
