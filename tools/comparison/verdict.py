@@ -7,11 +7,14 @@ little of their own variance.
 """
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from scipy import optimize, stats
 
 from datasets.pipeline.fingerprint import fingerprint_differences
 from engine.config.errors import ConfigError, RunError
@@ -19,10 +22,11 @@ from engine.run.samples import SampleScores, read_samples
 from tools.comparison.rows import Row
 from tools.comparison.runs import RunRecord
 
-Scores = dict[int | None, np.ndarray]  # seed -> the score of each image
-
 LEVEL, POWER = 0.05, 0.8
 MOST_SEEDS = 100  # that a plan proposes
+AS_GOOD_AS_NORMAL = 1e5  # degrees of freedom
+
+Scores = dict[int | None, np.ndarray]  # seed -> the score of each image; NaN where an image has none
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,15 @@ class Estimate:
     def has_seeds(self) -> bool:
         return min(self.n_runs) > 1
 
-    def with_seeds(self, n: int) -> "Estimate":
-        """Return what to expect of n runs on each side."""
-        return replace(self, n_runs=(n, n))
-
     @cached_property
     def error_and_degrees(self) -> tuple[float, float]:
         parts = [(variance / n, n - 1) for variance, n in zip(self.of_runs, self.n_runs, strict=True)]
         parts.append((self.of_images, self.n_images - 1))
         variance = sum(part for part, _ in parts)
         weights = sum(part**2 / degrees for part, degrees in parts if degrees)
-        return variance**0.5, variance**2 / weights if weights else np.inf
+        return variance**0.5, min(variance**2 / weights, AS_GOOD_AS_NORMAL) if weights else AS_GOOD_AS_NORMAL
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        from scipy import stats  # takes a second, as in the functions below
-
         error, degrees = self.error_and_degrees
         margin = stats.t.isf(level / 2, degrees) * error
         return self.difference - margin, self.difference + margin
@@ -62,8 +60,6 @@ class Estimate:
     @cached_property
     def p(self) -> float:
         """The probability of such a difference, or a larger one, between equal groups. Two single runs: McNemar's exact test."""
-        from scipy import stats
-
         if self.only is not None:
             return float(stats.binomtest(self.only[0], sum(self.only)).pvalue) if any(self.only) else 1.0
         error, degrees = self.error_and_degrees
@@ -72,35 +68,38 @@ class Estimate:
     @cached_property
     def detectable(self) -> float:
         """The smallest true difference that would be seen with a probability of POWER."""
-        from scipy import optimize, stats
-
         error, degrees = self.error_and_degrees
         critical = stats.t.isf(LEVEL / 2, degrees)
-        if degrees > 1e4:  # as good as normal
-            return float(error * (critical + stats.norm.ppf(POWER)))
         return float(error * optimize.brentq(lambda x: stats.nct.sf(critical, degrees, x) - POWER, 0, 10 * critical))
 
     @cached_property
     def seeds_to_decide(self) -> int | None:
         """The number of seeds on each side that would see a true difference of this size; None if MOST_SEEDS would not."""
-        if not self.has_seeds or self.with_seeds(MOST_SEEDS).detectable > abs(self.difference):
-            return None
-        numbers = range(min(self.n_runs) + 1, MOST_SEEDS + 1)
-        return next(n for n in numbers if self.with_seeds(n).detectable <= abs(self.difference))
+        numbers = range(min(self.n_runs) + 1, MOST_SEEDS + 1) if self.has_seeds else range(0)
+        i = bisect_left(numbers, -abs(self.difference), key=lambda n: -replace(self, n_runs=(n, n)).detectable)
+        return numbers[i] if i < len(numbers) else None
 
 
 def estimate(a: np.ndarray, b: np.ndarray) -> Estimate:
     """Compare the scores of two groups, runs x images. With one run on a side, only the images' chance is in the variance."""
-    n_images, has_seeds = a.shape[1], min(len(a), len(b)) > 1
-    difference = a.mean(0) - b.mean(0)
-    of_images = difference.var(ddof=1) / n_images
-    only = None
-    if a.dtype == b.dtype == bool and len(a) == len(b) == 1:
-        only = int((a & ~b).sum()), int((b & ~a).sum())
-    if has_seeds:
-        of_images = max(0.0, of_images - _noise(a) - _noise(b))
-    of_runs = [float(side.mean(1).var(ddof=1)) if has_seeds else 0.0 for side in (a, b)]
-    return Estimate(float(difference.mean()), (of_runs[0], of_runs[1]), float(of_images), (len(a), len(b)), n_images, only)
+    counts = np.isfinite(a).all(0) & np.isfinite(b).all(0)
+    a, b = a[:, counts], b[:, counts]
+    gains, n_runs, n_images = a.mean(0) - b.mean(0), (len(a), len(b)), int(counts.sum())
+    if n_images < 2:
+        raise RunError("--verdict: there are fewer than two images to compare")
+    of_images = float(gains.var(ddof=1)) / n_images
+    if min(n_runs) == 1:
+        is_mcnemar = a.dtype == b.dtype == bool and n_runs == (1, 1)
+        only = (int((a & ~b).sum()), int((b & ~a).sum())) if is_mcnemar else None
+        return Estimate(float(gains.mean()), (0.0, 0.0), of_images, n_runs, n_images, only)
+    of_runs = float(a.mean(1).var(ddof=1)), float(b.mean(1).var(ddof=1))
+    return Estimate(float(gains.mean()), of_runs, max(0.0, of_images - _noise(a) - _noise(b)), n_runs, n_images)
+
+
+def _noise(scores: np.ndarray) -> float:
+    """Return the variance of the mean that comes from what a run does on single images, beyond the run and the image."""
+    rest = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
+    return float(np.square(rest).sum() / ((len(scores) - 1) * (scores.shape[1] - 1)) / scores.size)
 
 
 def estimate_by_seed(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Estimate:
@@ -109,21 +108,13 @@ def estimate_by_seed(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Estima
     The images of two seeds may be the same ones in part. So their variance is counted as if more seeds brought no new image,
     which is too much where they do.
     """
-    counts = [np.isfinite(of_a) & np.isfinite(of_b) for of_a, of_b in zip(a, b, strict=True)]
-    a, b = ([scores[where] for scores, where in zip(side, counts, strict=True)] for side in (a, b))
-    if len(a) == 1:
-        return estimate(a[0][None], b[0][None])
-    gains = [np.subtract(of_a, of_b, dtype=float) for of_a, of_b in zip(a, b, strict=True)]
-    means = np.array([of_seed.mean() for of_seed in gains])
-    of_images = np.mean([of_seed.var(ddof=1) / len(of_seed) for of_seed in gains]) * (1 - 1 / len(gains))
-    n_images = min(map(len, gains))
-    return Estimate(float(means.mean()), (float(means.var(ddof=1)), 0.0), float(of_images), (len(a), len(b)), n_images)
-
-
-def _noise(scores: np.ndarray) -> float:
-    """Return the variance of the mean that comes from what a run does on single images, beyond the run and the image."""
-    rest = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
-    return float(np.square(rest).sum() / ((len(scores) - 1) * (scores.shape[1] - 1)) / scores.size)
+    pairs = [estimate(of_a[None], of_b[None]) for of_a, of_b in zip(a, b, strict=True)]
+    n, differences = len(pairs), [pair.difference for pair in pairs]
+    if n == 1:
+        return pairs[0]
+    of_images = float(np.mean([pair.of_images for pair in pairs])) * (1 - 1 / n)
+    of_pairs = float(np.var(differences, ddof=1)), 0.0
+    return Estimate(float(np.mean(differences)), of_pairs, of_images, (n, n), min(pair.n_images for pair in pairs))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -224,11 +215,12 @@ class Scored:
         """Return the estimate, and the gains of each image; of the first common seed, if each has its own images."""
         if self.is_shared:
             both = [np.stack([*side.values()]) for side in (a, b)]
-            counts = np.isfinite(np.concatenate(both)).all(0)
-            return estimate(*(side[:, counts] for side in both)), np.nan_to_num(both[0].mean(0) - both[1].mean(0))
+            return estimate(*both), np.nan_to_num(both[0].mean(0) - both[1].mean(0))
         seeds = [seed for seed in a if seed in b]
-        gains = np.nan_to_num(np.subtract(a[seeds[0]], b[seeds[0]], dtype=float))
-        return estimate_by_seed([a[seed] for seed in seeds], [b[seed] for seed in seeds]), gains
+        if not seeds:
+            raise RunError("--verdict: each seed has its own images here, and two of the rows have no seed in common")
+        gains = np.subtract(a[seeds[0]], b[seeds[0]], dtype=float)
+        return estimate_by_seed([a[seed] for seed in seeds], [b[seed] for seed in seeds]), np.nan_to_num(gains)
 
 
 def read_scores(rows: Sequence[Row]) -> Scored:
@@ -237,15 +229,9 @@ def read_scores(rows: Sequence[Row]) -> Scored:
         raise ConfigError("--verdict: give two runs, or two groups of runs that differ in their seed; these are one")
     runs = [run for row in rows for run in row.runs]
     split = "test" if all(run.test is not None for run in runs) else "valid"
-    found = [_scores(run, split) for run in runs]
-    is_shared = _have_same_data(found, runs)
-    remaining = iter(found)
-    scores = [{run.seed: next(remaining).scores for run in row.runs} for row in rows]
-    for (row_a, a), (row_b, b) in itertools.combinations(zip(rows, scores, strict=True), 2):
-        if not is_shared and not a.keys() & b.keys():
-            problem = "each seed has its own images here, and they have no seed in common"
-            raise RunError(f"--verdict: {row_a.name} and {row_b.name}: {problem}")
-    return Scored(rows, split, found[0].metric, scores, is_shared)
+    found = {run.path: _scores(run, split) for run in runs}
+    scores = [{run.seed: found[run.path].scores for run in row.runs} for row in rows]
+    return Scored(rows, split, found[runs[0].path].metric, scores, _have_same_data(runs, [*found.values()]))
 
 
 def _scores(run: RunRecord, split: str) -> SampleScores:
@@ -262,24 +248,13 @@ def _scores(run: RunRecord, split: str) -> SampleScores:
         raise RunError(f"--verdict: {error}") from error
 
 
-def _have_same_data(found: Sequence[SampleScores], runs: Sequence[RunRecord]) -> bool:
-    """Return whether all were evaluated on the same images; raise RunError if runs of the same seed weren't, or other classes."""
-    of_seed: dict[int | None, int] = {}
-    is_shared = True
-    for i, (run, one) in enumerate(zip(runs, found, strict=True)):
-        if one.metric != found[0].metric:
-            kinds = f"have scores of different kinds: {found[0].metric} and {one.metric}"
-            raise RunError(f"--verdict: {runs[0].name} and {run.name} {kinds}")
-        first = of_seed.setdefault(run.seed, i)
-        if differences := _differences(found[first], one):
-            images = f"were evaluated on different images or classes: {differences}"
-            raise RunError(f"--verdict: {runs[first].name} and {run.name} {images}")
-        is_shared &= not _differences(found[0], one)
-    return is_shared
-
-
-def _differences(a: SampleScores, b: SampleScores) -> str:
-    differences = fingerprint_differences({a.split: a.data}, {b.split: b.data})
-    if not differences and len(a.scores) != len(b.scores):
-        differences = [f"{len(a.scores):,} and {len(b.scores):,} images"]
-    return ", ".join(differences)
+def _have_same_data(runs: Sequence[RunRecord], found: Sequence[SampleScores]) -> bool:
+    """Return whether all runs were evaluated on the same images. Raise RunError if runs of the same seed were not."""
+    abouts = [{one.split: {**one.data, "images": len(one.scores), "kind of score": one.metric}} for one in found]
+    of_seed: dict[int | None, tuple[RunRecord, Any]] = {}
+    for run, about in zip(runs, abouts, strict=True):
+        first, expected = of_seed.setdefault(run.seed, (run, about))
+        if differences := fingerprint_differences(expected, about):
+            problem = f"were evaluated on different images or classes: {', '.join(differences)}"
+            raise RunError(f"--verdict: {first.name} and {run.name} {problem}")
+    return all(about == abouts[0] for about in abouts)
