@@ -146,10 +146,7 @@ def evaluate_and_log(run: Run, outputs: Outputs, agreement: Agreement) -> bool:
 def evaluate_split(
     run: Run, split: str, agreement: Agreement | None = None, outputs: Outputs | None = None, *, averaged: bool = False
 ) -> dict[str, float]:
-    """Return the metrics of a split by their logged names: valid/acc@1, or valid_ema/acc@1 of the averaged weights.
-
-    With `outputs`, the scores of its samples are kept there.
-    """
+    """Return the metrics of a split by their logged names: valid/acc@1, or valid_ema/acc@1 of the averaged weights."""
     task = run.task.with_tables("samples") if outputs is not None else run.task
     model: nn.Module = run.state.ema.module if averaged and run.state.ema is not None else run.model
     share_buffers(model, run.accelerator)

@@ -3,7 +3,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ from tools.comparison.text import as_csv, as_markdown, as_text, differences_as_t
 from tools.comparison.training import environments, find_configs, is_done, make_variants, train_all
 from tools.tables import print_lines, write_text
 
-MAX_SEEDS = 8
 EXAMPLES = """
 A RUN is a run folder, a folder of run folders, a checkpoint, or a glob. Completed runs that differ only in their seed are one
 row, with mean and deviation.
 
---verdict says for each pair of rows whether one is better, from the score of each test image: the difference, with its interval
-over seeds and images. It needs two seeds or more of each row to judge trainings rather than single runs.
+--verdict says for each pair of rows whether one is better, with an interval over seeds (two or more of each) and test images.
 
 --train trains each config in its own process and run folder, and compares them at the end. The same command again resumes what
 was interrupted, and skips what is done.
@@ -71,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="with --png: also open a window")
     args, overrides = parser.parse_with_overrides(argv)
     _check(args, overrides)
-    args.max_seeds = args.max_seeds or MAX_SEEDS
+    args.max_seeds = args.max_seeds or 8
     if args.train:
         return _train(args, overrides)
     runs = read_runs(args.runs or args.diff)
@@ -99,7 +97,8 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
     sources = {"RUN": args.runs, "--diff": args.diff, "--train": args.train}
     given = [name for name, value in sources.items() if value]
     files = [name for name in ("markdown", "csv", "png", "html") if getattr(args, name)]
-    for_training = [name for name in ("models", "seeds", "jobs", "output", "max_seeds") if getattr(args, name) is not None]
+    options = ("models", "seeds", "jobs", "output", "until_decided")
+    for_training = [name.replace("_", "-") for name in options if getattr(args, name) not in (None, False)]
     seeds, key = args.seeds or [], next(iter(overrides), "")
     problems = (
         (len(given) != 1, f"{' and '.join(given) or 'nothing to compare'}: give one of {', '.join(sources)}"),
@@ -111,7 +110,6 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
         (len(set(seeds)) < len(seeds), f"--seeds {','.join(map(str, seeds))}: each seed once"),
         (args.seeds and "seed" in overrides, "--seeds and --seed mean the same; give one of them"),
         (args.models and "model.name" in overrides, "--models and --model.name mean the same; give one of them"),
-        (args.until_decided and not args.train, "--until-decided is for --train"),
         (args.max_seeds is not None and not args.until_decided, "--max-seeds is for --until-decided"),
         (args.max_seeds is not None and args.max_seeds < 2, f"--max-seeds must be at least 2, got {args.max_seeds}"),
         (
@@ -133,13 +131,12 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
 
 
 def _train(args: Namespace, overrides: dict[str, Any]) -> int:
-    if not args.until_decided:
-        return _train_seeds(args, overrides, args.seeds or [None]) or 0
-    for look in range(1, args.max_seeds):
-        code = _train_seeds(args, overrides, [*range(1, look + 2)], look)
+    for look in range(1, args.max_seeds) if args.until_decided else (0,):
+        seeds = [*range(1, look + 2)] if look else args.seeds or [None]
+        code = _train_seeds(args, overrides, seeds, look)
         if code is not None:
             return code
-        print_lines(f"{look + 1} seeds of each don't decide all pairs")
+    print_lines(f"{args.max_seeds} seeds of each don't decide all pairs")
     return 0
 
 
@@ -166,19 +163,19 @@ def _train_seeds(args: Namespace, overrides: dict[str, Any], seeds: Sequence[int
 
 def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any], look: int = 0) -> int | None:
     """Print and write the comparison. Return 0, or None with --until-decided if a pair is undecided."""
-    rows, verdicts = rows_of(runs), []
+    rows, verdicts = rows_of(runs), list[Any]()
     if args.verdict or args.until_decided:
-        from tools.comparison.verdict import LEVEL, read_scores, spent_at
+        from tools.comparison.verdict import LEVEL, judge, spent_at
 
-        scored = read_scores([row for row in rows if row.first.is_readable])
-        rows, verdicts = scored.with_intervals(), scored.verdicts(spent_at(look, args.max_seeds - 1) if look else LEVEL)
+        level = spent_at(look, args.max_seeds - 1) if look else LEVEL
+        rows, verdicts = judge([row for row in rows if row.first.is_readable], level)
     print_lines(as_text(rows, *verdicts))
     if n_unreadable := sum(not run.is_readable for run in runs):
         print_lines(f"warning: {n_unreadable} of {len(runs)} runs can't be read", file=sys.stderr)
-    texts: tuple[tuple[Path | None, Callable[..., str]], ...] = ((args.markdown, as_markdown), (args.csv, as_csv))
-    for path, text in texts:
-        if path is not None:
-            write_text(path, text(rows, *verdicts))
+    if args.markdown:
+        write_text(args.markdown, as_markdown(rows, *verdicts))
+    if args.csv:
+        write_text(args.csv, as_csv(rows))
     if args.png:
         from engine.plots.style import new_figure
         from tools.comparison.figure import draw_comparison

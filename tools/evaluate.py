@@ -4,6 +4,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config.command_line import run_tool
 from engine.plots.metrics import IN_PERCENT
 from engine.plugins import Parser
-from engine.run.folder import CONFIG
 from tools.pictures.output import SOURCE_HELP, add_source, add_split
 from tools.tables import print_lines
 
@@ -57,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = metrics.pop("samples", None)
     if not trained.accelerator.is_main_process:
         return 0
-    changes_results = any(not key.startswith(WITHOUT_EFFECT) for key in overrides)
-    if samples is not None and trained.run_dir is not None and not args.ema and not changes_results:
-        _keep(trained, trained.run_dir, args.split, *samples)
+    if samples is not None and trained.run_dir and not args.ema and all(key.startswith(WITHOUT_EFFECT) for key in overrides):
+        _keep(trained, args.split if args.split in trained.data.splits else "valid", *samples)
     if args.json:
         source = (
             {"checkpoint": str(trained.checkpoint), "step": trained.step} if trained.checkpoint else {"weights": trained.weights}
@@ -74,17 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _keep(trained: Any, run_dir: Path, split: str, metric: str, scores: Any) -> None:
+def _keep(trained: Any, split: str, metric: str, scores: Any) -> None:
     """Write the scores of the samples to the run folder, unless the training did."""
     from engine.build import start_fingerprint
-    from engine.run.samples import SampleScores, write_samples
+    from engine.run.samples import SampleScores, read_samples, write_samples
 
-    split = split if split in trained.data.splits else "valid"
-    if (run_dir / "samples" / f"{split}-{trained.step}.npz").exists() or not (run_dir / CONFIG).is_file():
+    with suppress(OSError):
+        read_samples(trained.run_dir / "samples" / f"{split}-{trained.step}.npz")
         return
-    fingerprint = start_fingerprint(trained.data).result()[split]
+    found = SampleScores(split, trained.step, metric, scores.numpy(), start_fingerprint(trained.data).result()[split])
     try:
-        write_samples(run_dir, SampleScores(split, trained.step, metric, scores.numpy(), fingerprint))
+        write_samples(trained.run_dir, found)
     except OSError as error:
         print_lines(f"warning: the scores of the samples can't be kept: {error}", file=sys.stderr)
 

@@ -57,10 +57,9 @@ def read_samples(path: Path) -> SampleScores:
         if scores.dtype == np.uint8:
             scores = np.unpackbits(scores, count=about["n"]).astype(bool)
         kinds = (("split", str), ("step", int), ("metric", str), ("data", dict))
-        if scores.shape != (about["n"],) or not all(isinstance(about[name], kind) for name, kind in kinds):
+        is_valid = scores.shape == (about["n"],) and scores.dtype in (bool, np.float16)
+        if not is_valid or ((scores < 0) | (scores > 1)).any() or not all(isinstance(about[name], kind) for name, kind in kinds):
             raise ValueError("its values don't fit together")
-        if scores.dtype != bool and (scores.dtype != np.float16 or ((scores < 0) | (scores > 1)).any()):
-            raise ValueError("its scores are not from 0 to 1")
     except (ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise MalformedFile(path, f"it does not hold the scores of samples ({error})") from error
     return SampleScores(about["split"], about["step"], about["metric"], scores, about["data"])

@@ -24,10 +24,7 @@ class Metric(Protocol):
         """Return the counts of this rank: a tensor, which is summed over ranks, or a list, which is concatenated."""
 
     def compute(self, sums: Any) -> dict[str, Any]:
-        """Return numbers by name and, for a task `with_tables`, those tables.
-
-        The table `samples` is what a score is, such as acc@1, and the scores of all samples, in the dataset's order.
-        """
+        """Return numbers by name and, for a task `with_tables`, those tables; `samples` is the kind and the values of all scores."""
 
 
 class Task(Protocol):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from datasets import find_dataset
 from datasets.pipeline.boxes import Batch, Target
@@ -153,24 +152,20 @@ class AveragePrecision:
 
 
 def image_precision(prediction: Prediction, target: Target) -> float:
-    """Return COCO's mean average precision of one image alone, where crowds don't count; NaN without an object."""
+    """Return the average precision of one image at COCO's overlaps, over objects of all its classes; NaN without an object."""
     from torchvision.ops import box_iou
 
-    objects, found = learned_from(target), [prediction[name] for name in ("boxes", "labels", "scores")]
-    precisions, overlaps = [], torch.linspace(0.5, 0.95, 10).unsqueeze(1)
-    for label in objects["labels"].unique():
-        boxes, scores = (part[found[1] == label] for part in (found[0], found[2]))
-        iou = box_iou(boxes[scores.argsort(descending=True)], objects["boxes"][objects["labels"] == label])
-        hits, free = torch.zeros(len(overlaps), len(boxes)), torch.ones(len(overlaps), iou.shape[1], dtype=torch.bool)
-        for i, of_box in enumerate(iou):  # the best box first takes the object that it overlaps most
-            best, which = torch.where(free & (of_box >= overlaps), of_box, -1.0).max(1)
-            hits[:, i] = (best > 0).float()
-            free[torch.arange(len(overlaps)), which] &= best <= 0
-        n_hits = hits.cumsum(1)
-        precision = F.pad((n_hits / torch.arange(1, len(boxes) + 1)).flip(1), (1, 0)).cummax(1).values.flip(1)
-        at_recall = torch.searchsorted(n_hits / iou.shape[1], torch.linspace(0, 1, 101).expand(len(overlaps), 101).contiguous())
-        precisions.append(float(precision.gather(1, at_recall).mean()))
-    return sum(precisions) / len(precisions) if precisions else float("nan")
+    objects, order = learned_from(target), prediction["scores"].argsort(descending=True)
+    n, n_found, overlaps = len(objects["labels"]), len(order), torch.linspace(0.5, 0.95, 10).unsqueeze(1)
+    iou = box_iou(prediction["boxes"][order], objects["boxes"]) * (prediction["labels"][order, None] == objects["labels"])
+    hits, free = torch.zeros(10, n_found), torch.ones(10, n, dtype=torch.bool)
+    for i, of_box in enumerate(iou if n else ()):  # the best box first takes the object that it overlaps most
+        best, which = torch.where(free & (of_box >= overlaps), of_box, -1.0).max(1)
+        hits[:, i] = (best > 0).float()
+        free[torch.arange(10), which] &= best <= 0
+    precision = hits.cumsum(1) / torch.arange(1, n_found + 1)
+    highest = precision.flip(1).cummax(1).values.flip(1) if n_found else precision  # at this recall or more
+    return float((highest * hits).sum() / (10 * n)) if n else float("nan")
 
 
 def create_network(config: Config, *, img_size: int, **options: Any) -> nn.Module:

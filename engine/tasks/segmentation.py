@@ -129,7 +129,7 @@ class Overlap:
         self.classes, self.logits, self.tables = classes, logits, tables
         where = "cpu" if device.type == "mps" else device  # mps has no double precision
         self._sums = torch.zeros(1 + len(classes) ** 2, dtype=torch.float64, device=where)
-        self._overlaps = [torch.empty(0, dtype=torch.float64, device=where)]  # of each image, if that table is asked for
+        self._overlaps = [torch.empty(0, dtype=torch.float64, device=where)]  # mean IoU of each image
 
     def update(self, model: nn.Module, batch: Batch) -> None:
         images, masks = batch
@@ -138,16 +138,12 @@ class Overlap:
             valid = targets != IGNORED
             pairs = targets * len(self.classes) + logits.argmax(1)
             self._sums[0] += F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").to(self._sums)
-            self._sums[1:] += pairs[valid].bincount(minlength=len(self.classes) ** 2).to(self._sums)
-            if "samples" in self.tables:
-                self._overlaps += [self._overlap(of_image[there]) for of_image, there in zip(pairs, valid, strict=True)]
-
-    def _overlap(self, pairs: Tensor) -> Tensor:
-        """Return the mean IoU of one image, over the classes that it or its prediction has; NaN without a valid pixel."""
-        n = len(self.classes)
-        counts = pairs.bincount(minlength=n * n).to(self._sums).view(n, n)
-        right, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
-        return (right / union)[union > 0].mean().reshape(1)
+            for of_image, there in zip(pairs, valid, strict=True):
+                counts = of_image[there].bincount(minlength=len(self.classes) ** 2).to(self._sums)
+                self._sums[1:] += counts
+                counts = counts.view(len(self.classes), -1)
+                right, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+                self._overlaps.append((right / union)[union > 0].mean().reshape(1))  # NaN without a valid pixel
 
     def sums(self) -> Tensor | list[tuple[Tensor, Tensor]]:
         return [(self._sums.cpu(), torch.cat(self._overlaps).cpu())] if "samples" in self.tables else self._sums

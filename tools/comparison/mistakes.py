@@ -4,7 +4,7 @@ import base64
 import io
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,10 @@ from tqdm import tqdm
 from engine.config.errors import ConfigError, RunError
 from engine.inference.trained import load_trained
 from tools.comparison.rows import Row
+from tools.comparison.verdict import Verdict
 from tools.pictures.predictions import find_mistakes
 from tools.pictures.subject import read_samples, require_classification
 from tools.tables import print_lines
-
-if TYPE_CHECKING:
-    from tools.comparison.verdict import Verdict
 
 MAX_SIDE = 128  # pixels
 LOSSLESS_SIDE = 64  # images of at most so many pixels are kept as they are
@@ -52,26 +50,21 @@ def mistakes_of(rows: Sequence[Row], n: int, overrides: Mapping[str, Any]) -> li
     return found
 
 
-def disagreements(verdicts: "Sequence[Verdict]", n: int, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
+def disagreements(verdicts: Sequence[Verdict], n: int, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return each verdict's words, with up to `n` of the images that A or B gets right more often than the other."""
     found: list[dict[str, Any]] = []
     for verdict in verdicts:
-        only: dict[str, list[dict[str, Any]]] = {}
-        found.append({"text": str(verdict), "only": only, "why_none": None})
-        if not n:
-            continue
+        found.append({"text": str(verdict), "only": {}, "why_none": None})
         try:
             trained = load_trained(verdict.a.first.path, overrides)
-            for name, gains in ((verdict.a.name, verdict.gains), (verdict.b.name, -verdict.gains)):
-                order = np.argsort(-gains, kind="stable")[:n]
-                indices = [i for i in order.tolist() if gains[i] > 0]
-                if indices:
-                    chosen = read_samples(trained, verdict.split, indices)
-                    shown = zip(chosen.images, chosen.names, indices, strict=True)
-                    only[f"{name} gets right"] = [
-                        {"picture": data_url(image), "true": true, "gain": f"image {i}, by {100 * gains[i]:.0f} % of the runs"}
-                        for image, true, i in shown
-                    ]
+            of_a = np.nan_to_num(verdict.estimate.gains)
+            for name, gains in ((verdict.a.name, of_a), (verdict.b.name, -of_a)):
+                indices = [i for i in np.argsort(-gains, kind="stable")[:n].tolist() if gains[i] > 0]
+                chosen = read_samples(trained, verdict.split, indices) if indices else None
+                found[-1]["only"][name] = [
+                    {"picture": data_url(image), "true": true, "gain": f"image {i}: {100 * gains[i]:+.0f} points"}
+                    for image, true, i in (zip(chosen.images, chosen.names, indices, strict=True) if chosen else ())
+                ]
         except (ConfigError, RunError) as error:
             found[-1]["why_none"] = str(error)
     return found

@@ -101,9 +101,7 @@ _COLUMNS = (
     Column("test", "test", _per_seed(lambda run: run.test), is_in_percent=True),
 )
 COLUMNS = {column.name: column for column in _COLUMNS}
-INTERVAL = Column(
-    "interval", "95 % interval", lambda row: row.interval, lambda ends: f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f} %"
-)
+INTERVAL = Column("interval", "95 % interval", lambda row: row.interval, lambda i: f"{100 * i[0]:.2f} to {100 * i[1]:.2f} %")
 
 
 def columns_for(rows: Sequence[Row]) -> list[Column]:

@@ -27,7 +27,7 @@ def _cells(rows: Sequence[Row]) -> tuple[Rows, set[int]]:
     return lines, {i for i, column in enumerate(columns) if column.is_number}
 
 
-def as_csv(rows: Sequence[Row], *_: object) -> str:
+def as_csv(rows: Sequence[Row]) -> str:
     """Write unrounded numbers: accuracies from 0 to 1, seconds, MiB. After the mean over seeds comes the deviation."""
     lines = []
     for row in rows:

@@ -1,9 +1,6 @@
 """Whether one row of a comparison is better than another: the difference of their scores, with its uncertainty.
 
-Seeds and images are crossed random effects: each run is a sample of its training's randomness, and all runs are evaluated on the
-same sample of images. The variance of the difference has one term for the runs of each side and one for the images; the noise
-that is in both is subtracted once. The interval is Student's, with Satterthwaite's degrees of freedom, because few seeds tell
-little of their own variance.
+Seeds and images are crossed random effects, with Satterthwaite's degrees of freedom; docs/tools.md says why.
 """
 
 import itertools
@@ -39,6 +36,7 @@ class Estimate:
     n_runs: tuple[int, int]
     n_images: int
     only: tuple[int, int] | None = None  # of two runs, right or wrong: the images that only A, only B gets right
+    gains: Any = None  # an array: of each image of the first seed; NaN where it has no score
 
     @property
     def has_seeds(self) -> bool:
@@ -82,18 +80,18 @@ class Estimate:
 
 def estimate(a: np.ndarray, b: np.ndarray) -> Estimate:
     """Compare the scores of two groups, runs x images. With one run on a side, only the images' chance is in the variance."""
-    counts = np.isfinite(a).all(0) & np.isfinite(b).all(0)
-    a, b = a[:, counts], b[:, counts]
-    gains, n_runs, n_images = a.mean(0) - b.mean(0), (len(a), len(b)), int(counts.sum())
-    if n_images < 2:
+    gains, n_runs = a.mean(0) - b.mean(0), (len(a), len(b))
+    counts = np.isfinite(gains)
+    if (n_images := int(counts.sum())) < 2:
         raise RunError("--verdict: there are fewer than two images to compare")
-    of_images = float(gains.var(ddof=1)) / n_images
+    a, b, difference = a[:, counts], b[:, counts], float(gains[counts].mean())
+    of_images = float(gains[counts].var(ddof=1)) / n_images
     if min(n_runs) == 1:
         is_mcnemar = a.dtype == b.dtype == bool and n_runs == (1, 1)
         only = (int((a & ~b).sum()), int((b & ~a).sum())) if is_mcnemar else None
-        return Estimate(float(gains.mean()), (0.0, 0.0), of_images, n_runs, n_images, only)
+        return Estimate(difference, (0.0, 0.0), of_images, n_runs, n_images, only, gains)
     of_runs = float(a.mean(1).var(ddof=1)), float(b.mean(1).var(ddof=1))
-    return Estimate(float(gains.mean()), of_runs, max(0.0, of_images - _noise(a) - _noise(b)), n_runs, n_images)
+    return Estimate(difference, of_runs, max(0.0, of_images - _noise(a) - _noise(b)), n_runs, n_images, gains=gains)
 
 
 def _noise(scores: np.ndarray) -> float:
@@ -102,19 +100,21 @@ def _noise(scores: np.ndarray) -> float:
     return float(np.square(rest).sum() / ((len(scores) - 1) * (scores.shape[1] - 1)) / scores.size)
 
 
-def estimate_by_seed(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Estimate:
+def compare_by_seed(a: Scores, b: Scores) -> Estimate:
     """Compare runs in pairs of the same seed, each pair on its own images, as where the seed chooses the split.
 
     The images of two seeds may be the same ones in part. So their variance is counted as if more seeds brought no new image,
     which is too much where they do.
     """
-    pairs = [estimate(of_a[None], of_b[None]) for of_a, of_b in zip(a, b, strict=True)]
+    pairs = [estimate(a[seed][None], b[seed][None]) for seed in a if seed in b]
+    if not pairs:
+        raise RunError("--verdict: each seed has its own images here, and two of the rows have no seed in common")
     n, differences = len(pairs), [pair.difference for pair in pairs]
     if n == 1:
         return pairs[0]
     of_images = float(np.mean([pair.of_images for pair in pairs])) * (1 - 1 / n)
-    of_pairs = float(np.var(differences, ddof=1)), 0.0
-    return Estimate(float(np.mean(differences)), of_pairs, of_images, (n, n), min(pair.n_images for pair in pairs))
+    of_pairs, n_images = (float(np.var(differences, ddof=1)), 0.0), min(pair.n_images for pair in pairs)
+    return Estimate(float(np.mean(differences)), of_pairs, of_images, (n, n), n_images, gains=pairs[0].gains)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -126,10 +126,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def spent_at(look: int, n_looks: int) -> float:
-    """Return the level of one look of several: the square of the share of looks is spent (Kim & DeMets 1987), LEVEL in all.
-
-    The levels of the looks add up to LEVEL, so that looking again and again is wrong in at most that share of all cases.
-    """
+    """Return the level of one look: the levels of all looks add up to LEVEL, so that all of them together keep it."""
     return LEVEL * (2 * look - 1) / n_looks**2
 
 
@@ -143,7 +140,6 @@ class Verdict:
     metric: str
     estimate: Estimate
     p: float  # with Holm's correction for all pairs
-    gains: np.ndarray  # of each image: the share of A's runs that get it right, minus that of B's
     level: float = LEVEL
 
     @property
@@ -154,84 +150,52 @@ class Verdict:
         found, name = self.estimate, f"{self.metric} on {self.split}"
         low, high = (100 * end for end in found.interval(self.level))
         sure = f"{100 * (1 - self.level):.3g} %"
-        if self.is_decided and found.difference:
-            a, b = self.a.name, self.b.name
+        a, b = self.a.name, self.b.name
+        if found.only is not None:
+            mcnemar = f"; only {a} is right in {found.only[0]} images, only {b} in {found.only[1]} (McNemar)"
+        if self.is_decided:
             if found.difference < 0:
                 a, b, low, high = b, a, -high, -low
-            text = (
-                f"{a} is better than {b} by {abs(100 * found.difference):.2f} points ({sure}: {low:.2f} to {high:.2f}) of {name}"
-            )
+            by = f"{abs(100 * found.difference):.2f} points"
+            text = f"{a} is better than {b} by {by} ({sure}: {low:.2f} to {high:.2f}) of {name}"
         else:
-            text = f"no difference can be seen between {self.a.name} and {self.b.name} in {name} "
+            text = f"no difference can be seen between {a} and {b} in {name} "
             text += f"({100 * found.difference:+.2f} points, {sure}: {low:.2f} to {high:.2f}); {self._prospects()}"
-        if found.only is not None:
-            text += f"; only {self.a.name} is right in {found.only[0]} images, only {self.b.name} in {found.only[1]} (McNemar)"
+        text += mcnemar if found.only is not None else ""
         if not found.has_seeds:
             text += "; with one run on a side, the chance of the seeds is unknown, and only that of the images is counted"
         return f"{text} (p {self.p:.2g})"
 
     def _prospects(self) -> str:
-        found = self.estimate
-        n_a, n_b = found.n_runs
+        found, (n_a, n_b) = self.estimate, self.estimate.n_runs
         runs = f"{n_a} seed{'s' if n_a > 1 else ''} each" if n_a == n_b else f"{n_a} and {n_b} seeds"
         text = f"{runs} could see {100 * found.detectable:.2g} points"
-        if not found.has_seeds:
-            return text
-        if (n := found.seeds_to_decide) is None:
-            return f"{text}; if the difference is no larger than it seems, {MOST_SEEDS} seeds would not decide on these images"
-        return f"{text}; {n - min(found.n_runs)} more seeds would decide if the difference is as large as it seems"
+        if (n := found.seeds_to_decide) is not None:
+            return f"{text}; {n - min(found.n_runs)} more seeds would decide if the difference is as large as it seems"
+        return f"{text}; {MOST_SEEDS} seeds would not decide on these images" if found.has_seeds else text
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The scores of all rows: of each, seed -> the score of each image."""
+def judge(rows: Sequence[Row], level: float = LEVEL) -> tuple[list[Row], list[Verdict]]:
+    """Return the rows with the intervals of their means over seeds and images, and a verdict for each pair.
 
-    rows: Sequence[Row]
-    split: str
-    metric: str
-    scores: Sequence[Scores]
-    is_shared: bool  # whether all runs were evaluated on the same images, not only those of the same seed
-
-    def with_intervals(self) -> list[Row]:
-        """Return the rows with the interval of each mean over seeds and images."""
-        rows = []
-        for row, scores in zip(self.rows, self.scores, strict=True):
-            nothing = {seed: np.zeros_like(of_run, float) for seed, of_run in scores.items()}
-            low, high = self._compare(scores, nothing)[0].interval()
-            rows.append(replace(row, interval=(max(0.0, low), min(1.0, high))))
-        return rows
-
-    def verdicts(self, level: float = LEVEL) -> list[Verdict]:
-        """Compare all pairs of rows."""
-        pairs = list(itertools.combinations(zip(self.rows, self.scores, strict=True), 2))
-        found = [self._compare(a, b) for (_, a), (_, b) in pairs]
-        corrected = holm([one.p for one, _ in found])
-        return [
-            Verdict(a, b, self.split, self.metric, one, p, gains, level)
-            for ((a, _), (b, _)), (one, gains), p in zip(pairs, found, corrected, strict=True)
-        ]
-
-    def _compare(self, a: Scores, b: Scores) -> tuple[Estimate, np.ndarray]:
-        """Return the estimate, and the gains of each image; of the first common seed, if each has its own images."""
-        if self.is_shared:
-            both = [np.stack([*side.values()]) for side in (a, b)]
-            return estimate(*both), np.nan_to_num(both[0].mean(0) - both[1].mean(0))
-        seeds = [seed for seed in a if seed in b]
-        if not seeds:
-            raise RunError("--verdict: each seed has its own images here, and two of the rows have no seed in common")
-        gains = np.subtract(a[seeds[0]], b[seeds[0]], dtype=float)
-        return estimate_by_seed([a[seed] for seed in seeds], [b[seed] for seed in seeds]), np.nan_to_num(gains)
-
-
-def read_scores(rows: Sequence[Row]) -> Scored:
-    """Read the scores of the best checkpoints on the test split or, if not all runs have one, on the validation split."""
+    They are judged by the best checkpoints on the test split or, if not all runs have one, on the validation split.
+    """
     if len(rows) < 2:
         raise ConfigError("--verdict: give two runs, or two groups of runs that differ in their seed; these are one")
     runs = [run for row in rows for run in row.runs]
     split = "test" if all(run.test is not None for run in runs) else "valid"
     found = {run.path: _scores(run, split) for run in runs}
-    scores = [{run.seed: found[run.path].scores for run in row.runs} for row in rows]
-    return Scored(rows, split, found[runs[0].path].metric, scores, _have_same_data(runs, [*found.values()]))
+    scores: list[Scores] = [{run.seed: found[run.path].scores for run in row.runs} for row in rows]
+    is_shared = _have_same_data(runs, [*found.values()])
+
+    def compare(a: Scores, b: Scores) -> Estimate:
+        return estimate(np.stack([*a.values()]), np.stack([*b.values()])) if is_shared else compare_by_seed(a, b)
+
+    means = [compare(own, {seed: np.zeros_like(one, float) for seed, one in own.items()}).interval() for own in scores]
+    rows = [replace(row, interval=(max(0.0, low), min(1.0, high))) for row, (low, high) in zip(rows, means, strict=True)]
+    estimates = [compare(a, b) for a, b in itertools.combinations(scores, 2)]
+    pairs = zip(itertools.combinations(rows, 2), estimates, holm([one.p for one in estimates]), strict=True)
+    return rows, [Verdict(a, b, split, found[runs[0].path].metric, one, p, level) for (a, b), one, p in pairs]
 
 
 def _scores(run: RunRecord, split: str) -> SampleScores:
@@ -241,11 +205,10 @@ def _scores(run: RunRecord, split: str) -> SampleScores:
     path = run.path / "samples" / f"{split}-{step}.npz"
     try:
         return read_samples(path)
-    except FileNotFoundError:
-        remedy = f"tools/evaluate.py {run.path} --split {split} adds them"
-        raise RunError(f"--verdict: {run.name} has no scores of its samples ({path.name}); {remedy}") from None
     except OSError as error:
-        raise RunError(f"--verdict: {error}") from error
+        problem = "has no" if isinstance(error, FileNotFoundError) else "has no valid"
+        remedy = f"tools/evaluate.py {run.path} --split {split} adds them"
+        raise RunError(f"--verdict: {run.name} {problem} scores of its samples ({path.name}); {remedy}") from error
 
 
 def _have_same_data(runs: Sequence[RunRecord], found: Sequence[SampleScores]) -> bool:

