@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from engine import load_config
+from engine.config import yaml12
 from engine.config.command_line import run_tool
-from engine.run.samples import read_samples, write_samples
-from tests.running import run_main
+from engine.config.schema import to_dict
+from engine.run.samples import SampleScores, read_samples, write_samples
+from tests.running import ROOT, run_main
 from tools.compare import main
-from tools.comparison.verdict import LEVEL, POWER, Estimate, estimate, compare_by_seed, holm, spent_at
+from tools.comparison.verdict import LEVEL, POWER, Estimate, compare_by_seed, estimate, holm, spent_at
+
+DIGITS = ROOT / "configs" / "lenet_digits.yaml"
 
 
 def compare(*argv, code=0):
@@ -233,3 +238,69 @@ def test_one_row_has_nothing_to_be_compared_with(groups, capsys):
     compare("--verdict", groups / "a-seed-1", groups / "a-seed-2", code=2)
     assert "these are one" in capsys.readouterr().err
     compare("--verdict", "--diff", groups / "a-seed-1", groups / "a-seed-2", code=2)
+
+
+# Until decided
+
+
+@pytest.fixture
+def made_up(groups, tmp_path, monkeypatch):
+    """Configs a and b, whose trainings are copies of a run with made-up scores: argv, the gain of a, and what was trained."""
+    gap, trained = [0.0], []
+
+    def train_all(variants, slots, plugins):
+        for variant in variants:
+            shutil.copytree(groups / "a-seed-1", variant.folder, symlinks=True)
+            values = to_dict(load_config(variant.config, {**variant.overrides, "train.precision": "fp32"}))
+            (variant.folder / "config.yaml").write_text(yaml12.dump(values))
+            random = np.random.default_rng([variant.overrides["seed"], variant.name.startswith("a")])
+            chance = 0.7 + gap[0] * variant.name.startswith("a") + 0.02 * random.normal()
+            write_samples(variant.folder, SampleScores("valid", 1, "acc@1", random.random(3000) < chance, {"images": 3000}))
+            trained.append(variant.name)
+        return 0, {}
+
+    monkeypatch.setattr("tools.compare.train_all", train_all)
+    for name in ("a", "b"):
+        lr = {"a": 0.01, "b": 0.02}[name]
+        (tmp_path / f"{name}.yaml").write_text(DIGITS.read_text().replace("lr: 0.01", f"lr: {lr}"))
+    argv = ("--train", tmp_path / "a.yaml", tmp_path / "b.yaml", "--until-decided", "-o", tmp_path / "out")
+    return argv, gap, trained
+
+
+def test_a_clear_difference_needs_few_seeds(made_up, capsys):
+    argv, gap, trained = made_up
+    gap[0] = 0.2
+    compare(*argv)
+    assert 4 <= len(trained) < 12
+    assert len(set(trained)) == len(trained)
+    assert "a is better than b" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_without_a_difference_it_ends_at_the_last_seed(made_up, capsys):
+    argv, _, trained = made_up
+    compare(*argv, "--max-seeds", 3)
+    assert sorted(trained) == [f"{name}-seed-{seed}" for name in "ab" for seed in (1, 2, 3)]
+    assert "3 seeds of each don't decide all pairs" in capsys.readouterr().out
+
+
+def test_looking_often_decides_between_equals_in_few_cases():
+    random, n_looks, wrong = np.random.default_rng(0), 4, 0
+    for _ in range(400):
+        a, b = (random.normal(size=(n_looks + 1, 1)) + random.normal(size=(n_looks + 1, 30)) for _ in range(2))
+        looks = range(1, n_looks + 1)
+        wrong += any(estimate(a[: look + 1], b[: look + 1]).p <= spent_at(look, n_looks) for look in looks)
+    assert wrong / 400 <= LEVEL + 2 * (LEVEL * (1 - LEVEL) / 400) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--until-decided",), "give two configs or models"),
+        (("--until-decided", "--seeds", "1,2"), "chooses the seeds itself"),
+        (("--until-decided", "--max-seeds", "1"), "at least 2"),
+        (("--max-seeds", "4"), "is for --until-decided"),
+    ],
+)
+def test_options_that_do_not_fit_together(argv, message, tmp_path, capsys):
+    compare("--train", DIGITS, "-o", tmp_path, *argv, code=2)
+    assert message in capsys.readouterr().err
