@@ -2,7 +2,7 @@
 
     python -m tests.verdicts --data ~/data/MNIST --runs runs/same
 
-Without --data, only simulations: two minutes on one core. With it, also 48 runs of LeNet on a part of MNIST, kept in --runs: ten
+Without --data, only simulations: two minutes on one core. With it, also 24 runs of LeNet on a part of MNIST, kept in --runs: ten
 minutes. The tables go to docs/measured/verdicts.md, the figures to docs/measured/verdicts.json.
 """
 
@@ -23,7 +23,7 @@ from tools.comparison.verdict import LEVEL, estimate, holm, spent_at
 
 N_COMPARISONS, EFFECTS = 10_000, (0.3, 1.0, 3.0)  # in points
 OUTPUT = ROOT / "docs" / "measured"
-N_RUNS, GROUP, N_SAME = 48, 3, 200  # of real runs: all, in a group, comparisons
+N_RUNS, GROUP, N_SAME = 24, 3, 200  # of real runs: all, in a group, comparisons
 PLUGIN = """
 from dataclasses import replace
 import torch

@@ -4,7 +4,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,13 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _keep(trained: Any, split: str, metric: str, scores: Any) -> None:
-    """Write the scores of the samples to the run folder, unless the training did."""
+    """Write the scores of the samples to the run folder."""
     from engine.build import start_fingerprint
-    from engine.run.samples import SampleScores, read_samples, write_samples
+    from engine.run.samples import SampleScores, write_samples
 
-    with suppress(OSError):
-        read_samples(trained.run_dir / "samples" / f"{split}-{trained.step}.npz")
-        return
     found = SampleScores(split, trained.step, metric, scores.numpy(), start_fingerprint(trained.data).result()[split])
     try:
         write_samples(trained.run_dir, found)

@@ -197,7 +197,7 @@ def test_the_page_shows_which_images_only_one_gets_right(groups, tmp_path, capsy
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("samples", "has no scores of its samples.*tools/evaluate.py .*b-seed-2 --split valid adds them"),
+        ("samples", "has no valid scores of its samples.*tools/evaluate.py .*b-seed-2 --split valid adds them"),
         ("pixels", "were evaluated on different images or classes: valid: other pixels"),
         ("metric", "other kind of score"),
         ("damage", "has no valid scores of its samples"),

@@ -176,10 +176,7 @@ class Verdict:
 
 
 def judge(rows: Sequence[Row], level: float = LEVEL) -> tuple[list[Row], list[Verdict]]:
-    """Return the rows with the intervals of their means over seeds and images, and a verdict for each pair.
-
-    They are judged by the best checkpoints on the test split or, if not all runs have one, on the validation split.
-    """
+    """Return the rows with intervals, and a verdict for each pair: on the test split, or the validation split if some lack it."""
     if len(rows) < 2:
         raise ConfigError("--verdict: give two runs, or two groups of runs that differ in their seed; these are one")
     runs = [run for row in rows for run in row.runs]
@@ -206,9 +203,8 @@ def _scores(run: RunRecord, split: str) -> SampleScores:
     try:
         return read_samples(path)
     except OSError as error:
-        problem = "has no" if isinstance(error, FileNotFoundError) else "has no valid"
         remedy = f"tools/evaluate.py {run.path} --split {split} adds them"
-        raise RunError(f"--verdict: {run.name} {problem} scores of its samples ({path.name}); {remedy}") from error
+        raise RunError(f"--verdict: {run.name} has no valid scores of its samples ({path.name}); {remedy}") from error
 
 
 def _have_same_data(runs: Sequence[RunRecord], found: Sequence[SampleScores]) -> bool:
