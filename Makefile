@@ -9,7 +9,7 @@ PICTURED := configs/resnet18_shapes.yaml
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow docs-test faults exam duplicates results bench pictures docs lint format clean
+.PHONY: help install install-dev train test test-slow docs-test faults exam duplicates verdicts results bench pictures docs lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ duplicates: install-dev  ## measure the search for duplicates: make duplicates P
 	$(BIN)/python -m tests.measured_duplicates $(PHOTOS) $(CIFAR) > .duplicates.md
 	mv .duplicates.md docs/measured/duplicates.md
 	cat docs/measured/duplicates.md
+
+verdicts: install-dev  ## measure how often verdicts are right: make verdicts MNIST=folder; 15 minutes
+	$(BIN)/python -m tests.verdicts $(if $(MNIST),--data $(MNIST))
 
 results: install-dev  ## train the rows of docs/results.yaml that aren't measured yet: make results ARGS="--data MNIST=~/data/MNIST"
 	$(BIN)/python tools/results.py $(ARGS)

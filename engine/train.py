@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from engine.build import Run, build
@@ -35,6 +35,7 @@ from engine.run.folder import CONFIG, THRESHOLDS, Resumption, RunFolder, find_re
 from engine.run.log import add_log_file, millions, remove_log_file, set_up_terminal
 from engine.run.metrics import Clock, MetricsLog, read_metrics
 from engine.run.report import Result, final_table, log_changes, log_line, write_results, write_start
+from engine.run.samples import SampleScores, prune_samples, write_samples
 from engine.run.trackers import Trackers
 from engine.tasks import HasThresholds, Task
 
@@ -131,7 +132,7 @@ def evaluate_and_log(run: Run, outputs: Outputs, agreement: Agreement) -> bool:
         metrics: dict[str, float] = {}
         averaged: dict[str, float] = {}
         if is_due(run, run.eval_freq, state.step):
-            metrics = evaluate_split(run, "valid", agreement)
+            metrics = evaluate_split(run, "valid", agreement, outputs)
             averaged = evaluate_split(run, "valid", agreement, averaged=True) if state.ema is not None else {}
     except Interrupted:
         save(run, outputs, must=True)
@@ -142,13 +143,30 @@ def evaluate_and_log(run: Run, outputs: Outputs, agreement: Agreement) -> bool:
     return is_best
 
 
-def evaluate_split(run: Run, split: str, agreement: Agreement | None = None, *, averaged: bool = False) -> dict[str, float]:
+def evaluate_split(
+    run: Run, split: str, agreement: Agreement | None = None, outputs: Outputs | None = None, *, averaged: bool = False
+) -> dict[str, float]:
     """Return the metrics of a split by their logged names: valid/acc@1, or valid_ema/acc@1 of the averaged weights."""
+    task = run.task.with_tables("samples") if outputs is not None else run.task
     model: nn.Module = run.state.ema.module if averaged and run.state.ema is not None else run.model
     share_buffers(model, run.accelerator)
     stop = agreement.stop if agreement is not None else None
-    metrics = evaluate(model, run.data.loader(split), run.task, run.accelerator, max_batches=run.max_eval_batches, stop=stop)
+    metrics = evaluate(model, run.data.loader(split), task, run.accelerator, max_batches=run.max_eval_batches, stop=stop)
+    if (samples := metrics.pop("samples", None)) is not None and outputs is not None:
+        keep_samples(run, outputs, split, *samples)
     return {f"{split}{'_ema' if averaged else ''}/{name}": value for name, value in metrics.items()}
+
+
+def keep_samples(run: Run, outputs: Outputs, split: str, metric: str, scores: Tensor) -> None:
+    """Write the scores of the samples; the test's belong to the best step. They stay as long as the checkpoint of that step."""
+    best, checkpoints = run.state.best_step, outputs.checkpoints
+    if outputs.metrics is None or checkpoints is None:  # another rank, or a dry run
+        return
+    step = best if split == "test" and best is not None else run.state.step
+    with warned(f"the scores of the samples of {split} can't be written"):
+        found = SampleScores(split, step, metric, scores.numpy(), (checkpoints.data or {}).get(split, {}))
+        prune_samples(outputs.folder.path, keep=step)
+        write_samples(outputs.folder.path, found)
 
 
 def write_line(run: Run, outputs: Outputs, metrics: dict[str, float]) -> None:
@@ -414,7 +432,7 @@ def _test_best(run: Run, outputs: Outputs, agreement: Agreement) -> dict[str, fl
                 if outputs.metrics is not None:
                     outputs.folder.write_json(THRESHOLDS, chosen)
         if are_there and "test" in run.data.splits:
-            metrics = evaluate_split(run, "test", agreement)
+            metrics = evaluate_split(run, "test", agreement, outputs)
     if metrics:
         write_line(run, outputs, metrics)
     return metrics

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train variants, and compare runs: a table, curves, accuracy over cost, differences, an HTML page."""
+"""Train variants, and compare runs: a table, curves, accuracy over cost, verdicts, differences, an HTML page."""
 
 import sys
 from argparse import Namespace
@@ -23,6 +23,8 @@ EXAMPLES = """
 A RUN is a run folder, a folder of run folders, a checkpoint, or a glob. Completed runs that differ only in their seed are one
 row, with mean and deviation.
 
+--verdict says for each pair of rows whether one is better, with an interval over seeds (two or more of each) and test images.
+
 --train trains each config in its own process and run folder, and compares them at the end. The same command again resumes what
 was interrupted, and skips what is done.
 
@@ -30,8 +32,10 @@ examples:
   python tools/compare.py runs/first runs/second
   python tools/compare.py runs/* --markdown table.md --csv table.csv --png runs.png --html report.html
   python tools/compare.py --diff runs/first runs/second
+  python tools/compare.py --verdict runs/resnet-seed-* runs/vgg-seed-* --html report.html
   python tools/compare.py --train configs/resnet{50,101,152}_cifar10.yaml
   python tools/compare.py --train configs/vgg{11,13,16,19}_cifar10.yaml --jobs 4 --train.n_epochs 30
+  python tools/compare.py --train configs/resnet{18,34}_cifar10.yaml --until-decided --max-seeds 8
   python tools/compare.py --train configs/efficientnet_b[012]_cifar10.yaml --seeds 1,2,3 -o runs/efficientnets
   python tools/compare.py --train configs/resnet18_cifar10.yaml --models resnet18,vgg11_bn,timm/convnext_atto --html report.html
 """
@@ -49,8 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="compare these runs")
     parser.add_argument("--diff", nargs=2, metavar="RUN", help="print the differences between two runs")
     parser.add_argument("--train", nargs="+", metavar="CONFIG", help="train these configs (files or globs), and compare them")
+    parser.add_argument("--verdict", action="store_true", help="say which is better, by how much, and how sure that is")
     parser.add_argument("--models", type=_names, help="with --train: each config with each of these models instead of its own")
     parser.add_argument("--seeds", type=_seeds, help="with --train: each of them with each of these seeds")
+    parser.add_argument("--until-decided", action="store_true", help="with --train: more seeds until the verdicts are clear")
+    parser.add_argument("--max-seeds", type=int, metavar="N", help="with --until-decided: at most so many of each (default: 8)")
     parser.add_argument("--jobs", type=int, metavar="N", help="with --train: N trainings at a time, each on its own device")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="with --train: run folders go here (runs/compare-...)")
     parser.add_argument("--markdown", metavar="PATH", type=Path, help="write the table as Markdown")
@@ -62,11 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="with --png: also open a window")
     args, overrides = parser.parse_with_overrides(argv)
     _check(args, overrides)
+    args.max_seeds = args.max_seeds or 8
     if args.train:
         return _train(args, overrides)
     runs = read_runs(args.runs or args.diff)
     if not args.diff:
-        return _report(runs, args, overrides)
+        _report(runs, args, overrides)
+        return 0
     if unreadable := [run for run in runs if not run.is_readable]:
         raise RunError(unreadable[0].results["why"])
     if len(runs) != 2:
@@ -88,7 +97,8 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
     sources = {"RUN": args.runs, "--diff": args.diff, "--train": args.train}
     given = [name for name, value in sources.items() if value]
     files = [name for name in ("markdown", "csv", "png", "html") if getattr(args, name)]
-    for_training = [name for name in ("models", "seeds", "jobs", "output") if getattr(args, name) is not None]
+    options = ("models", "seeds", "jobs", "output", "until_decided")
+    for_training = [name.replace("_", "-") for name in options if getattr(args, name) not in (None, False)]
     seeds, key = args.seeds or [], next(iter(overrides), "")
     problems = (
         (len(given) != 1, f"{' and '.join(given) or 'nothing to compare'}: give one of {', '.join(sources)}"),
@@ -100,6 +110,13 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
         (len(set(seeds)) < len(seeds), f"--seeds {','.join(map(str, seeds))}: each seed once"),
         (args.seeds and "seed" in overrides, "--seeds and --seed mean the same; give one of them"),
         (args.models and "model.name" in overrides, "--models and --model.name mean the same; give one of them"),
+        (args.max_seeds is not None and not args.until_decided, "--max-seeds is for --until-decided"),
+        (args.max_seeds is not None and args.max_seeds < 2, f"--max-seeds must be at least 2, got {args.max_seeds}"),
+        (
+            args.until_decided and (seeds or "seed" in overrides),
+            "--until-decided chooses the seeds itself",
+        ),
+        (args.diff and args.verdict, "--verdict and --diff: give the runs as RUN"),
         (args.show and not args.png, "--show is for --png"),
     )
     for is_wrong, message in problems:
@@ -114,7 +131,20 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
 
 
 def _train(args: Namespace, overrides: dict[str, Any]) -> int:
-    variants = make_variants(find_configs(args.train), args.models or [None], args.seeds or [None], overrides, args.output)
+    for look in range(1, args.max_seeds) if args.until_decided else (0,):
+        seeds = [*range(1, look + 2)] if look else args.seeds or [None]
+        code = _train_seeds(args, overrides, seeds, look)
+        if code is not None:
+            return code
+    print_lines(f"{args.max_seeds} seeds of each don't decide all pairs")
+    return 0
+
+
+def _train_seeds(args: Namespace, overrides: dict[str, Any], seeds: Sequence[int | None], look: int = 0) -> int | None:
+    """Train each variant with these seeds, and compare them. Return the exit code, or None if more seeds may decide a pair."""
+    variants = make_variants(find_configs(args.train), args.models or [None], seeds, overrides, args.output)
+    if args.until_decided and len(variants) == len(seeds):
+        raise ConfigError("--until-decided: give two configs or models; this is one")
     slots = environments(args.jobs or 1)
     done = [variant for variant in variants if is_done(variant)]
     for variant in done:
@@ -125,21 +155,27 @@ def _train(args: Namespace, overrides: dict[str, Any]) -> int:
         print_lines(f"interrupted: {reasons}; the same command goes on", file=sys.stderr)
         return 128 + signum
     folders = [str(variant.folder) for variant in variants if is_run(variant.folder)]
-    if folders:
-        _report(read_runs(folders), args, {})
+    code = _report(read_runs(folders), args, {}, look) if folders else 0
     if incomplete:
         raise RunError(f"{len(incomplete)} of {len(variants)} variants are not complete: {reasons}")
-    return 0
+    return code
 
 
-def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any]) -> int:
-    rows = rows_of(runs)
-    print_lines(as_text(rows))
+def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any], look: int = 0) -> int | None:
+    """Print and write the comparison. Return 0, or None with --until-decided if a pair is undecided."""
+    rows, verdicts = rows_of(runs), list[Any]()
+    if args.verdict or args.until_decided:
+        from tools.comparison.verdict import LEVEL, judge, spent_at
+
+        level = spent_at(look, args.max_seeds - 1) if look else LEVEL
+        rows, verdicts = judge([row for row in rows if row.first.is_readable], level)
+    print_lines(as_text(rows, *verdicts))
     if n_unreadable := sum(not run.is_readable for run in runs):
         print_lines(f"warning: {n_unreadable} of {len(runs)} runs can't be read", file=sys.stderr)
-    for path, text in ((args.markdown, as_markdown), (args.csv, as_csv)):
-        if path is not None:
-            write_text(path, text(rows))
+    if args.markdown:
+        write_text(args.markdown, as_markdown(rows, *verdicts))
+    if args.csv:
+        write_text(args.csv, as_csv(rows))
     if args.png:
         from engine.plots.style import new_figure
         from tools.comparison.figure import draw_comparison
@@ -150,8 +186,8 @@ def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any
     if args.html:
         from tools.comparison.page import make_page
 
-        write_text(args.html, make_page(rows, args.mistakes, overrides))
-    return 0
+        write_text(args.html, make_page(rows, args.mistakes, overrides, verdicts))
+    return None if args.until_decided and not all(verdict.is_decided for verdict in verdicts) else 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Evaluate a trained model on a split of its dataset."""
+"""Evaluate a trained model on a split of its dataset. A run's folder keeps the score of each sample, for compare.py --verdict."""
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -15,6 +17,8 @@ from engine.plugins import Parser
 from tools.pictures.output import SOURCE_HELP, add_source, add_split
 from tools.tables import print_lines
 
+# With other overrides, the scores of the samples are not the run's, and aren't kept.
+WITHOUT_EFFECT = ("data.dataroot", "data.verify", "data.download", "dataloader.", "eval.batch_size", "train.num_threads")
 EXAMPLES = """
 examples:
   python tools/evaluate.py runs/first
@@ -43,13 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.confusion and not args.json:
         parser.error("--confusion needs --json")
 
-    from tools.pictures.subject import evaluate_with, open_source  # imports torch, unlike --help
+    from tools.pictures.subject import open_source  # imports torch, unlike --help
 
     trained = open_source(args, overrides)
     tables = [name for name in ("per_class", "confusion") if getattr(args, name)]
-    metrics = evaluate_with(trained, args.split, *tables)
+    trained = replace(trained, task=trained.task.with_tables(*tables, "samples"))
+    metrics = trained.evaluate(args.split)
+    samples = metrics.pop("samples", None)
     if not trained.accelerator.is_main_process:
         return 0
+    if samples is not None and trained.run_dir and not args.ema and all(key.startswith(WITHOUT_EFFECT) for key in overrides):
+        _keep(trained, args.split if args.split in trained.data.splits else "valid", *samples)
     if args.json:
         source = (
             {"checkpoint": str(trained.checkpoint), "step": trained.step} if trained.checkpoint else {"weights": trained.weights}
@@ -62,6 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, accuracy in per_class.items():
         print_lines(f"  {name:<{width}}  {'no sample' if accuracy is None else f'{100 * accuracy:6.2f} %'}")
     return 0
+
+
+def _keep(trained: Any, split: str, metric: str, scores: Any) -> None:
+    """Write the scores of the samples to the run folder."""
+    from engine.build import start_fingerprint
+    from engine.run.samples import SampleScores, write_samples
+
+    found = SampleScores(split, trained.step, metric, scores.numpy(), start_fingerprint(trained.data).result()[split])
+    try:
+        write_samples(trained.run_dir, found)
+    except OSError as error:
+        print_lines(f"warning: the scores of the samples can't be kept: {error}", file=sys.stderr)
 
 
 def _format(name: str, value: float) -> str:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from engine.config.errors import RunError
 from engine.run.folder import MANIFEST, STEP_FOLDER, committed_checkpoints, remove_tree, step_folders
+from engine.run.samples import prune_samples
 from models.loading.files import (
     MalformedFile,
     fsync_folder,
@@ -158,6 +159,7 @@ class Checkpoints:
                 self._set_aside(path, f"it has no {MANIFEST}")
             elif int(path.name.removeprefix("step-")) > step:
                 self._set_aside(path, f"the run continues from step {step}")
+        prune_samples(self.run_dir)
         self._link_both(step, best_step)
 
     def _set_aside(self, path: Path, reason: str) -> None:
@@ -195,6 +197,7 @@ class Checkpoints:
                 removed = path.with_name(f".{path.name}.pruned")
                 path.rename(removed)
                 remove_tree(removed)
+        prune_samples(self.run_dir)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

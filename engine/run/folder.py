@@ -36,6 +36,7 @@ LEFTOVERS = {  # folder -> the names of what a killed process leaves in it
     ".": re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\d+"),
     "ckpt": re.compile(r"\.step-\d{6,}\.(\d+|pruned)|\.(latest|best)(\.\d+)?"),
     "figures": re.compile(r"\.[\w-]+\.png\.\d+"),
+    "samples": re.compile(r"\.[\w-]+\.npz\.\d+"),
 }
 
 # models.loading.files is imported inside functions: it loads torch, which --help does without.

@@ -24,7 +24,7 @@ class Metric(Protocol):
         """Return the counts of this rank: a tensor, which is summed over ranks, or a list, which is concatenated."""
 
     def compute(self, sums: Any) -> dict[str, Any]:
-        """Return numbers by name and, for a task `with_tables`, those tables."""
+        """Return numbers by name and, for a task `with_tables`, those tables; `samples` are the kind and values of scores."""
 
 
 class Task(Protocol):

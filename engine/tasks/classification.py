@@ -71,7 +71,7 @@ class Classification:
             return focal_loss(logits, targets, self.focal_gamma, self.label_smoothing, self.class_weights)
         return cross_entropy(logits, targets, self.label_smoothing, self.class_weights)
 
-    def with_tables(self, *tables: Literal["per_class", "bins", "confusion"]) -> "Classification":
+    def with_tables(self, *tables: Literal["per_class", "bins", "confusion", "samples"]) -> "Classification":
         """Return a task whose evaluation also computes these tables, which no log shows."""
         task = copy.copy(self)
         task._tables = tables
@@ -170,6 +170,7 @@ class Accuracy:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.zeros(sum(self._sizes), dtype=dtype, device=device)
         self._bin_ends = torch.arange(1, N_BINS, dtype=dtype, device=device) / N_BINS
+        self._right = [torch.empty(0, dtype=torch.bool, device=device)]  # of each sample, if that table is asked for
 
     def update(self, model: nn.Module, batch: Batch) -> None:
         images, targets = batch
@@ -187,16 +188,19 @@ class Accuracy:
         bins = torch.bucketize(confidence, self._bin_ends)
         for of_bin, values in ((sure, confidence), (right_of_bin, right), (n_of_bin, torch.ones_like(right))):
             of_bin.index_add_(0, bins, values)
+        if "samples" in self.tables:
+            self._right.append(right > 0)
         if "confusion" in self.tables:
             confusion.index_add_(0, targets * len(self.classes) + predicted, torch.ones_like(right))
 
     def _in_grains(self, values: Tensor) -> Tensor:
         return (values / GRAIN).round() * GRAIN
 
-    def sums(self) -> Tensor:
-        return self._sums
+    def sums(self) -> Tensor | list[tuple[Tensor, Tensor]]:
+        return [(self._sums.cpu(), torch.cat(self._right).cpu())] if "samples" in self.tables else self._sums
 
-    def compute(self, sums: Tensor) -> dict[str, Any]:
+    def compute(self, sums: Tensor | list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        sums, all_right = summed(sums)
         totals, right, n, sure, right_of_bin, n_of_bin, confusion = (
             part.numpy() for part in sums.double().cpu().split(self._sizes)
         )
@@ -217,7 +221,17 @@ class Accuracy:
             metrics["bins"] = [{"confidence": s / of, "acc@1": r / of, "count": of} if of else None for s, r, of in counted]
         if "confusion" in self.tables:  # rows are the true classes
             metrics["confusion"] = confusion.astype(int).reshape(len(n), len(n)).tolist()
+        if all_right is not None:
+            metrics["samples"] = ("acc@1", all_right)
         return metrics
+
+
+def summed(sums: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor | None]:
+    """Return the sums over ranks and, if each rank also kept the scores of its samples, those of all."""
+    if isinstance(sums, Tensor):
+        return sums, None
+    parts, scores = zip(*sums, strict=True)
+    return torch.stack(parts).sum(0), torch.cat(scores)
 
 
 def from_config(config: Config, data: Any) -> Classification:

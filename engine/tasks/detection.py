@@ -44,7 +44,7 @@ class Detection:
         loss = sum(losses.values())
         return loss, {"loss": loss, **{f"loss_{name.removeprefix('loss_')}": value for name, value in losses.items()}}
 
-    def with_tables(self, *tables: Literal["per_class"]) -> "Detection":
+    def with_tables(self, *tables: Literal["per_class", "samples"]) -> "Detection":
         task = copy.copy(self)
         task._tables = tables
         return task
@@ -146,7 +146,26 @@ class AveragePrecision:
                 for label, name in enumerate(self.classes)
                 if label and name != "N/A"
             }
+        if "samples" in self.tables:
+            metrics["samples"] = ("image AP", torch.tensor([image_precision(*pair) for pair in sums]))
         return metrics
+
+
+def image_precision(prediction: Prediction, target: Target) -> float:
+    """Return the average precision of one image at COCO's overlaps, over objects of all its classes; NaN without an object."""
+    from torchvision.ops import box_iou
+
+    objects, order = learned_from(target), prediction["scores"].argsort(descending=True)
+    n, n_found, overlaps = len(objects["labels"]), len(order), torch.linspace(0.5, 0.95, 10).unsqueeze(1)
+    iou = box_iou(prediction["boxes"][order], objects["boxes"]) * (prediction["labels"][order, None] == objects["labels"])
+    hits, free = torch.zeros(10, n_found), torch.ones(10, n, dtype=torch.bool)
+    for i, of_box in enumerate(iou if n else ()):  # the best box first takes the object that it overlaps most
+        best, which = torch.where(free & (of_box >= overlaps), of_box, -1.0).max(1)
+        hits[:, i] = (best > 0).float()
+        free[torch.arange(10), which] &= best <= 0
+    precision = hits.cumsum(1) / torch.arange(1, n_found + 1)
+    highest = precision.flip(1).cummax(1).values.flip(1) if n_found else precision  # at this recall or more
+    return float((highest * hits).sum() / (10 * n)) if n else float("nan")
 
 
 def create_network(config: Config, *, img_size: int, **options: Any) -> nn.Module:

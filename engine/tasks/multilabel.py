@@ -70,7 +70,7 @@ class MultiLabel:
             return losses.sum() / n_classes
         return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum") / n_classes
 
-    def with_tables(self, *tables: Literal["per_class", "confusion", "thresholds"]) -> "MultiLabel":
+    def with_tables(self, *tables: Literal["per_class", "confusion", "thresholds", "samples"]) -> "MultiLabel":
         task = copy.copy(self)
         task._tables = tables
         return task
@@ -147,7 +147,16 @@ class RankedLabels:
             metrics["thresholds"] = {
                 name: best_threshold(scores[:, i], truth[:, i]) for i, name in enumerate(classes) if occurs[i]
             }
+        if "samples" in self.tables:
+            metrics["samples"] = ("image AP", image_precisions(scores, truth))
         return metrics
+
+
+def image_precisions(scores: Tensor, truth: Tensor) -> Tensor:
+    """Return for each image how well its labels are ranked above the others: average precision; NaN without a label."""
+    hits = truth.gather(1, scores.argsort(dim=1, descending=True)).float()
+    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+    return (precision * hits).sum(1) / hits.sum(1)
 
 
 def best_threshold(scores: Tensor, truth: Tensor) -> float:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from datasets.pipeline.masks import IGNORED, Batch, fitted
 from engine.config.schema import Config
 from engine.tasks import TaskKind
+from engine.tasks.classification import summed
 from models.heads.segmentation import create_segmenter
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Segmentation:
         loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
         return loss + self.dice_weight * dice_loss(logits, targets) if self.dice_weight else loss
 
-    def with_tables(self, *tables: Literal["per_class", "confusion"]) -> "Segmentation":
+    def with_tables(self, *tables: Literal["per_class", "confusion", "samples"]) -> "Segmentation":
         task = copy.copy(self)
         task._tables = tables
         return task
@@ -128,20 +129,27 @@ class Overlap:
         self.classes, self.logits, self.tables = classes, logits, tables
         where = "cpu" if device.type == "mps" else device  # mps has no double precision
         self._sums = torch.zeros(1 + len(classes) ** 2, dtype=torch.float64, device=where)
+        self._overlaps = [torch.empty(0, dtype=torch.float64, device=where)]  # mean IoU of each image
 
     def update(self, model: nn.Module, batch: Batch) -> None:
         images, masks = batch
         for logits, mask in _in_own_sizes(self.logits(model, images), masks):
             targets = mask.long()
             valid = targets != IGNORED
-            pairs = targets[valid] * len(self.classes) + logits.argmax(1)[valid]
+            pairs = targets * len(self.classes) + logits.argmax(1)
             self._sums[0] += F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum").to(self._sums)
-            self._sums[1:] += pairs.bincount(minlength=len(self.classes) ** 2).to(self._sums)
+            for of_image, there in zip(pairs, valid, strict=True):
+                counts = of_image[there].bincount(minlength=len(self.classes) ** 2).to(self._sums)
+                self._sums[1:] += counts
+                counts = counts.view(len(self.classes), -1)
+                right, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+                self._overlaps.append((right / union)[union > 0].mean().reshape(1))  # NaN without a valid pixel
 
-    def sums(self) -> Tensor:
-        return self._sums
+    def sums(self) -> Tensor | list[tuple[Tensor, Tensor]]:
+        return [(self._sums.cpu(), torch.cat(self._overlaps).cpu())] if "samples" in self.tables else self._sums
 
-    def compute(self, sums: Tensor) -> dict[str, Any]:
+    def compute(self, sums: Tensor | list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        sums, overlaps = summed(sums)
         loss, n = float(sums[0]), len(self.classes)
         confusion = sums[1:].cpu().numpy().reshape(n, n)  # rows are the true classes
         right, there, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
@@ -160,6 +168,8 @@ class Overlap:
             metrics["per_class"] = dict(zip(self.classes, iou, strict=True))
         if "confusion" in self.tables:
             metrics["confusion"] = confusion.astype(int).tolist()
+        if overlaps is not None:
+            metrics["samples"] = ("image IoU", overlaps)
         return metrics
 
 

@@ -55,6 +55,17 @@ def test_every_sample_is_evaluated_once(on_two_ranks, on_one_rank):
     assert [line["valid/count"] for line in metrics(on_one_rank) if "valid/count" in line] == [360] * 3
 
 
+def test_each_sample_has_its_score_in_the_order_of_the_dataset(on_two_ranks, tmp_path):
+    shutil.copytree(on_two_ranks, copied := tmp_path / "copied", symlinks=True)
+    written = {path.name: path.read_bytes() for path in (on_two_ranks / "samples").iterdir()}
+    shutil.rmtree(copied / "samples")
+    for which in ("best", "latest"):
+        assert run_tool(lambda which=which: evaluate([str(copied / "ckpt" / which)])) == 0
+    again = {path.name: path.read_bytes() for path in (copied / "samples").iterdir()}
+    assert set(again) == {"valid-60.npz", f"valid-{results(on_two_ranks)['best']['step']}.npz"}
+    assert again.items() <= written.items()
+
+
 def test_same_global_batch_has_the_same_loss_as_on_one_rank(on_two_ranks, on_one_rank):
     for two, one in zip(metrics(on_two_ranks), metrics(on_one_rank), strict=True):
         for name in ("train/loss", "valid/loss", "train/grad_norm"):

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from engine.config.errors import ConfigError, RunError
 from engine.inference.trained import load_trained
 from tools.comparison.rows import Row
+from tools.comparison.verdict import Verdict
 from tools.pictures.predictions import find_mistakes
 from tools.pictures.subject import read_samples, require_classification
 from tools.tables import print_lines
@@ -46,6 +47,26 @@ def mistakes_of(rows: Sequence[Row], n: int, overrides: Mapping[str, Any]) -> li
             print_lines(f"no mistakes of {row.name}: {error}", file=sys.stderr)
             why_none = str(error)
         found.append({"name": row.name, "step": step, "samples": samples, "why_none": why_none})
+    return found
+
+
+def disagreements(verdicts: Sequence[Verdict], n: int, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each verdict's words, with up to `n` of the images that A or B gets right more often than the other."""
+    found: list[dict[str, Any]] = []
+    for verdict in verdicts:
+        found.append({"text": str(verdict), "only": {}, "why_none": None})
+        try:
+            trained = load_trained(verdict.a.first.path, overrides)
+            of_a = np.nan_to_num(verdict.estimate.gains)
+            for name, gains in ((verdict.a.name, of_a), (verdict.b.name, -of_a)):
+                indices = [i for i in np.argsort(-gains, kind="stable")[:n].tolist() if gains[i] > 0]
+                chosen = read_samples(trained, verdict.split, indices) if indices else None
+                found[-1]["only"][name] = [
+                    {"picture": data_url(image), "true": true, "gain": f"image {i}: {100 * gains[i]:+.0f} points"}
+                    for image, true, i in (zip(chosen.images, chosen.names, indices, strict=True) if chosen else ())
+                ]
+        except (ConfigError, RunError) as error:
+            found[-1]["why_none"] = str(error)
     return found
 
 

@@ -14,8 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.plots.style import line_style
 from tools.comparison.curves import MONITORED, curve_of, has_wide_range, x_labels, y_labels
-from tools.comparison.mistakes import mistakes_of
+from tools.comparison.mistakes import disagreements, mistakes_of
 from tools.comparison.rows import COLUMNS, Row, columns_for, data_notes, differences, failure_reasons, machine_of
+from tools.comparison.verdict import Verdict
 
 TEMPLATE = Path(__file__).with_name("template")
 color_and_dashes = itemgetter("color", "linestyle")
@@ -31,7 +32,7 @@ return `${parseFloat((tick / size).toPrecision(4))} ${unit}`.trim()
 """
 
 
-def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]) -> str:
+def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any], verdicts: Sequence[Verdict] = ()) -> str:
     """Render the page. `overrides` are config keys for finding the mistakes, such as data.dataroot."""
     columns = sorted(columns_for(rows), key=lambda column: not (column.name == "run" or column.is_in_percent))
     environment = Environment(
@@ -52,6 +53,7 @@ def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]
         reasons=[*failure_reasons(rows), *data_notes(rows)],
         library=Resources(mode="inline", components=["bokeh"], log_level="error").render(),
         data=_chart_data(rows),
+        verdicts=disagreements(verdicts, max(1, n_mistakes), overrides),
         mistakes=mistakes_of(readable, n_mistakes, overrides) if n_mistakes else [],
         names=[row.name for row in readable],
         n_runs=sum(len(row.runs) for row in rows),

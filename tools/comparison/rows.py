@@ -21,6 +21,7 @@ class Row:
 
     name: str
     runs: tuple[RunRecord, ...]
+    interval: tuple[float, float] | None = None  # of the mean score, over seeds and images
 
     @property
     def first(self) -> RunRecord:
@@ -100,6 +101,7 @@ _COLUMNS = (
     Column("test", "test", _per_seed(lambda run: run.test), is_in_percent=True),
 )
 COLUMNS = {column.name: column for column in _COLUMNS}
+INTERVAL = Column("interval", "95 % interval", lambda row: row.interval, lambda i: f"{100 * i[0]:.2f} to {100 * i[1]:.2f} %")
 
 
 def columns_for(rows: Sequence[Row]) -> list[Column]:
@@ -119,7 +121,7 @@ def columns_for(rows: Sequence[Row]) -> list[Column]:
             column = replace(column, value=lambda row: row.first.progress)
         if not is_hidden.get(column.name):
             columns.append(column)
-    return columns
+    return [*columns, INTERVAL] if any(row.interval for row in rows) else columns
 
 
 def failure_reasons(rows: Sequence[Row]) -> list[str]:

@@ -11,12 +11,13 @@ from tools.comparison.runs import RunRecord
 from tools.tables import Rows, escaped, markdown, plain
 
 
-def as_text(rows: Sequence[Row]) -> str:
-    return "\n".join([plain(*_cells(rows)), *failure_reasons(rows), *data_notes(rows)])
+def as_text(rows: Sequence[Row], *sentences: object) -> str:
+    return "\n".join([plain(*_cells(rows)), *failure_reasons(rows), *data_notes(rows), *map(str, sentences)])
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
-    return "\n\n".join([markdown(*_cells(rows)), *map(escaped, [*failure_reasons(rows), *data_notes(rows)])]) + "\n"
+def as_markdown(rows: Sequence[Row], *sentences: object) -> str:
+    notes = [*failure_reasons(rows), *data_notes(rows), *map(str, sentences)]
+    return "\n\n".join([markdown(*_cells(rows)), *map(escaped, notes)]) + "\n"
 
 
 def _cells(rows: Sequence[Row]) -> tuple[Rows, set[int]]:
@@ -36,6 +37,8 @@ def as_csv(rows: Sequence[Row]) -> str:
             if isinstance(column.value(row), list):
                 line[f"{column.name}_std"] = deviation
         line |= {"step": row.first.step, "seeds": row.seeds, "paths": os.pathsep.join(str(run.path) for run in row.runs)}
+        if row.interval is not None:
+            line["interval_low"], line["interval_high"] = row.interval
         lines.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")

@@ -139,6 +139,21 @@ class TestMetric:
         ranks = metric_sums(predictions, targets, (0, 7, 15)) + metric_sums(predictions, targets, (0, 15, 30))[15:]
         assert metric.compute(ranks) == whole
 
+    def test_the_precision_of_each_image_of_one_class_is_nearly_that_of_pycocotools(self):
+        predictions, targets = scenes(n=12)
+        targets = [{name: value[~target["iscrowd"]] for name, value in target.items()} for target in targets]
+        for labels in (part["labels"] for part in (*predictions, *targets)):
+            labels[:] = 1
+        task = Detection(CLASSES).with_tables("samples")
+        metric, scores = task.metric(torch.device("cpu")).compute(metric_sums(predictions, targets, (0, 12), task))["samples"]
+        assert metric == "image AP"
+        for i, (score, pair) in enumerate(zip(scores.tolist(), zip(predictions, targets, strict=True), strict=True)):
+            if len(pair[1]["boxes"]) == 0:
+                assert np.isnan(score)
+                continue
+            alone = Detection(CLASSES).metric(torch.device("cpu")).compute([pair])
+            assert score == pytest.approx(alone["mAP"], abs=0.01), i  # which samples the curve at 101 recalls
+
     def test_images_are_batched_by_size_and_predictions_keep_their_order(self):
         predictions, targets = scenes()
         model = FixedDetector(predictions)

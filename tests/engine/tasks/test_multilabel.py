@@ -4,7 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, f1_score, multilabel_confusion_matrix
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    label_ranking_average_precision_score,
+    multilabel_confusion_matrix,
+)
 from timm.loss import AsymmetricLossMultiLabel
 from torch.nn import functional as F
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
@@ -69,6 +74,15 @@ def test_the_tables_count_per_class():
     assert [found["confusion"][name] for name in CLASSES] == expected.tolist()
     precisions = average_precision_score(TARGETS.numpy(), LOGITS.sigmoid().numpy(), average=None)
     assert list(found["per_class"].values()) == pytest.approx(precisions.tolist(), abs=1e-6)
+
+
+def test_each_image_has_the_precision_of_its_ranking():
+    metric, scores = evaluated(MultiLabel(CLASSES).with_tables("samples"), (0, 7), (7, 60))["samples"]
+    has_label = TARGETS.sum(1) > 0
+    assert metric == "image AP"
+    assert torch.equal(scores.isnan(), ~has_label)
+    expected = label_ranking_average_precision_score(TARGETS[has_label].numpy(), LOGITS[has_label].numpy())
+    assert float(scores[has_label].mean()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_best_threshold_has_the_highest_f1():

@@ -82,6 +82,21 @@ class TestMetric:
         assert parts.pop("loss") == pytest.approx(whole.pop("loss"), rel=1e-6)
         assert parts == whole
 
+    def test_each_image_has_its_own_iou(self):
+        task = Segmentation(CLASSES).with_tables("samples")
+        halves = [(LOGITS[:2], MASKS[:2]), (LOGITS[2:], MASKS[2:])]
+        join = lambda sums: [part for of_rank in sums for part in of_rank]  # noqa: E731
+        result = compute_metric(task, halves, join)
+        metric, scores = result.pop("samples")
+        assert metric == "image IoU"
+        predicted = LOGITS.argmax(1)
+        expected = [
+            jaccard_score(mask[valid].numpy(), classes[valid].numpy(), average="macro")
+            for mask, classes, valid in zip(MASKS, predicted, VALID, strict=True)
+        ]
+        assert scores.tolist() == pytest.approx(expected, abs=1e-12)
+        assert result == compute_metric(Segmentation(CLASSES), halves)
+
     def test_class_absent_from_masks_and_predictions_is_excluded(self):
         logits, masks = LOGITS.clone(), MASKS.clone()
         logits[:, 3] = -99
