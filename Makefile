@@ -9,7 +9,8 @@ PICTURED := configs/resnet18_shapes.yaml
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-slow docs-test faults exam duplicates verdicts results bench pictures docs lint format clean
+.PHONY: help install install-dev train test test-slow docs-test faults exam trajectories planted duplicates verdicts results bench pictures \
+        docs lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +49,14 @@ faults: install-dev  ## kill, interrupt and damage runs; update the tables of do
 exam: install-dev  ## kill, damage and resume trainings of this and other frameworks; at most 40 minutes: make exam ARGS="--frameworks ours timm"
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-rivals.txt
 	$(BIN)/python -m tests.exam --output docs/measured $(ARGS)
+
+trajectories: install-dev  ## record the curves of tests/trajectories anew and show the difference; outside of the band give WHY="line of CHANGELOG.md"
+	$(BIN)/python -m tests.trajectories record --why "$(WHY)" $(ARGS)
+
+planted: install-dev  ## plant bugs that tests/trajectories must find; update the tables of docs/reliability.md; 20 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.trajectories measure > .planted.md
+	mv .planted.md docs/measured/trajectories.md
+	cat docs/measured/trajectories.md
 
 duplicates: install-dev  ## measure the search for duplicates: make duplicates PHOTOS=folder CIFAR=folder; 15 minutes
 	$(BIN)/python -m tests.measured_duplicates $(PHOTOS) $(CIFAR) > .duplicates.md

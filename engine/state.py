@@ -173,13 +173,13 @@ def _require_valid(saved: dict[str, Any], optimizer: Optimizer) -> None:
         raise ValueError("the sums since its last log line are not valid")
     for group, restored in zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=True):
         for name, value in restored.items():
-            own = group.get(name)
-            if None not in (own, value) and name != "params" and _kind(own) != _kind(value):
+            if name != "params" and not _is_alike(group.get(name), value):
                 raise ValueError(f"{first_line(name)} of its optimizer is not valid")
 
 
-def _kind(option: Any) -> Any:
-    """Return what makes two values of an option interchangeable."""
-    if isinstance(option, (tuple, list)):
-        return [_kind(item) for item in option]
-    return "number" if _is_number(option) or (isinstance(option, Tensor) and option.ndim == 0) else type(option)
+def _is_alike(a: Any, b: Any) -> bool:
+    """Tell whether two values of an option are interchangeable. None is a value that an optimizer fills in later."""
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_is_alike, a, b))
+    kinds = ["number" if _is_number(x) or (isinstance(x, Tensor) and x.ndim == 0) else type(x) for x in (a, b)]
+    return a is None or b is None or kinds[0] == kinds[1]

@@ -158,6 +158,7 @@ def write_coco(
     parts: tuple[str, str] = ("train", "val"),
     seed: int = 0,
     category_ids: tuple[int, int] = (1, 3),
+    ending: str = ".jpg",
 ) -> Path:
     """Write images of different sizes with one to three boxes in their category's color; the last image of a split has none."""
     random = np.random.default_rng(seed)
@@ -169,7 +170,7 @@ def write_coco(
         for i in range(n):
             height, width = (int(side) for side in random.integers(40, 70, 2))
             pixels = np.full((height, width, 3), 200, dtype=np.uint8)
-            content["images"].append({"id": 100 + i, "file_name": f"{i:06d}.jpg", "height": height, "width": width})
+            content["images"].append({"id": 100 + i, "file_name": f"{i:06d}{ending}", "height": height, "width": width})
             for _ in range(random.integers(1, 4) if i < n - 1 else 0):
                 (left, top), (across, down) = random.integers(0, 20, 2).tolist(), random.integers(8, 20, 2).tolist()
                 is_blue = int(random.choice([0, 1]))
@@ -177,7 +178,7 @@ def write_coco(
                 one = {"id": len(content["annotations"]) + 1, "image_id": 100 + i, "iscrowd": 0}
                 one["category_id"] = category_ids[is_blue]
                 content["annotations"].append({**one, "bbox": [left, top, across, down], "area": across * down})
-            Image.fromarray(pixels).save(root / part / f"{i:06d}.jpg", quality=95)
+            Image.fromarray(pixels).save(root / part / f"{i:06d}{ending}", quality=95)
         name = f"instances_{part}.json" if parts != ("train", "val") else f"{part}.json"
         (root / "annotations" / name).write_text(json.dumps(content))
     return root

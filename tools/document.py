@@ -91,6 +91,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "python tools/gpu_results.py": partial(_on_gpu, "gpu-results.json"),
     "make faults": (MEASURED / "faults.md").read_text,
     "make exam": (MEASURED / "exam.md").read_text,
+    "make planted": (MEASURED / "trajectories.md").read_text,
     "make results": partial(results.table, "classification"),
     "make results: short": partial(results.table, "classification", short=True),
     "make results: masks and boxes": partial(results.table, "masks and boxes"),
