@@ -7,7 +7,7 @@ import pytest
 
 from engine import RunError
 from tests.faults.children import run_script
-from tools import document, gpu_results
+from tools import gpu_results
 
 
 def test_the_last_line_of_a_command_is_its_result_or_its_error():
@@ -20,21 +20,6 @@ def test_ten_models_come_after_what_is_wanted_most():
     parts = gpu_results.parts({}, quick=False)
     assert list(parts)[3] == "resnet18, 30 epochs"
     assert len(parts) == 13
-
-
-def test_the_page_leaves_out_what_was_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(document, "MEASURED", tmp_path)
-    assert document.TABLES["python tools/gpu_results.py"]() == "Not measured yet."
-    rows = [
-        gpu_results.HEAD,
-        ["vgg11", "86.86 %", "35", "49,646", "994", "bf16"],
-        ["a", "", "", "", "", "not measured: no time left"],
-    ]
-    (tmp_path / "gpu-results.json").write_text(json.dumps({"machine": "a GPU", "table": rows}))
-    page = document.TABLES["python tools/gpu_results.py"]()
-    assert page.startswith("a GPU:\n\n| what ")
-    assert "| vgg11 | 86.86 % |" in page
-    assert page.endswith("Not measured, for want of time: a.")
 
 
 @pytest.mark.slow
