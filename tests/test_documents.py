@@ -64,7 +64,9 @@ def test_a_command_names_existing_files_and_accepted_options(page, words):
 
 
 # Commands that need something a test machine lacks: a large download, several GPUs, a cluster, hours, a file shown on the page
-ELSEWHERE = re.compile(r"coco_|voc|convnext|multi_gpu|one_gpu|fsdp|_imagenet|benchmark.py model|vgg1\[|runs/large|--plugin|seed-\*|--until")
+ELSEWHERE = re.compile(
+    r"coco_|voc|convnext|multi_gpu|one_gpu|fsdp|_imagenet|benchmark.py model|vgg1\[|runs/large|--plugin|seed-\*|--until"
+)
 NO_DATA = re.compile(r"visualize.py (schedule|model) -c|count_macs.py|--print_config")
 SHORTER = {
     "main.py": "--train.n_epochs 1",
