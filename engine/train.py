@@ -158,15 +158,17 @@ def evaluate_split(
 
 
 def keep_samples(run: Run, outputs: Outputs, split: str, metric: str, scores: Tensor) -> None:
-    """Write the scores of the samples; the test's belong to the best step. They stay as long as the checkpoint of that step."""
+    """Write the score of each sample; those of the test belong to the best step. They are removed with its checkpoint."""
     best, checkpoints = run.state.best_step, outputs.checkpoints
     if outputs.metrics is None or checkpoints is None:  # another rank, or a dry run
         return
     step = best if split == "test" and best is not None else run.state.step
-    with warned(f"the scores of the samples of {split} can't be written"):
-        found = SampleScores(split, step, metric, scores.numpy(), (checkpoints.data or {}).get(split, {}))
+    found = SampleScores(split, step, metric, scores.numpy(), (checkpoints.data or {}).get(split, {}))
+    try:
         prune_samples(outputs.folder.path, keep=step)
         write_samples(outputs.folder.path, found)
+    except OSError as error:
+        log.warning("the scores of the samples of %s can't be written: %s", split, error)
 
 
 def write_line(run: Run, outputs: Outputs, metrics: dict[str, float]) -> None:

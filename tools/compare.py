@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _train(args, overrides)
     runs = read_runs(args.runs or args.diff)
     if not args.diff:
-        _report(runs, args, overrides)
+        _report(runs, args, overrides, _level(args))
         return 0
     if unreadable := [run for run in runs if not run.is_readable]:
         raise RunError(unreadable[0].results["why"])
@@ -112,10 +112,7 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
         (args.models and "model.name" in overrides, "--models and --model.name mean the same; give one of them"),
         (args.max_seeds is not None and not args.until_decided, "--max-seeds is for --until-decided"),
         (args.max_seeds is not None and args.max_seeds < 2, f"--max-seeds must be at least 2, got {args.max_seeds}"),
-        (
-            args.until_decided and (seeds or "seed" in overrides),
-            "--until-decided chooses the seeds itself",
-        ),
+        (args.until_decided and (seeds or "seed" in overrides), "--until-decided chooses the seeds itself"),
         (args.diff and args.verdict, "--verdict and --diff: give the runs as RUN"),
         (args.show and not args.png, "--show is for --png"),
     )
@@ -131,17 +128,22 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
 
 
 def _train(args: Namespace, overrides: dict[str, Any]) -> int:
-    for look in range(1, args.max_seeds) if args.until_decided else (0,):
-        seeds = [*range(1, look + 2)] if look else args.seeds or [None]
-        code = _train_seeds(args, overrides, seeds, look)
-        if code is not None:
+    if not args.until_decided:
+        return _train_seeds(args, overrides, args.seeds or [None], _level(args))[0]
+    from tools.comparison.verdict import spent_at
+
+    for n in range(2, args.max_seeds + 1):
+        code, is_decided = _train_seeds(args, overrides, range(1, n + 1), spent_at(n - 1, args.max_seeds - 1))
+        if code or is_decided:
             return code
     print_lines(f"{args.max_seeds} seeds of each don't decide all pairs")
     return 0
 
 
-def _train_seeds(args: Namespace, overrides: dict[str, Any], seeds: Sequence[int | None], look: int = 0) -> int | None:
-    """Train each variant with these seeds, and compare them. Return the exit code, or None if more seeds may decide a pair."""
+def _train_seeds(
+    args: Namespace, overrides: dict[str, Any], seeds: Sequence[int | None], level: float | None
+) -> tuple[int, bool]:
+    """Train each variant with these seeds, and compare them. Return the exit code, and whether every verdict is clear."""
     variants = make_variants(find_configs(args.train), args.models or [None], seeds, overrides, args.output)
     if args.until_decided and len(variants) == len(seeds):
         raise ConfigError("--until-decided: give two configs or models; this is one")
@@ -153,21 +155,29 @@ def _train_seeds(args: Namespace, overrides: dict[str, Any], seeds: Sequence[int
     reasons = "; ".join(f"{name} {why}" for name, why in incomplete.items())
     if signum:
         print_lines(f"interrupted: {reasons}; the same command goes on", file=sys.stderr)
-        return 128 + signum
+        return 128 + signum, False
     folders = [str(variant.folder) for variant in variants if is_run(variant.folder)]
-    code = _report(read_runs(folders), args, {}, look) if folders else 0
+    is_decided = _report(read_runs(folders), args, {}, None if incomplete else level) if folders else True
     if incomplete:
         raise RunError(f"{len(incomplete)} of {len(variants)} variants are not complete: {reasons}")
-    return code
+    return 0, is_decided
 
 
-def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any], look: int = 0) -> int | None:
-    """Print and write the comparison. Return 0, or None with --until-decided if a pair is undecided."""
+def _level(args: Namespace) -> float | None:
+    """Return the level of verdicts, if they are asked for."""
+    if not args.verdict:
+        return None
+    from tools.comparison.verdict import LEVEL
+
+    return LEVEL
+
+
+def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any], level: float | None) -> bool:
+    """Print and write the comparison, with verdicts at this level; return whether every verdict is clear."""
     rows, verdicts = rows_of(runs), list[Any]()
-    if args.verdict or args.until_decided:
-        from tools.comparison.verdict import LEVEL, judge, spent_at
+    if level is not None:
+        from tools.comparison.verdict import judge
 
-        level = spent_at(look, args.max_seeds - 1) if look else LEVEL
         rows, verdicts = judge([row for row in rows if row.first.is_readable], level)
     print_lines(as_text(rows, *verdicts))
     if n_unreadable := sum(not run.is_readable for run in runs):
@@ -187,7 +197,7 @@ def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any
         from tools.comparison.page import make_page
 
         write_text(args.html, make_page(rows, args.mistakes, overrides, verdicts))
-    return None if args.until_decided and not all(verdict.is_decided for verdict in verdicts) else 0
+    return all(verdict.is_decided for verdict in verdicts)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tools import results
 
 EXAMPLES = """
 A generated table in README.md or docs/ lies between two comments that name its command. Tables that take long to measure are
-written to docs/measured/ by `make faults`, `make exam`, `make results` and `make bench`, and copied from there.
+written to docs/measured/ by `make faults`, `make exam`, `make planted`, `make results` and `make bench`, and copied from there.
 
 examples:
   python tools/document.py            write all of them

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     trained = open_source(args, overrides)
     tables = [name for name in ("per_class", "confusion") if getattr(args, name)]
-    trained = replace(trained, task=trained.task.with_tables(*tables, "samples"))
+    trained = replace(trained, task=trained.task.with_tables(*tables, "samples"))  # its data are read once, also for `_keep`
     metrics = trained.evaluate(args.split)
     samples = metrics.pop("samples", None)
     if not trained.accelerator.is_main_process:
@@ -73,15 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _keep(trained: Any, split: str, metric: str, scores: Any) -> None:
-    """Write the scores of the samples to the run folder."""
+    """Write the scores of the samples to the run folder if it has none: data other than the run's may have been given."""
     from engine.build import start_fingerprint
-    from engine.run.samples import SampleScores, write_samples
+    from engine.run.samples import SampleScores, read_samples, samples_path, write_samples
 
-    found = SampleScores(split, trained.step, metric, scores.numpy(), start_fingerprint(trained.data).result()[split])
     try:
-        write_samples(trained.run_dir, found)
-    except OSError as error:
-        print_lines(f"warning: the scores of the samples can't be kept: {error}", file=sys.stderr)
+        read_samples(samples_path(trained.run_dir, split, trained.step))
+    except OSError:  # there are none, or they are damaged
+        fingerprint = start_fingerprint(trained.data).result()[split]
+        try:
+            write_samples(trained.run_dir, SampleScores(split, trained.step, metric, scores.numpy(), fingerprint))
+        except OSError as error:
+            print_lines(f"warning: the scores of the samples can't be kept: {error}", file=sys.stderr)
 
 
 def _format(name: str, value: float) -> str:

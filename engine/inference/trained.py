@@ -233,9 +233,9 @@ def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> 
             raise RunError(f"model.pretrained: {error}") from error
         except ValueError as error:
             raise ConfigError("model.pretrained", str(error)) from error
-        if named and n_classes != len(named):
-            raise ConfigError("model.pretrained", f"{file}: {len(named)} names in config.json for {n_classes} classes")
         if n_classes != len(classes):
+            if named:
+                raise ConfigError("model.pretrained", f"{file}: {len(named)} names in config.json for {n_classes} classes")
             return published_classes(n_classes), None
     return classes, category_ids
 

@@ -31,13 +31,17 @@ class SampleScores:
     data: Mapping[str, Any]  # the fingerprint of the split
 
 
+def samples_path(run_dir: Path, split: str, step: int) -> Path:
+    return run_dir / FOLDER / f"{split}-{step}.npz"
+
+
 def write_samples(run_dir: Path, found: SampleScores) -> Path:
     """Write the file of an evaluation: one bit for each sample that is right or wrong, else float16."""
     scores, content = found.scores, io.BytesIO()
     about = {"format": FORMAT, "split": found.split, "step": found.step, "metric": found.metric, "n": len(scores)}
     packed = np.packbits(scores) if scores.dtype == bool else scores.astype(np.float16)
     np.savez(content, about=np.array(json.dumps({**about, "data": found.data}).encode()), scores=packed)
-    path = run_dir / FOLDER / f"{found.split}-{found.step}.npz"
+    path = samples_path(run_dir, found.split, found.step)
     path.parent.mkdir(exist_ok=True)
     replace_file(path, content.getvalue())
     return path

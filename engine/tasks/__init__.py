@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from engine.config.schema import Config
@@ -64,6 +65,14 @@ class HasThresholds(Protocol):
 
 
 MakeTask = Callable[[Any, Any], Task]  # make(config: Config, data: Data) -> Task
+
+
+def summed(sums: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor | None]:
+    """Return the sums over ranks and, if each rank also kept the scores of its samples, those of all."""
+    if isinstance(sums, Tensor):
+        return sums, None
+    parts, scores = zip(*sums, strict=True)
+    return torch.stack(parts).sum(0), torch.cat(scores)
 
 
 def create_classifier(config: Config, **options: Any) -> nn.Module:

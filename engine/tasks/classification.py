@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from engine.config.errors import ConfigError
 from engine.config.schema import Config
-from engine.tasks import TaskKind
+from engine.tasks import TaskKind, summed
 
 log = logging.getLogger(__name__)
 
@@ -224,14 +224,6 @@ class Accuracy:
         if all_right is not None:
             metrics["samples"] = ("acc@1", all_right)
         return metrics
-
-
-def summed(sums: Tensor | list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor | None]:
-    """Return the sums over ranks and, if each rank also kept the scores of its samples, those of all."""
-    if isinstance(sums, Tensor):
-        return sums, None
-    parts, scores = zip(*sums, strict=True)
-    return torch.stack(parts).sum(0), torch.cat(scores)
 
 
 def from_config(config: Config, data: Any) -> Classification:

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from datasets.pipeline.masks import IGNORED, Batch, fitted
 from engine.config.schema import Config
-from engine.tasks import TaskKind
-from engine.tasks.classification import summed
+from engine.tasks import TaskKind, summed
 from models.heads.segmentation import create_segmenter
 
 if TYPE_CHECKING:

@@ -267,7 +267,7 @@ def n_classes_in(file: Path, model: nn.Module) -> int:
 
 
 def label_names(folder: Path) -> list[str] | None:
-    """Return the names of the classes in the config.json of an exported folder; None if there is none."""
+    """Return the names of the classes in the config.json of an exported folder, or None."""
     path = folder / "config.json"
     if not path.is_file():
         return None

@@ -1,6 +1,6 @@
 """Run the resume exam: `python -m tests.exam`. It prints the table and writes docs/measured/exam.json and exam.md.
 
-Each framework is examined in a process of its own, two at a time, so that none changes another's libraries.
+Each framework runs in a separate process, two at a time, so that none changes another's libraries.
 """
 
 import argparse

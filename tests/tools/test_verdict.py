@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import tools.compare
 from engine import load_config
 from engine.config import yaml12
 from engine.config.command_line import run_tool
@@ -281,6 +282,21 @@ def test_without_a_difference_it_ends_at_the_last_seed(made_up, capsys):
     compare(*argv, "--max-seeds", 3)
     assert sorted(trained) == [f"{name}-seed-{seed}" for name in "ab" for seed in (1, 2, 3)]
     assert "3 seeds of each don't decide all pairs" in capsys.readouterr().out
+
+
+def test_a_failed_training_is_named_and_nothing_is_judged(made_up, monkeypatch, capsys):
+    argv, _, _ = made_up
+    train_all = tools.compare.train_all
+
+    def one_fails(variants, *rest):
+        train_all([variant for variant in variants if variant.name != "b-seed-2"], *rest)
+        return 0, {"b-seed-2": "failed: out of memory"}
+
+    monkeypatch.setattr("tools.compare.train_all", one_fails)
+    compare(*argv, code=1)
+    printed = capsys.readouterr()
+    assert "1 of 4 variants are not complete: b-seed-2 failed: out of memory" in printed.err
+    assert "difference" not in printed.out
 
 
 def test_looking_often_decides_between_equals_in_few_cases():

@@ -104,7 +104,7 @@ def excess(curve: Curve, recorded: Curve, band: Curve) -> float:
 
 
 def first_outside(curve: Curve, recorded: Curve, band: Curve) -> str | None:
-    """Return the first update after which a curve is outside its band, and the series; None if there is none."""
+    """Return the first update after which a curve is outside its band, and the series, or None."""
     apart = deviations(curve, recorded)
     outside = [
         ((i + 1) * N_STEPS // len(apart[series]), series)

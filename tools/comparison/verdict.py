@@ -15,7 +15,7 @@ from scipy import optimize, stats
 
 from datasets.pipeline.fingerprint import fingerprint_differences
 from engine.config.errors import ConfigError, RunError
-from engine.run.samples import SampleScores, read_samples
+from engine.run.samples import SampleScores, read_samples, samples_path
 from tools.comparison.rows import Row
 from tools.comparison.runs import RunRecord
 
@@ -132,7 +132,7 @@ def spent_at(look: int, n_looks: int) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of two rows."""
+    """Which of two rows is better, or that no difference can be seen."""
 
     a: Row
     b: Row
@@ -151,8 +151,7 @@ class Verdict:
         low, high = (100 * end for end in found.interval(self.level))
         sure = f"{100 * (1 - self.level):.3g} %"
         a, b = self.a.name, self.b.name
-        if found.only is not None:
-            mcnemar = f"; only {a} is right in {found.only[0]} images, only {b} in {found.only[1]} (McNemar)"
+        mcnemar = f"; {found.only[0]} images only {a} gets right, {found.only[1]} only {b} (McNemar)" if found.only else ""
         if self.is_decided:
             if found.difference < 0:
                 a, b, low, high = b, a, -high, -low
@@ -161,7 +160,7 @@ class Verdict:
         else:
             text = f"no difference can be seen between {a} and {b} in {name} "
             text += f"({100 * found.difference:+.2f} points, {sure}: {low:.2f} to {high:.2f}); {self._prospects()}"
-        text += mcnemar if found.only is not None else ""
+        text += mcnemar
         if not found.has_seeds:
             text += "; with one run on a side, the chance of the seeds is unknown, and only that of the images is counted"
         return f"{text} (p {self.p:.2g})"
@@ -199,7 +198,7 @@ def _scores(run: RunRecord, split: str) -> SampleScores:
     step = run.results.get("best", {}).get("step")
     if step is None:
         raise RunError(f"--verdict: {run.name} is {run.progress} and has no best checkpoint")
-    path = run.path / "samples" / f"{split}-{step}.npz"
+    path = samples_path(run.path, split, step)
     try:
         return read_samples(path)
     except OSError as error:

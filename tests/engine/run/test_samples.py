@@ -122,3 +122,15 @@ def test_evaluate_adds_the_files_of_an_older_run(run, tmp_path):
         path.name: path.read_bytes() for path in (run / "samples").iterdir()
     }.items()
     assert len(files(older)) == 2
+
+
+def test_evaluate_replaces_a_damaged_file_and_no_other(run, tmp_path):
+    shutil.copytree(run, copied := tmp_path / "run", symlinks=True)
+    best = results(run)["best"]["step"]
+    path, content = copied / "samples" / f"test-{best}.npz", (run / "samples" / f"test-{best}.npz").read_bytes()
+    path.write_bytes(content[:100])
+    assert run_tool(lambda: evaluate([str(copied), "--split", "test"])) == 0
+    assert path.read_bytes() == content
+    other = write_samples(copied, SampleScores("test", best, "acc@1", scores_of(5), {})).read_bytes()
+    assert run_tool(lambda: evaluate([str(copied), "--split", "test"])) == 0
+    assert path.read_bytes() == other
