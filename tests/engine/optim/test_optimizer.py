@@ -130,6 +130,13 @@ class TestNames:
             state.optimizer.step()
         assert not state.is_finite(accelerator)
 
+    @pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.999, 0.1), (0.9, "0.999"), 0.9])
+    def test_a_saved_option_of_another_shape_is_refused(self, betas):
+        state, (_, saved) = train_state("AdamW", ConvNet()), train_state("AdamW", ConvNet()).content(Accelerator(cpu=True))
+        saved["optimizer"]["param_groups"][0]["betas"] = betas
+        with pytest.raises(ValueError, match="betas of its optimizer is not valid"):
+            state.load_state_dict(saved, rank=0, world_size=1)
+
     def test_nan_in_averaged_weights_is_found(self):
         state, accelerator = train_state("SGD", ConvNet()), Accelerator(cpu=True)
         state.ema = ModelEmaV3(state.model)
