@@ -95,6 +95,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "make results": partial(results.table, "classification"),
     "make results: short": partial(results.table, "classification", short=True),
     "make results: masks and boxes": partial(results.table, "masks and boxes"),
+    "make results: ablation": results.ablation,
     "make bench": (MEASURED / "benchmark.md").read_text,
     "python tools/benchmark.py data --images FOLDER --busy 2 --output docs/measured": (MEASURED / "data.md").read_text,
 }

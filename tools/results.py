@@ -48,6 +48,7 @@ class Row:
     args: str = ""
     table: str = "classification"
     aim: float | None = None
+    split: str = "valid"  # of the monitored metric in the log; valid_ema for averaged weights
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_lines("\n".join(f"{row.name}: {_status(row)}" for row in rows))
         return 0
     if args.picture:
-        draw(rows, args.picture)
+        draw([row for row in rows if row.table != "ablation"], args.picture)
         return 0
     jobs = [(row, seed) for row in rows for seed in row.seeds if not args.seed or seed in args.seed]
     if not jobs:
@@ -206,12 +207,12 @@ def _public(version: str) -> str:
 
 def measured_in(run: RunRecord, row: Row, data: str, note: str, command: str) -> Measured:
     """Return what a completed run reached. The metric is that of the test split if another split chose the checkpoint."""
-    value = run.test if run.test is not None else run.last
-    if value is None:
-        raise RunError(f"{run.path} has no {run.monitor}")
-    tag = f"valid/{run.monitor}"
+    tag = f"{row.split}/{run.monitor}"
     history = [[line["epoch"], line["elapsed"], line[tag]] for line in run.history if line.get(tag) is not None]
     reached = run.results["test"] or run.results["last"]
+    value = run.test if run.test is not None else history[-1][2] if history else None
+    if value is None:
+        raise RunError(f"{run.path} has no {tag}")
     elsewhere = ("data.dataroot", "data.verify", "data.download", "seed")
     own = {key: value for key, value in run.config.items() if key not in elsewhere}
     return Measured(
@@ -288,6 +289,23 @@ def table(kind: str, *, short: bool = False) -> str:
         cells.append([*shown, f"{first.where}, {first.date}", first.command.rpartition(" --seed")[0]])
     chosen = (0, 1, 2, 3, 4) if short else wide
     return markdown([[line[i] for i in chosen] for line in [head, *cells]], right=(3, 4, 6, 7)) + "\n"
+
+
+def ablation() -> str:
+    """Return the Markdown table of the ablation: the first row is the recipe, the others add options to it."""
+    rows = [row for row in read_rows() if row.table == "ablation"]
+    lines, recipe = [["change", "result", "difference", "seeds", "time", "machine", "command"]], dict[Any, float]()
+    for row, runs in groups(rows):
+        first, mean, elsewhere = runs[0], statistics.mean(run.value for run in runs), _comparable(runs[0])[2:]
+        if row is rows[0]:
+            recipe[first.where, elsewhere] = mean
+        base = recipe.get((first.where, elsewhere))
+        change = row.args.removeprefix(rows[0].args).strip()
+        difference = "" if base is None or row is rows[0] else f"{100 * (mean - base):+.2f}"
+        cells = [f"`{change}`" if change else "none", f"{value_of(runs)} {first.metric}", difference, str(len(runs))]
+        time, command = duration(statistics.mean(run.wall_time for run in runs)), first.command.rpartition(" --seed")[0]
+        lines.append([*cells, time, f"{first.where}, {first.date}", command])
+    return markdown(lines, right=(2, 3, 4)) + "\n"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

@@ -42,7 +42,7 @@ def test_every_installed_input_pipeline_is_compared():
     expected = {
         (kind, name) for kind in ("training", "evaluation") for name in (data.TIMM, data.DALI, data.ON_PIL, data.TORCHCODEC)
     }
-    expected |= {("training", name) for name in (data.SHARDS, data.TURBO)}
+    expected |= {("training", name) for name in (data.SHARDS, data.TURBO)} | {(data.FAST.split(", ")[1], data.DALI)}
     assert expected - pairs == {pair for pair in expected if any(line.startswith(pair[1]) for line in found["left_out"])}
     for row in found["ratios"]:
         assert row["unit"] == "core ms/image"
@@ -55,7 +55,8 @@ def test_every_installed_input_pipeline_is_compared():
 def test_pictures_of_a_folder_are_measured_quiet_and_busy(pictures):
     found = measured("--images", pictures, "--busy", 1)
     titles = {row["what"] for row in found["ratios"]}
-    quiet = {"3 JPEGs to 224x224, training", "3 JPEGs to 224x224, evaluation", "3 JPEGs to 224x224 in tar shards, training"}
+    kinds = (", training", ", evaluation", f", {data.FAST}", " in tar shards, training")
+    quiet = {f"3 JPEGs to 224x224{kind}" for kind in kinds}
     assert titles - {f"{title}; beside busy processes" for title in quiet} <= quiet
     assert {f"{title}; beside busy processes" for title in titles & quiet} <= titles
     assert {"3 JPEGs to 224x224, training", "3 JPEGs to 224x224, evaluation"} <= titles

@@ -87,6 +87,24 @@ def test_a_missed_aim_is_shown():
     assert "99 %, missed" in results.table("classification")
 
 
+def test_an_ablation_is_compared_with_its_first_row(folder):
+    options = ["", " --train.ema 0.9", " --train.sam 0.05"]
+    names = ["plain", "ema", "sam"]
+    lines = [
+        f"{name}: {{config: lenet_digits, args: --train.n_epochs 3{option}, seeds: [1], table: ablation}}"
+        for name, option in zip(names, options, strict=True)
+    ]
+    (folder / "results.yaml").write_text("\n".join(lines))
+    plain, ema = replace(ONE, row="plain", value=0.9), replace(ONE, row="ema", value=0.9123, config_digest="d")
+    keep(plain, ema, replace(ONE, row="sam", torch="2.15"))  # on another version, where the recipe wasn't measured
+    found = [cells(line)[:3] for line in results.ablation().splitlines()[2:]]
+    assert found == [
+        ["none", "90.00 % acc@1", ""],
+        ["`--train.ema 0.9`", "91.23 % acc@1", "+1.23"],
+        ["`--train.sam 0.05`", "98.00 % acc@1", ""],
+    ]
+
+
 def test_the_list_says_what_is_missing(capsys):
     keep(ONE)
     assert run("--list") == 0
@@ -148,7 +166,7 @@ def test_rows_are_trained_once_and_missing_data_is_named(folder, capsys):
 def test_the_documents_have_the_tables_of_the_measured_rows(monkeypatch):
     monkeypatch.undo()
     text = {name: (ROOT / name).read_text() for name in ("README.md", "docs/results.md")}
-    for command in ("make results", "make results: masks and boxes", "make results: short"):
+    for command in ("make results", "make results: masks and boxes", "make results: ablation", "make results: short"):
         page = text["README.md" if command.endswith("short") else "docs/results.md"]
         content = next(found["content"] for found in document.BLOCK.finditer(page) if found["command"] == command)
         assert content.strip() == document.TABLES[command]().strip()
