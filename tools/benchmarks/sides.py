@@ -151,7 +151,9 @@ class Side:
         self._for_all(psutil.Process.suspend)
 
     def both_turns(self, length: Length, others: Sequence[psutil.Process]) -> list[Turn]:
-        return [self.turn(length.steps, length.seconds, beside) for beside in ([[], others] if others else [[]])]
+        """Have a quiet turn and one beside the other processes, which is slow and so has a quarter of the steps."""
+        quiet = self.turn(length.steps, length.seconds)
+        return [quiet, self.turn(-(-length.steps // 4), length.seconds / 2, others)] if others else [quiet]
 
     def turn(self, steps: int, seconds: float = 0.0, beside: Sequence[psutil.Process] = ()) -> Turn:
         """Let the side work, and the processes `beside` too."""
