@@ -22,7 +22,7 @@ from datasets.pipeline.downloads import fetch, missing_files
 from datasets.pipeline.splits import DatasetSpec, Images, Loaded, Source
 from models.loading.files import MalformedFile, open_regular
 
-MAX_BYTES = 400_000_000  # of an array, half a million images; an archive of a few kilobytes could declare any number
+MAX_BYTES, MAX_UNPACKED = 1_000_000_000, 400_000_000  # of an array; an archive of a few kilobytes could declare any number
 
 
 def load(source: Source, *, fashion: bool) -> Loaded:
@@ -65,13 +65,13 @@ def read_idx(path: Path) -> Tensor:
         with open_regular(path) as file:
             if path.suffix == ".gz":
                 with gzip.GzipFile(fileobj=file) as unpacked:
-                    return _read_array(path, unpacked)
-            return _read_array(path, file)
+                    return _read_array(path, unpacked, MAX_UNPACKED)
+            return _read_array(path, file, MAX_BYTES)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise MalformedFile(path, f"it can't be unpacked, maybe it is truncated ({error})") from error
 
 
-def _read_array(path: Path, file: IO[bytes] | gzip.GzipFile) -> Tensor:
+def _read_array(path: Path, file: IO[bytes] | gzip.GzipFile, most: int) -> Tensor:
     """Read what the header declares and one byte more, in pieces: memory grows with the content of the file."""
     start = file.read(4)
     if len(start) < 4 or start[:3] != b"\0\0\x08":
@@ -79,8 +79,8 @@ def _read_array(path: Path, file: IO[bytes] | gzip.GzipFile) -> Tensor:
     sizes = file.read(4 * start[3])
     shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, 4 * start[3], 4)]
     n_bytes = math.prod(shape)
-    if n_bytes > MAX_BYTES:
-        raise MalformedFile(path, f"its header declares {_shape(shape)} bytes, more than {MAX_BYTES:,}")
+    if n_bytes > most:
+        raise MalformedFile(path, f"its header declares {_shape(shape)} bytes, more than {most:,}")
     data = bytearray()
     while len(data) <= n_bytes and (piece := file.read(min(1 << 20, n_bytes + 1 - len(data)))):
         data += piece

@@ -188,7 +188,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     if isinstance(loader, InMemoryTraining):
         data.splits["train"] = loader.split  # shares the loader's memory
     if accelerator.device.type == "cpu":
-        keep_freed_memory()  # only now: memory that reading the data took goes back to the system
+        keep_freed_memory(of_any_size=train.keep_memory)  # only now: memory that reading the data took goes back to the system
     return Run(
         accelerator=accelerator,
         data=data,

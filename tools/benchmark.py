@@ -15,6 +15,7 @@ if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engine.config.command_line import run_tool
+from engine.config.errors import ConfigError, RunError
 from engine.config.schema import Precision
 from engine.plugins import Parser
 from tools.benchmarks.report import LAYOUTS, N_CORES, RESNET_BATCH, Options, Ratio, Report, report
@@ -67,6 +68,8 @@ WITH_KEYS = ("model", "batch", "training")  # config keys as options
 def main(argv: Sequence[str] | None = None) -> int:
     result, args = run(sys.argv[1:] if argv is None else argv)
     result.show("benchmark" if args.what == "all" else args.what, as_json=args.json, folder=args.output)
+    if failed := result.json.get("failed"):
+        raise RunError(f"these failed, and are not in the report: {', '.join(failed)}")
     return 0
 
 
@@ -91,17 +94,27 @@ def run(argv: Sequence[str]) -> tuple[Report, Namespace]:
 
 
 def everything(options: Options) -> Report:
-    begin, measured, tuned = time.time(), dict[str, dict[str, Any]](), list[str]()
+    """Run all benchmarks. One that fails is left out of the report."""
+    begin, measured, tuned, failed = time.time(), dict[str, dict[str, Any]](), list[str](), list[str]()
     tune = ["--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size", str(options.choose(*RESNET_BATCH))]
     for what in [name for name in COMMANDS if name not in ("all", "batch")]:
         print(f"{what} ...", file=sys.stderr, flush=True)
         words = {"model": tune, "training": tuned}.get(what, []) + (["--busy", "2"] if what in WITH_BUSY else [])
-        measured[what] = run([what, *words, *(["--quick"] if options.quick else [])])[0].json
-        keys = measured["model"]["keys"].items()
-        tuned = [word for key, value in keys for word in (f"--{key}", json.dumps(value).strip('"'))]
+        try:
+            measured[what] = run([what, *words, *(["--quick"] if options.quick else [])])[0].json
+        except (ConfigError, RunError) as error:
+            print(f"{what} failed: {error}", file=sys.stderr, flush=True)
+            failed.append(what)
+            continue
+        if what == "model":
+            keys = measured[what]["keys"].items()
+            tuned = [word for key, value in keys for word in (f"--{key}", json.dumps(value).strip('"'))]
     setting = f"in {(time.time() - begin) / 60:.0f} minutes{', roughly (--quick)' if options.quick else ''}"
     ratios = [Ratio(**row) for one in measured.values() for row in one["ratios"]]
-    return report(ratios, setting, sorted({name for one in measured.values() for name in one["left_out"]}), measured=measured)
+    left_out = sorted({name for one in measured.values() for name in one["left_out"]}) + [
+        f"{what}, which failed" for what in failed
+    ]
+    return report(ratios, setting, left_out, measured=measured, failed=failed)
 
 
 def add_options(command: ArgumentParser, name: str) -> None:

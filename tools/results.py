@@ -302,7 +302,7 @@ def ablation() -> str:
         base = recipe.get((first.where, elsewhere))
         change = row.args.removeprefix(rows[0].args).strip()
         difference = "" if base is None or row is rows[0] else f"{100 * (mean - base):+.2f}"
-        cells = [f"`{change}`" if change else "none", f"{value_of(runs)} {first.metric}", difference, str(len(runs))]
+        cells = [change or "none", f"{value_of(runs)} {first.metric}", difference, str(len(runs))]
         time, command = duration(statistics.mean(run.wall_time for run in runs)), first.command.rpartition(" --seed")[0]
         lines.append([*cells, time, f"{first.where}, {first.date}", command])
     return markdown(lines, right=(2, 3, 4)) + "\n"

@@ -214,6 +214,11 @@ class TrainConfig:
         "torch's CPU threads per process; null: torch's choice, at most one per core that it may use",
         least=1,
     )
+    keep_memory: bool = key(
+        False,
+        "on a CPU (Linux), keep freed memory of any size for the next tensors: with large batches up to a quarter faster, for up to "
+        "a third more memory",
+    )
     loss: Literal["cross_entropy", "bce", "focal", "asymmetric"] = key(
         "cross_entropy",
         "bce: binary cross-entropy, a yes/no question per class, averaged over classes (the default for multilabel); "

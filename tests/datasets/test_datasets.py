@@ -1,5 +1,6 @@
 """The datasets, read from files in their real format."""
 
+import gzip
 import os
 import pickle
 import shutil
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import Source, find_dataset, list_datasets
+from datasets import Source, find_dataset, list_datasets, mnist
 from datasets.pipeline.downloads import unpack_tar
 from datasets.pipeline.splits import Images, hold_out
+from models.loading.files import MalformedFile
 from tests import on_disk
 from tests.faults.hostile_files import PIXELS, python2_batch
 
@@ -65,6 +67,16 @@ def test_cifar_is_read_as_python_2_and_3_pickle_it(tmp_path, protocol):
     loaded = load("CIFAR-10", tmp_path).train
     assert np.array_equal(loaded.images[:6].flatten(1).numpy(), np.concatenate([pixels] * 3))
     assert loaded.labels[:6].tolist() == [3, 3, 7, 8, 7, 8]
+
+
+def test_an_array_may_be_larger_than_what_an_archive_may_hold(tmp_path, monkeypatch):
+    content = bytes([0, 0, 8, 1, 0, 0, 0, 9]) + b"123456789"
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(mnist, "MAX_UNPACKED", 8)
+    assert bytes(mnist.read_idx(tmp_path / "a").numpy()) == b"123456789"
+    with pytest.raises(MalformedFile, match=r"a\.gz: its header declares 9 bytes, more than 8"):
+        mnist.read_idx(tmp_path / "a.gz")
 
 
 @pytest.mark.parametrize("packed", [False, True])

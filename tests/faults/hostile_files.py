@@ -374,7 +374,14 @@ def _array_case(name: str, content: bytes, folder: Path) -> None:
     refused(lambda: mnist.read_idx(folder / name), name)
 
 
+def _array_without_content(folder: Path) -> None:
+    (folder / "a").write_bytes(_idx(6_000_000, 28, 28))
+    os.truncate(folder / "a", 16 + 6_000_000 * 28 * 28)
+    refused(lambda: mnist.read_idx(folder / "a"), "declares 6000000 x 28 x 28 bytes")
+
+
 CASES |= {what: partial(_array_case, *file) for what, file in ARRAYS.items()}
+CASES["an array of 5 GB without content"] = _array_without_content
 
 
 def _labels_of_mnist(content: bytes, folder: Path) -> None:

@@ -270,6 +270,25 @@ def test_all_writes_one_table_and_one_json_and_trains_with_the_tuned_setting(tmp
     assert table.count("Left out: lightning.") == 1
 
 
+def test_a_part_that_fails_costs_none_of_the_others(tmp_path, monkeypatch, capsys):
+    everything = benchmark.everything
+
+    def measured(words):
+        if words[0] == "all":
+            return everything(Options(quick=True)), Options(what="all", json=False, output=tmp_path)
+        if words[0] in ("model", "growth"):
+            raise RunError("it has no memory left")
+        return Report({"left_out": [], "ratios": [asdict(ratio(words[0], "another", "s", 1.0, 2.0))]}, ""), None
+
+    monkeypatch.setattr(benchmark, "run", measured)
+    assert run_tool(lambda: benchmark.main(["all"])) == 1
+    printed, report = capsys.readouterr().err, json.loads((tmp_path / "benchmark.json").read_text())
+    assert "growth failed: it has no memory left" in printed
+    assert "these failed, and are not in the report: model, growth" in printed
+    assert (report["failed"], len(report["measured"])) == (["model", "growth"], 7)
+    assert "Left out: growth, which failed." in (tmp_path / "benchmark.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",

@@ -100,8 +100,8 @@ def test_an_ablation_is_compared_with_its_first_row(folder):
     found = [cells(line)[:3] for line in results.ablation().splitlines()[2:]]
     assert found == [
         ["none", "90.00 % acc@1", ""],
-        ["`--train.ema 0.9`", "91.23 % acc@1", "+1.23"],
-        ["`--train.sam 0.05`", "98.00 % acc@1", ""],
+        ["--train.ema 0.9", "91.23 % acc@1", "+1.23"],
+        ["--train.sam 0.05", "98.00 % acc@1", ""],
     ]
 
 
