@@ -54,7 +54,9 @@ Packages of requirements-rivals.txt that are not installed are left out. --image
 in it, as one class, under as many names as are needed.""",
     "start": "Compare the first training step, up to its line in metrics.jsonl, and --help with importing torch and others.",
     "evaluation": "Compare the evaluation of 10,000 CIFAR-sized images with a loop that only calls the model on preloaded ones.",
-    "memory": "Compare the peak memory of training ResNet-18, without the dataset, with that of a bare loop.",
+    "memory": """Compare the peak memory of training ResNet-18, without the dataset, with that of a bare loop.
+
+With large batches, train.keep_memory is compared with the variables of glibc that do the same, and with the default.""",
     "ranks": "Compare training on two ranks with a bare loop of DistributedDataParallel; on a CPU, each rank has one thread.",
     "growth": "Compare training and its start with more samples and after more steps with few; write 2 GB of temporary files.",
     "checkpoint": "Compare a verified checkpoint of ResNet-18 and its momentum with a bare save, and with the time of an epoch.",

@@ -332,7 +332,7 @@ SCHEDULES_WITH_AN_END = ("CosineAnnealingLR", "LinearLR", "PolynomialLR", "OneCy
 
 # A resumed run that differs in these keys alone still ends with the same weights.
 WITHOUT_EFFECT_ON_WEIGHTS: tuple[str, ...] = ("train.print_freq", "train.save_freq", "train.eval_freq", "train.keep_last")
-WITHOUT_EFFECT_ON_WEIGHTS += ("train.profile", "dataloader.", "eval.", "tracking.")
+WITHOUT_EFFECT_ON_WEIGHTS += ("train.profile", "train.keep_memory", "dataloader.", "eval.", "tracking.")
 WITHOUT_EFFECT_ON_WEIGHTS += ("data.dataroot", "data.verify", "data.download")
 
 

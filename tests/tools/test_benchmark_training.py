@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import repeat
@@ -21,7 +22,7 @@ from tools.benchmarks.model import Setting
 from tools.benchmarks.random_sets import write_cifar10
 from tools.benchmarks.report import Options, Report, ratio
 from tools.benchmarks.rivals import LENET
-from tools.benchmarks.sides import Length, Speed, Turn, Turns, race, run_python
+from tools.benchmarks.sides import InEnvironment, Length, Side, Speed, Turn, Turns, race, run_python
 
 
 class Enough(BaseException):
@@ -233,6 +234,19 @@ def test_the_error_of_a_failed_start_has_its_reason(tmp_path):
         loops.run_to_first_step(tmp_path, ["--model.no_such_key", "1", "--no_such_option", "1"])
     with pytest.raises(RunError, match="nothing_of_this_name"):
         run_python(["-c", "import nothing_of_this_name"])
+
+
+def say_variable(turns):
+    turns.note = os.environ.get("MALLOC_MMAP_THRESHOLD_")
+    for _ in turns.counted(repeat(None), 1):
+        pass
+
+
+def test_a_side_starts_with_its_own_variables():
+    variables = {"MALLOC_MMAP_THRESHOLD_": "123456789"}
+    for work, expected in ((InEnvironment(say_variable, variables), "123456789"), (say_variable, None)):
+        with closing(Side("a side", work, 1)) as side:
+            assert side.start.note == expected
 
 
 # The whole benchmark

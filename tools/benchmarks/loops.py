@@ -14,13 +14,14 @@ from tempfile import mkdtemp
 
 from tools.benchmarks import ours, rivals
 from tools.benchmarks.random_sets import write_cifar10, write_jpegs, write_mnist
-from tools.benchmarks.report import Options, Ratio, Report, ratio, report
+from tools.benchmarks.report import ROOT, Options, Ratio, Report, ratio, report
 from tools.benchmarks.rivals import LENET_28, RESNET
-from tools.benchmarks.sides import OURS, Length, Side, Turns, Work, race, run_python, speed_ratios, take_turns
+from tools.benchmarks.sides import OURS, InEnvironment, Length, Side, Turns, Work, race, run_python, speed_ratios, take_turns
 
 BARE, BARE_SAVE = "a bare loop on one batch", "a bare save, flushed too"
 IMPORTS = "import torch, torchvision, accelerate"
 N_CIFAR, N_RANKS = 50_000, 2
+KEEP_ALL = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}  # freed memory of any size
 LINES = 20  # of metrics.jsonl, at its beginning and at its end
 
 
@@ -62,7 +63,25 @@ def memory(options: Options) -> Report:
     data_mib = (n_train + n_test) * 3 * 32 * 32 / 2**20
     what = f"peak memory of ResNet-18 CIFAR, batch {batch_size}, without the {data_mib:.0f} MiB of images"
     mine, theirs = (speeds[name].quiet[-1].peak_mib for name in works)
-    return report([ratio(what, BARE, "MiB", mine - data_mib, theirs, at_most=1.05)], options.setting)
+    return report([ratio(what, BARE, "MiB", mine - data_mib, theirs, at_most=1.05), *kept_memory(options)], options.setting)
+
+
+def kept_memory(options: Options) -> list[Ratio]:
+    """Compare train.keep_memory with glibc's own variables, and with the default."""
+    ratios = []
+    large = (("sprint94", 2000), ("resnet18", 256), ("resnet18", 512))
+    for config, batch_size in options.choose(large, (("resnet18", 16),)):
+        path, keys = ROOT / "configs" / f"{config}_cifar10.yaml", {"train.batch_size": batch_size}
+        keys |= {"train.num_threads": options.num_threads}
+        kept, default = (partial(ours.update, path, {**keys, "train.keep_memory": keep}) for keep in (True, False))
+        works: dict[str, Work] = {OURS: kept, "the default": default, "glibc's variables": InEnvironment(default, KEEP_ALL)}
+        speeds = race(works, options.choose(Length(2, turns=3), Length(1, turns=1)), options.num_threads, config)
+        what = f"updates of {config}_cifar10.yaml, batch {batch_size}, with train.keep_memory"
+        for name, aim in (("glibc's variables", 0.95), ("the default", None)):
+            ratios += speed_ratios(what, name, speeds, aim)
+        peaks = (speeds[name].quiet[-1].peak_mib for name in (OURS, "the default"))
+        ratios.append(ratio(f"{what}: peak memory", "the default", "MiB", *peaks))
+    return ratios
 
 
 def ranks(options: Options) -> Report:

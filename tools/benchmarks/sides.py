@@ -131,6 +131,17 @@ def _core_seconds() -> float:
 Work = Callable[[Turns], None]  # never returns; can be pickled
 
 
+@dataclass(frozen=True)
+class InEnvironment:
+    """A work whose process starts with these variables."""
+
+    work: Work
+    variables: Mapping[str, str]
+
+    def __call__(self, turns: Turns) -> None:
+        self.work(turns)
+
+
 class Side:
     """A process that is stopped, with all of its workers, except during its turns."""
 
@@ -139,7 +150,8 @@ class Side:
         self._connection, childs_end = context.Pipe()
         self._process = context.Process(target=_in_child, args=(childs_end, work, get_start_method()))
         quiet = os.environ.get("PYTHONWARNINGS", "ignore:resource_tracker")  # it reports what a killed process left behind
-        with patch.dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONWARNINGS=quiet):
+        variables = work.variables if isinstance(work, InEnvironment) else {}
+        with patch.dict(os.environ, {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": quiet, **variables}):
             self._process.start()
         childs_end.close()
         try:
