@@ -36,8 +36,9 @@ COMMANDS = {  # a description and details
     "model": """Measure a model by batch size, precision, layout and torch.compile, or find its fastest setting.
 
 Images are random, of the size of the config's dataset. Memory is the peak of the process, or of the GPU. --tune tries precisions
-and layouts, then torch.compile (not with --quick), then numbers of threads. It keeps a setting that is clearly faster and agrees
-with fp32: in the loss of the first update, and in its change of the weights. Its last lines go into the config.""",
+and layouts, then torch.compile (not with --quick), numbers of threads, and train.keep_memory. It keeps a setting that is
+clearly faster and agrees with fp32: in the loss of the first update, and in its change of the weights. Its last lines go into
+the config.""",
     "batch": """Find the largest micro-batch that fits the device; the global batch and its updates stay the same.
 
 For each size, a separate process makes three updates on random images of the size of the config's dataset; it may run out of

@@ -29,6 +29,7 @@ class Setting:
     compile: bool = False
     compile_mode: str = "default"
     num_threads: int = 1
+    keep_memory: bool = False
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -39,7 +40,8 @@ class Setting:
         layout = "channels last" if self.channels_last else "channels first"
         threads = f"{self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
         compiled = "compiled" if self.compile_mode == "default" else f"compiled ({self.compile_mode})"
-        return ", ".join([self.precision, layout, *([compiled] if self.compile else []), threads])
+        kept = ["memory kept"] if self.keep_memory else []
+        return ", ".join([self.precision, layout, *([compiled] if self.compile else []), threads, *kept])
 
 
 def measure(options: Options) -> Report:
@@ -82,6 +84,7 @@ def tune(model: str, race: Callable[..., Any], reference: Setting, precisions: S
         lambda best: [replace(best, precision=p, channels_last=last) for p, last in product(precisions, LAYOUTS.values())],
         lambda best: [replace(best, compile=True, compile_mode=mode) for mode in modes] if compiling else [],
         lambda best: [replace(best, num_threads=n) for n in (max(1, N_CORES // 2), N_CORES)],
+        lambda best: [] if torch.cuda.is_available() else [replace(best, keep_memory=True)],
     ]
     best, exact, tried = reference, None, dict[Setting, dict[str, Any]]()
     for stage in stages:
