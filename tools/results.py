@@ -288,7 +288,11 @@ def table(kind: str, *, short: bool = False) -> str:
         shown = [first.model, data, f"{value_of(runs)} {first.metric}", str(len(runs)), time, aim, f"{first.n_epochs:g}", ece]
         cells.append([*shown, f"{first.where}, {first.date}", first.command.rpartition(" --seed")[0]])
     chosen = (0, 1, 2, 3, 4) if short else wide
-    return markdown([[line[i] for i in chosen] for line in [head, *cells]], right=(3, 4, 6, 7)) + "\n"
+    return _shown([[line[i] for i in chosen] for line in [head, *cells]], right=(3, 4, 6, 7))
+
+
+def _shown(lines: Sequence[Sequence[str]], right: Sequence[int]) -> str:
+    return markdown(lines, right) + "\n" if len(lines) > 1 else "Not measured yet.\n"
 
 
 def ablation() -> str:
@@ -305,7 +309,7 @@ def ablation() -> str:
         cells = [change or "none", f"{value_of(runs)} {first.metric}", difference, str(len(runs))]
         time, command = duration(statistics.mean(run.wall_time for run in runs)), first.command.rpartition(" --seed")[0]
         lines.append([*cells, time, f"{first.where}, {first.date}", command])
-    return markdown(lines, right=(2, 3, 4)) + "\n"
+    return _shown(lines, right=(2, 3, 4))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

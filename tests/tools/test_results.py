@@ -105,6 +105,10 @@ def test_an_ablation_is_compared_with_its_first_row(folder):
     ]
 
 
+def test_a_table_without_rows_says_so():
+    assert results.table("masks and boxes") == results.ablation() == "Not measured yet.\n"
+
+
 def test_the_list_says_what_is_missing(capsys):
     keep(ONE)
     assert run("--list") == 0
