@@ -276,19 +276,22 @@ def value_of(runs: Sequence[Measured]) -> str:
 
 def table(kind: str, *, short: bool = False) -> str:
     """Return the Markdown table of the rows of one kind; `short` for the README."""
-    head = ["model", "data", "result", "seeds", "time", "aim", "epochs", "ECE", "machine", "command"]
-    cells, wide = [], range(4 if short else len(head))
+    lines = list[dict[str, str]]()
     for row, runs in groups([row for row in read_rows() if row.table == kind]):
-        first = runs[0]
-        mean = statistics.mean(run.value for run in runs)
-        aim = "" if row.aim is None else f"{100 * row.aim:g} %, {'reached' if mean >= row.aim else 'missed'}"
-        ece = f"{statistics.mean(run.last['ece'] for run in runs):.3f}" if "ece" in first.last else ""
-        time = duration(statistics.mean(run.wall_time for run in runs))
-        data = f"{first.data}, {first.data_note}" if first.data_note else first.data
-        shown = [first.model, data, f"{value_of(runs)} {first.metric}", str(len(runs)), time, aim, f"{first.n_epochs:g}", ece]
-        cells.append([*shown, f"{first.where}, {first.date}", first.command.rpartition(" --seed")[0]])
-    chosen = (0, 1, 2, 3, 4) if short else wide
-    return _shown([[line[i] for i in chosen] for line in [head, *cells]], right=(3, 4, 6, 7))
+        first, mean = runs[0], statistics.mean(run.value for run in runs)
+        line = {"model": first.model, "data": f"{first.data}, {first.data_note}" if first.data_note else first.data}
+        line |= {"recipe": row.config, "result": f"{value_of(runs)} {first.metric}", "seeds": str(len(runs))}
+        line["time"] = duration(statistics.mean(run.wall_time for run in runs))
+        if not short:
+            del line["recipe"]  # the command names it
+            line["aim"] = "" if row.aim is None else f"{100 * row.aim:g} %, {'reached' if mean >= row.aim else 'missed'}"
+            line["epochs"] = f"{first.n_epochs:g}"
+            line["ECE"] = f"{statistics.mean(run.last['ece'] for run in runs):.3f}" if "ece" in first.last else ""
+            line["machine"], line["command"] = f"{first.where}, {first.date}", first.command.rpartition(" --seed")[0]
+        lines.append(line)
+    heads = [*lines[0]] if lines else []
+    right = [i for i, head in enumerate(heads) if head in ("seeds", "time", "epochs", "ECE")]
+    return _shown([heads, *([*line.values()] for line in lines)], right)
 
 
 def _shown(lines: Sequence[Sequence[str]], right: Sequence[int]) -> str:
