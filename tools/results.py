@@ -21,14 +21,16 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config import yaml12
 from engine.config.command_line import parse_overrides, run_tool
 from engine.config.errors import ConfigError, RunError
+from engine.config.schema import Config, flatten, to_dict
 from engine.plugins import Parser
 from tools.comparison.runs import RunRecord, read_run
 from tools.comparison.training import Variant, is_done, train_all
 from tools.tables import duration, markdown, print_lines, write_text, writing
 
 EXAMPLES = """
-A row is a config, further options, and seeds. A seed that has been measured on this machine and with this version of torch is not
-trained again; one that was interrupted is resumed. A row whose data is missing is named, and the others are trained.
+A row is a config, further options, and seeds. A seed that has been measured with this config, on this machine and with this
+version of torch, is not trained again; one that was interrupted is resumed. A row whose data is missing is named, and the others
+are trained.
 
 examples:
   python tools/results.py --list
@@ -166,10 +168,12 @@ def train(row: Row, seed: int, folders: Mapping[str, tuple[str, str]], runs: Pat
 
     path = ROOT / "configs" / f"{row.config}.yaml"
     overrides = {**parse_overrides(shlex.split(row.args)), "seed": seed}
-    data = load_config(path, overrides).data.name
+    config = load_config(path, overrides)
+    data, digest = config.data.name, digest_of(flatten(to_dict(config)))
     folder, note = folders.get(data, ("", ""))
     command = f"python main.py -c configs/{row.config}.yaml {row.args}".rstrip() + f" --seed {seed}"
-    if any(run.where == _here() for run in read_measured() if (run.row, run.seed) == (row.name, seed)):
+    same = [run for run in read_measured() if (run.row, run.seed, run.config_digest) == (row.name, seed, digest)]
+    if any(run.where == _here() for run in same):
         print_lines(f"{row.name}, seed {seed}: measured before")
         return 0, None
     if folder:
@@ -213,8 +217,6 @@ def measured_in(run: RunRecord, row: Row, data: str, note: str, command: str) ->
     value = run.test if run.test is not None else history[-1][2] if history else None
     if value is None:
         raise RunError(f"{run.path} has no {tag}")
-    elsewhere = ("data.dataroot", "data.verify", "data.download", "seed")
-    own = {key: value for key, value in run.config.items() if key not in elsewhere}
     return Measured(
         row=row.name,
         seed=run.config["seed"],
@@ -222,7 +224,7 @@ def measured_in(run: RunRecord, row: Row, data: str, note: str, command: str) ->
         data=data,
         data_note=note,
         command=command,
-        config_digest=hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16],
+        config_digest=digest_of(run.config),
         fingerprint=run.environment["data"],
         machine=_machine(run.environment["device"]),
         torch=_public(run.environment["packages"]["torch"]),
@@ -236,6 +238,17 @@ def measured_in(run: RunRecord, row: Row, data: str, note: str, command: str) ->
         last={key.partition("/")[2]: round(number, 6) for key, number in reached.items() if "/" in key and number is not None},
         history=[[round(epoch, 3), round(seconds, 1), round(number, 5)] for epoch, seconds, number in history],
     )
+
+
+def digest_of(config: Mapping[str, Any]) -> str:
+    """Return a digest of what a config says beyond the defaults, so that a new key changes it only where it is used."""
+    values = {**config, "train.precision": config["train.precision"] or "fp32"}  # as a run on a CPU enters it
+    defaults = {**flatten(to_dict(Config())), "train.precision": "fp32"}
+    elsewhere = ("data.dataroot", "data.verify", "data.download", "seed")
+    own = {
+        key: value for key, value in values.items() if key not in elsewhere and (key not in defaults or value != defaults[key])
+    }
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # Tables

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from engine import load_config
 from engine.config.command_line import run_tool
+from engine.config.schema import flatten, to_dict
 from tests.running import ROOT
 from tools import document, results
 from tools.results import Measured
@@ -104,6 +106,20 @@ def test_an_ablation_is_compared_with_its_first_row(folder):
         ["--train.ema 0.9", "91.23 % acc@1", "+1.23"],
         ["--train.sam 0.05", "98.00 % acc@1", ""],
     ]
+
+
+def test_a_digest_covers_what_a_config_says_beyond_the_defaults():
+    config = flatten(to_dict(load_config(ROOT / "configs" / "lenet_digits.yaml", {})))
+    digest = results.digest_of(config)
+    older = {key: value for key, value in config.items() if key != "train.keep_memory"}  # before there was this key
+    for same in (older, {**config, "train.precision": "fp32"}, {**config, "data.dataroot": "elsewhere", "seed": 7}):
+        assert results.digest_of(same) == digest
+    for other in (
+        {**config, "train.n_epochs": None},
+        {**config, "train.precision": "bf16"},
+        {**config, "train.keep_memory": True},
+    ):
+        assert results.digest_of(other) != digest
 
 
 def test_a_table_without_rows_says_so():
