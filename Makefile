@@ -82,7 +82,7 @@ pictures: install-dev  ## train two small runs and draw the pictures of README a
 	for what in curves features embeddings confusion calibration model; do \
 		$(BIN)/python tools/visualize.py $$what runs/pictures -o docs/pictures/$$what.png || exit 1; done
 
-bench: install-dev  ## compare the speed with other projects, on an idle machine; 25 minutes
+bench: install-dev  ## compare the speed with other projects, on an idle machine; 30 minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-rivals.txt
 	$(BIN)/python tools/benchmark.py all --output docs/measured
 	cat docs/measured/benchmark.md

@@ -26,7 +26,7 @@ images/s by the clock in the last column. The sides take turns. Their ratio is t
 needs less CPU time. `benchmark.py WHAT --help` describes each measurement and its options.
 
 examples:
-  python tools/benchmark.py all --quick                                       `make bench`, which takes 25 minutes, in short
+  python tools/benchmark.py all --quick                                       `make bench`, which takes half an hour, in short
   python tools/benchmark.py model -c configs/resnet18_cifar10.yaml --tune     the fastest precision, layout, compile, threads
   python tools/benchmark.py training --only lenet --busy 2                    also beside two busy processes
   python tools/benchmark.py data --images ~/pictures --output docs/measured   the input pipelines, on pictures of your own
