@@ -22,7 +22,8 @@ from datasets.pipeline.downloads import fetch, missing_files
 from datasets.pipeline.splits import DatasetSpec, Images, Loaded, Source
 from models.loading.files import MalformedFile, open_regular
 
-MAX_BYTES, MAX_UNPACKED = 1_000_000_000, 400_000_000  # of an array; an archive of a few kilobytes could declare any number
+MAX_BYTES = 1_000_000_000  # of an array
+MAX_UNPACKED = 400_000_000  # of an array in an archive: a few kilobytes could declare any number
 
 
 def load(source: Source, *, fashion: bool) -> Loaded:

@@ -38,6 +38,8 @@ examples:
   python tools/results.py lenet_mnist --data MNIST=~/data/MNIST
   python tools/results.py resnet18_short --seed 1 --data "CIFAR10=~/data/CIFAR-10:pixels from JPEGs"
 """
+SHORT = ("model", "data", "recipe", "result", "seeds", "time")
+WIDE = ("model", "data", "result", "seeds", "time", "aim", "epochs", "ECE", "machine", "command")
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, MEASURED = ROOT / "docs" / "results.yaml", ROOT / "docs" / "measured" / "results"
 
@@ -287,45 +289,49 @@ def value_of(runs: Sequence[Measured]) -> str:
     return f"{statistics.mean(values):.2f}{deviation} %"
 
 
+def _cells(row: Row, runs: Sequence[Measured]) -> dict[str, str]:
+    """Return all that a table may show of a row."""
+    first, mean = runs[0], statistics.mean(run.value for run in runs)
+    return {
+        "model": first.model,
+        "data": f"{first.data}, {first.data_note}" if first.data_note else first.data,
+        "recipe": row.config,
+        "result": f"{value_of(runs)} {first.metric}",
+        "seeds": str(len(runs)),
+        "time": duration(statistics.mean(run.wall_time for run in runs)),
+        "aim": "" if row.aim is None else f"{100 * row.aim:g} %, {'reached' if mean >= row.aim else 'missed'}",
+        "epochs": f"{first.n_epochs:g}",
+        "ECE": f"{statistics.mean(run.last['ece'] for run in runs):.3f}" if "ece" in first.last else "",
+        "machine": f"{first.where}, {first.date}",
+        "command": first.command.rpartition(" --seed")[0],
+    }
+
+
+def _shown(lines: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
+    right = [i for i, name in enumerate(columns) if name in ("seeds", "time", "epochs", "ECE", "difference")]
+    table = markdown([columns, *([line[name] for name in columns] for line in lines)], right)
+    return f"{table if lines else 'Not measured yet.'}\n"
+
+
 def table(kind: str, *, short: bool = False) -> str:
     """Return the Markdown table of the rows of one kind; `short` for the README."""
-    lines = list[dict[str, str]]()
-    for row, runs in groups([row for row in read_rows() if row.table == kind]):
-        first, mean = runs[0], statistics.mean(run.value for run in runs)
-        line = {"model": first.model, "data": f"{first.data}, {first.data_note}" if first.data_note else first.data}
-        line |= {"recipe": row.config, "result": f"{value_of(runs)} {first.metric}", "seeds": str(len(runs))}
-        line["time"] = duration(statistics.mean(run.wall_time for run in runs))
-        if not short:
-            del line["recipe"]  # the command names it
-            line["aim"] = "" if row.aim is None else f"{100 * row.aim:g} %, {'reached' if mean >= row.aim else 'missed'}"
-            line["epochs"] = f"{first.n_epochs:g}"
-            line["ECE"] = f"{statistics.mean(run.last['ece'] for run in runs):.3f}" if "ece" in first.last else ""
-            line["machine"], line["command"] = f"{first.where}, {first.date}", first.command.rpartition(" --seed")[0]
-        lines.append(line)
-    heads = [*lines[0]] if lines else []
-    right = [i for i, head in enumerate(heads) if head in ("seeds", "time", "epochs", "ECE")]
-    return _shown([heads, *([*line.values()] for line in lines)], right)
-
-
-def _shown(lines: Sequence[Sequence[str]], right: Sequence[int]) -> str:
-    return markdown(lines, right) + "\n" if len(lines) > 1 else "Not measured yet.\n"
+    lines = [_cells(row, runs) for row, runs in groups([row for row in read_rows() if row.table == kind])]
+    return _shown(lines, SHORT if short else WIDE)
 
 
 def ablation() -> str:
     """Return the Markdown table of the ablation: the first row is the recipe, the others add options to it."""
     rows = [row for row in read_rows() if row.table == "ablation"]
-    lines, recipe = [["change", "result", "difference", "seeds", "time", "machine", "command"]], dict[Any, float]()
+    lines, recipe = list[dict[str, str]](), dict[Any, float]()
     for row, runs in groups(rows):
-        first, mean, elsewhere = runs[0], statistics.mean(run.value for run in runs), _comparable(runs[0])[2:]
+        mean, (where, _, *data) = statistics.mean(run.value for run in runs), _comparable(runs[0])
         if row is rows[0]:
-            recipe[first.where, elsewhere] = mean
-        base = recipe.get((first.where, elsewhere))
-        change = row.args.removeprefix(rows[0].args).strip()
-        difference = "" if base is None or row is rows[0] else f"{100 * (mean - base):+.2f}"
-        cells = [change or "none", f"{value_of(runs)} {first.metric}", difference, str(len(runs))]
-        time, command = duration(statistics.mean(run.wall_time for run in runs)), first.command.rpartition(" --seed")[0]
-        lines.append([*cells, time, f"{first.where}, {first.date}", command])
-    return _shown(lines, right=(2, 3, 4))
+            recipe[(where, *data)] = mean
+        base = recipe.get((where, *data))
+        change = {"change": row.args.removeprefix(rows[0].args).strip() or "none"}
+        change["difference"] = "" if base is None or row is rows[0] else f"{100 * (mean - base):+.2f}"
+        lines.append({**_cells(row, runs), **change})
+    return _shown(lines, ("change", "result", "difference", "seeds", "time", "machine", "command"))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
