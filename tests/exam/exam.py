@@ -117,9 +117,9 @@ def examine(name: str, candidate: Candidate, folder: Path, data: str, faults: Co
 
 
 def interruptions(data: str, faults: Collection[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return SIGKILLs within and after an epoch (pictures: two), a SIGTERM, and a kill inside the next save."""
+    """Return four SIGKILLs within and after an epoch, a SIGTERM, and a kill inside the next save."""
     n = KINDS[data].epoch_steps
-    kills = [round(0.55 * n), n + 1, round(1.6 * n), round(2.7 * n)] if data == "digits" else [n + 1, round(1.6 * n)]
+    kills = [round(0.55 * n), n + 1, round(1.6 * n), round(2.7 * n)]
     found = [(f"SIGKILL at update {step}", {"step": step, "what": "SIGKILL"}) for step in kills] if "kill" in faults else []
     found += [(f"SIGTERM at update {round(1.4 * n)}", {"step": round(1.4 * n), "what": "SIGTERM"})] if "term" in faults else []
     return found + ([("killed in a save", {"step": round(1.5 * n), "what": "in a save"})] if "save" in faults else [])
