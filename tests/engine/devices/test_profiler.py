@@ -1,9 +1,11 @@
 """train.profile writes a trace for a viewer."""
 
 import json
+import os
 
 import pytest
 
+from engine.devices.profiler import recorded
 from tests.faults.campaign import SMALL
 from tests.running import metrics, run_main, untimed
 
@@ -27,3 +29,12 @@ def test_profiling_does_not_change_the_run(tmp_path):
         assert run_main("-e", tmp_path / name, *SMALL, "--train.n_steps", 15, "--train.print_freq", 5, *options) == 0
     assert untimed(metrics(tmp_path / "plain")) == untimed(metrics(tmp_path / "profiled"))
     assert not (tmp_path / "plain" / "profile").exists()
+
+
+def test_a_profile_has_cupti_removed_unless_the_environment_says_otherwise(tmp_path, monkeypatch):
+    for value, expected in ((None, "1"), ("0", "0")):
+        monkeypatch.setenv("TEARDOWN_CUPTI", value or "")
+        if value is None:
+            monkeypatch.delenv("TEARDOWN_CUPTI")
+        assert list(recorded(iter([1, 2, 3]), tmp_path / f"profile-{value}", rank=0, n_updates=1, n_left=3)) == [1, 2, 3]
+        assert os.environ["TEARDOWN_CUPTI"] == expected
