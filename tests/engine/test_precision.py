@@ -90,6 +90,6 @@ def test_tf32_rounds_matrix_products_and_fp32_does_not():
     left, right = (torch.randn(256, 256, generator=torch.Generator().manual_seed(seed)).cuda() for seed in (0, 1))
     exact, errors = left.double() @ right.double(), {}
     for precision in ("fp32", "tf32"):
-        make_accelerator(load_config(None, {"train.n_steps": 1, "train.precision": precision}))
+        make_accelerator(load_config(None, {"train.n_steps": 1, "train.precision": precision}).train)
         errors[precision] = (left @ right - exact).abs().max().item()
     assert errors["tf32"] > 10 * errors["fp32"]
