@@ -46,7 +46,7 @@ faults: install-dev  ## kill, interrupt and damage runs; update the tables of do
 	mv .faults.md docs/measured/faults.md
 	cat docs/measured/faults.md
 
-exam: install-dev  ## kill, damage and resume trainings of this and other frameworks; at most 40 minutes: make exam ARGS="--frameworks ours timm"
+exam: install-dev  ## kill, damage and resume trainings of this and other frameworks; ten minutes: make exam ARGS="--frameworks ours timm"
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-rivals.txt
 	$(BIN)/python -m tests.exam --output docs/measured $(ARGS)
 
