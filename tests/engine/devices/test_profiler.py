@@ -31,10 +31,10 @@ def test_profiling_does_not_change_the_run(tmp_path):
     assert not (tmp_path / "plain" / "profile").exists()
 
 
-def test_a_profile_has_cupti_removed_unless_the_environment_says_otherwise(tmp_path, monkeypatch):
-    for value, expected in ((None, "1"), ("0", "0")):
-        monkeypatch.setenv("TEARDOWN_CUPTI", value or "")
-        if value is None:
-            monkeypatch.delenv("TEARDOWN_CUPTI")
-        assert list(recorded(iter([1, 2, 3]), tmp_path / f"profile-{value}", rank=0, n_updates=1, n_left=3)) == [1, 2, 3]
-        assert os.environ["TEARDOWN_CUPTI"] == expected
+@pytest.mark.parametrize(("value", "expected"), [(None, "1"), ("0", "0")])
+def test_a_profile_has_cupti_removed_unless_the_environment_says_otherwise(tmp_path, monkeypatch, value, expected):
+    monkeypatch.setenv("TEARDOWN_CUPTI", value or "")  # is undone after the test
+    if value is None:
+        del os.environ["TEARDOWN_CUPTI"]
+    assert list(recorded(iter([1, 2, 3]), tmp_path / "profile", rank=0, n_updates=1, n_left=3)) == [1, 2, 3]
+    assert os.environ["TEARDOWN_CUPTI"] == expected
