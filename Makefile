@@ -53,7 +53,7 @@ exam: install-dev  ## kill, damage and resume trainings of this and other framew
 trajectories: install-dev  ## record the curves of tests/trajectories anew and show the difference; outside of the band give WHY="line of CHANGELOG.md"
 	$(BIN)/python -m tests.trajectories record --why "$(WHY)" $(ARGS)
 
-planted: install-dev  ## plant bugs that tests/trajectories must find; update the tables of docs/reliability.md; 20 minutes
+planted: install-dev  ## plant bugs that tests/trajectories must find; update the tables of docs/reliability.md; ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.trajectories measure > .planted.md
 	mv .planted.md docs/measured/trajectories.md
 	cat docs/measured/trajectories.md
@@ -63,7 +63,7 @@ duplicates: install-dev  ## measure the search for duplicates: make duplicates P
 	mv .duplicates.md docs/measured/duplicates.md
 	cat docs/measured/duplicates.md
 
-verdicts: install-dev  ## measure how often verdicts are right: make verdicts MNIST=folder; 15 minutes
+verdicts: install-dev  ## measure how often verdicts are right: make verdicts MNIST=folder; four minutes
 	$(BIN)/python -m tests.verdicts $(if $(MNIST),--data $(MNIST))
 
 results: install-dev  ## train the rows of docs/results.yaml that aren't measured yet: make results ARGS="--data MNIST=~/data/MNIST"

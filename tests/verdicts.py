@@ -2,7 +2,7 @@
 
     python -m tests.verdicts --data ~/data/MNIST --runs runs/same
 
-Without --data, only simulations: two minutes on one core. With it, also 24 runs of LeNet on a part of MNIST, kept in --runs: ten
+Without --data, only simulations: two minutes on one core. With it, also 24 runs of LeNet on a part of MNIST, kept in --runs: four
 minutes. The tables go to docs/measured/verdicts.md, the figures to docs/measured/verdicts.json.
 """
 
@@ -98,7 +98,7 @@ def simulated(random: np.random.Generator, n: int) -> dict[str, Any]:
                 "coverage": _share(low <= 0 <= high for low, high in (one.interval() for one in found)),
                 "false": _share(one.p <= LEVEL for one in found),
                 "detectable": float(np.median([one.detectable for one in found])),
-                "power": {effect: _power(random, setting, effect, each // 4) for effect in EFFECTS},
+                "power": {effect: _power(random, setting, effect, each) for effect in EFFECTS},
             }
         )
         print(rows[-1], file=sys.stderr)
