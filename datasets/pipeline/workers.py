@@ -22,6 +22,7 @@ from functools import partial
 from itertools import chain
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,12 +83,19 @@ def _start_worker(worker_id: int) -> None:
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
+    sys.excepthook = report_unless_hung_up
     Queue._on_queue_feeder_error = _send_failure  # type: ignore[attr-defined]  # called in the thread that sends results
     parent = multiprocessing.parent_process()
     if sys.platform == "linux" and parent is not None and multiprocessing.get_start_method() != "forkserver":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent.pid:  # it has died before the call
             os._exit(1)
+
+
+def report_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception of the thread that hands memory to the parent, unless the parent was interrupted meanwhile."""
+    if not isinstance(error, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers: Workers) -> Iterator[Any]:

@@ -1,8 +1,11 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
 
 import psutil
 import pytest
@@ -23,6 +26,19 @@ def test_workers_survive_the_signals_of_a_terminal_and_of_a_scheduler():
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(worker.pid, signum)
     assert list(results) == [2 * n for n in range(1, 20)]
+
+
+def test_a_parent_that_is_interrupted_while_it_receives_memory_leaves_no_traceback(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "excepthook", workers.report_unless_hung_up)
+    memory = resource_sharer.DupFd(1)  # starts the thread that hands it over
+    address, _ = memory._id
+    Client(address, authkey=multiprocessing.current_process().authkey).close()
+    os.close(memory.detach())  # the same thread, afterwards
+    assert capfd.readouterr().err == ""
+    with Client(address, authkey=multiprocessing.current_process().authkey) as connection:
+        connection.send(("no such key", os.getpid()))
+    resource_sharer.stop(timeout=10)
+    assert "KeyError: 'no such key'" in capfd.readouterr().err
 
 
 def test_after_a_failed_start_no_worker_is_left(monkeypatch):
