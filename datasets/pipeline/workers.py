@@ -83,7 +83,7 @@ def _start_worker(worker_id: int) -> None:
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
-    sys.excepthook = report_unless_hung_up
+    sys.excepthook = _report_unless_hung_up
     Queue._on_queue_feeder_error = _send_failure  # type: ignore[attr-defined]  # called in the thread that sends results
     parent = multiprocessing.parent_process()
     if sys.platform == "linux" and parent is not None and multiprocessing.get_start_method() != "forkserver":
@@ -92,8 +92,8 @@ def _start_worker(worker_id: int) -> None:
             os._exit(1)
 
 
-def report_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an exception of the thread that hands memory to the parent, unless the parent was interrupted meanwhile."""
+def _report_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception of the thread that hands memory to the parent, unless the parent hung up because it was interrupted."""
     if not isinstance(error, (EOFError, ConnectionError)):
         sys.__excepthook__(kind, error, trace)
 

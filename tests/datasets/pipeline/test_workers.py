@@ -1,7 +1,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from multiprocessing import resource_sharer
@@ -28,17 +27,23 @@ def test_workers_survive_the_signals_of_a_terminal_and_of_a_scheduler():
     assert list(results) == [2 * n for n in range(1, 20)]
 
 
-def test_a_parent_that_is_interrupted_while_it_receives_memory_leaves_no_traceback(monkeypatch, capfd):
-    monkeypatch.setattr(sys, "excepthook", workers.report_unless_hung_up)
-    memory = resource_sharer.DupFd(1)  # starts the thread that hands it over
+def hang_up(key):
+    """Let this worker hand over memory to one that hangs up, to one that takes it, and to one that asks for something else."""
+    memory = resource_sharer.DupFd(1)  # starts the thread that hands over
     address, _ = memory._id
-    Client(address, authkey=multiprocessing.current_process().authkey).close()
-    os.close(memory.detach())  # the same thread, afterwards
-    assert capfd.readouterr().err == ""
-    with Client(address, authkey=multiprocessing.current_process().authkey) as connection:
-        connection.send(("no such key", os.getpid()))
+    authkey = multiprocessing.current_process().authkey
+    Client(address, authkey=authkey).close()
+    os.close(memory.detach())
+    with Client(address, authkey=authkey) as connection:
+        connection.send((key, os.getpid()))
     resource_sharer.stop(timeout=10)
-    assert "KeyError: 'no such key'" in capfd.readouterr().err
+
+
+def test_a_parent_that_is_interrupted_while_it_receives_memory_leaves_no_traceback(capfd):
+    assert list(read_in_workers(hang_up, iter(["no such key"]), Workers(1, timeout=30))) == [None]
+    printed = capfd.readouterr().err
+    assert "KeyError: 'no such key'" in printed
+    assert "EOFError" not in printed
 
 
 def test_after_a_failed_start_no_worker_is_left(monkeypatch):
