@@ -164,7 +164,7 @@ def beside_bare(make_config: Callable[..., ResolvedConfig], card: str, folder: P
     """Compare the engine with a loop on one batch, which does the same computation and nothing else."""
     config = make_config()
     ours, macs = engine_speed(config, folder / "1")[0], json.loads((folder / "1" / "results.json").read_text())["macs"]
-    train(make_config(**{"train.profile": 5, "train.n_steps": 20}), exp_dir=folder / "2")  # alone: a profile slows a run down
+    train(make_config(**{"train.profile": 5, "train.n_steps": 20}), exp_dir=folder / "2")  # separately: a profile slows its run
     device, size, n = "cpu" if card == "CPU" else "cuda", config.data.img_size or 224, config.train.print_freq or 1
     model: Any = build_model(config, described_data(config, list("0123456789"))).to(memory_format=torch.channels_last)
     model = model.to(device).train()

@@ -30,7 +30,7 @@ def recorded(batches: Iterator[Batch], folder: Path, *, rank: int, n_updates: in
         profiler.export_chrome_trace(str(path))
         log.info("a profile of %d updates is in %s; https://ui.perfetto.dev opens it", n_updates, path)
 
-    # without this, CUPTI stays and slows all later updates: https://github.com/pytorch/pytorch/issues/144455
+    # otherwise CUPTI stays attached and slows all later updates: https://github.com/pytorch/pytorch/issues/144455
     os.environ.setdefault("TEARDOWN_CUPTI", "1")
     plan = schedule(wait=wait, warmup=WARM_UP, active=n_updates, repeat=1)
     with profile(schedule=plan, on_trace_ready=write) as profiler:

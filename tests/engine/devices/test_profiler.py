@@ -32,7 +32,7 @@ def test_profiling_does_not_change_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "1"), ("0", "0")])
-def test_a_profile_has_cupti_removed_unless_the_environment_says_otherwise(tmp_path, monkeypatch, value, expected):
+def test_a_profile_detaches_cupti_unless_the_environment_says_otherwise(tmp_path, monkeypatch, value, expected):
     monkeypatch.setenv("TEARDOWN_CUPTI", value or "")  # is undone after the test
     if value is None:
         del os.environ["TEARDOWN_CUPTI"]
