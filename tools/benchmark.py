@@ -101,7 +101,7 @@ def everything(options: Options) -> Report:
     begin, measured, tuned, failed = time.time(), dict[str, dict[str, Any]](), list[str](), list[str]()
     tune = ["--tune", "-c", "configs/resnet18_cifar10.yaml", "--train.batch_size", str(options.choose(*RESNET_BATCH))]
     for what in [name for name in COMMANDS if name not in ("all", "batch")]:
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        print(f"{what}, after {(time.time() - begin) / 60:.1f} minutes ...", file=sys.stderr, flush=True)
         words = {"model": tune, "training": tuned}.get(what, []) + (["--busy", "2"] if what in WITH_BUSY else [])
         try:
             measured[what] = run([what, *words, *(["--quick"] if options.quick else [])])[0].json

@@ -1,5 +1,6 @@
 import json
 import time
+from functools import partial
 from unittest import mock
 
 import psutil
@@ -80,6 +81,13 @@ def test_actions_take_turns():
     actions = {name: lambda name=name: called.append(name) or len(called) for name in ("ours", "theirs")}
     assert take_turns(3, actions, "test") == {"ours": [1, 3, 5], "theirs": [2, 4, 6]}
     assert called == ["ours", "theirs"] * 3
+
+
+@pytest.mark.parametrize(("seconds", "n_rounds"), [(1.0, 5), (25.0, 3), (100.0, 2)])  # of a round
+def test_a_slow_machine_has_fewer_rounds(seconds, n_rounds):
+    past = list[int]()
+    with mock.patch.object(sides.time, "perf_counter", side_effect=lambda: seconds * len(past)):
+        assert take_turns(5, {"only": partial(past.append, 1)}, "test") == {"only": [None] * n_rounds}
 
 
 def race_of(quiet, busy):

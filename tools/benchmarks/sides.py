@@ -31,6 +31,7 @@ T = TypeVar("T")
 OURS = "this project"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TIMEOUT = 900.0  # seconds for a start or a turn
+LIMIT, FEWEST = 60.0, 2  # seconds after which no round begins any more, unless there were fewer rounds than this
 BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"  # a program that computes
 
 
@@ -211,8 +212,12 @@ def _in_child(connection: Connection, work: Work, start_method: str) -> None:
 
 
 def take_turns(rounds: int, actions: Mapping[str, Callable[[], T]], title: str) -> dict[str, list[T]]:
-    """Call every action once per round and return the results by action."""
-    results = [[action() for action in actions.values()] for _ in trange(rounds, desc=title, leave=False, disable=None)]
+    """Call every action once per round, in fewer rounds on a slow machine, and return the results by action."""
+    results, begin = list[list[T]](), time.perf_counter()
+    for n_done in trange(rounds, desc=title, leave=False, disable=None):
+        if n_done >= FEWEST and time.perf_counter() - begin > LIMIT:
+            break
+        results.append([action() for action in actions.values()])
     return dict(zip(actions, map(list, zip(*results, strict=True)), strict=True))
 
 

@@ -45,7 +45,7 @@ def compare(
         works[TUNED] = partial(ours.train, job, keys, runs / "tuned")
     speeds = race(works, length, options.num_threads, model, options.busy)
     best = max(scripts, key=lambda name: speeds[name].steady)
-    what, n_steps = f"{model}, CIFAR-sized, batch {job.batch_size}", length.warm_up + length.turns * length.steps
+    what, n_steps = f"{model}, CIFAR-sized, batch {job.batch_size}", length.warm_up + len(speeds[OURS].quiet) * length.steps
     ratios += speed_ratios(f"{what}: the loop", BARE, speeds, loop_aim, kept=True)
     for name, aim, cold_aim in ((best, script_aim, None), *((name, package_aim, package_aim) for name in packages)):
         ratios += speed_ratios(f"{what}: steady", name, speeds, aim)
