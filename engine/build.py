@@ -437,6 +437,11 @@ def _compiled(model: nn.Module, train: TrainConfig, name: str, *, sizes_vary: bo
         for limit in ("cache_size_limit", "accumulated_cache_size_limit"):
             setattr(dynamo, limit, max(MAX_GRAPHS, getattr(dynamo, limit)))
         options["dynamic"] = False
+    import torch._inductor.config as inductor  # takes a second
+
+    # Or all of torch's headers are compiled for each set of a CPU's vector instructions, to see that it works: many seconds.
+    if inductor.cpp.vec_isa_ok is None:
+        inductor.cpp.vec_isa_ok = True
     if train.compile != "regions":
         return torch.compile(model, **options)
     recomputes = train.grad_checkpointing and any(hasattr(module, "set_grad_checkpointing") for module in model.modules())

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 from torch import nn
+from torch._inductor import cpu_vec_isa
 
 from engine import build as builder
 from engine import load_config
@@ -127,6 +130,15 @@ def test_compile_mode_is_passed_to_the_compiler(monkeypatch, caplog):
     build_run(("train.n_steps", 1), ("train.compile", "true"), ("train.compile_mode", "max-autotune"))
     assert compile_options == [{"mode": "max-autotune", "dynamic": False}]
     assert "max-autotune chooses kernels by their speed" in caplog.text
+
+
+@pytest.mark.parametrize(("chosen", "kept"), [(None, True), (False, False)])  # TORCHINDUCTOR_VEC_ISA_OK
+def test_headers_are_not_compiled_to_try_vector_instructions(chosen, kept, monkeypatch):
+    monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", mock.Mock(side_effect=AssertionError))
+    with inductor.patch({"cpp.vec_isa_ok": chosen}):
+        build_run(("train.n_steps", 1), ("train.compile", "true"))
+        assert inductor.cpp.vec_isa_ok is kept
+        assert bool(cpu_vec_isa.VecAVX2()) is kept
 
 
 GROWING = ("--model.name", "timm/test_resnet", "--data.name", "shapes", "--data.img_size", 32, "--data.n_train", 48)
