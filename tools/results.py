@@ -100,9 +100,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list the rows and what has been measured, and exit")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the metric of all rows over time, and exit")
     args = parser.parse_args(argv)
-    rows = _chosen(read_rows(), args.rows)
+    rows = read_rows()
+    if unknown := set(args.rows) - {row.name for row in rows}:
+        raise ConfigError(f"no row {', '.join(sorted(unknown))} in {ROWS.name}; there are {', '.join(row.name for row in rows)}")
+    rows = [row for row in rows if not args.rows or row.name in args.rows]
     if args.list:
-        print_lines("\n".join(f"{row.name}: {_status(row)}" for row in rows))
+        for row in rows:
+            seeds = {run.seed for run in read_measured() if run.row == row.name}
+            missing = [str(seed) for seed in row.seeds if seed not in seeds]
+            status = f"{len(seeds)} of {len(row.seeds)} seeds measured" + (f", missing {', '.join(missing)}" if missing else "")
+            print_lines(f"{row.name}: {status}")
         return 0
     if args.picture:
         draw([row for row in rows if row.table != "ablation"], args.picture)
@@ -119,12 +126,6 @@ def read_rows() -> list[Row]:
     return [Row(name, **values) for name, values in yaml12.parse(ROWS.read_text()).items()]
 
 
-def _chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
-    if unknown := set(names) - {row.name for row in rows}:
-        raise ConfigError(f"no row {', '.join(sorted(unknown))} in {ROWS.name}; there are {', '.join(row.name for row in rows)}")
-    return [row for row in rows if not names or row.name in names]
-
-
 def data_folders(words: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the folder and the note of each dataset in NAME=FOLDER:NOTE."""
     from datasets import list_datasets  # imports torch, which --list needn't
@@ -137,13 +138,6 @@ def data_folders(words: Sequence[str]) -> dict[str, tuple[str, str]]:
             raise ConfigError(f"--data {word}: expected NAME=FOLDER or NAME=FOLDER:NOTE, with NAME one of {list_datasets()}")
         folders[name] = (str(Path(folder).expanduser().absolute()), note)
     return folders
-
-
-def _status(row: Row) -> str:
-    measured = [run for run in read_measured() if run.row == row.name]
-    seeds = {run.seed for run in measured}
-    missing = [str(seed) for seed in row.seeds if seed not in seeds]
-    return f"{len(seeds)} of {len(row.seeds)} seeds measured" + (f", missing {', '.join(missing)}" if missing else "")
 
 
 # Training

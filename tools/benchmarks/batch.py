@@ -37,15 +37,11 @@ def measure(options: Options) -> Report:
         raise RunError(
             f"not even one image of {config.model.name} fits; --train.precision bf16 or a smaller data.img_size may help"
         )
-    return report([], config.model.name, rows=rows, end=_advice(n, sizes[low]), keys={"train.micro_batch_size": sizes[low] % n})
-
-
-def _advice(n: int, size: int) -> str:
-    if size == n:
-        return f"The whole batch of {n} fits: --train.micro_batch_size 0"
-    parts = -(-n // size)
-    same = "The updates stay those of the whole batch, but BatchNorm, if the model has it, normalizes each part by itself."
-    return f"--train.micro_batch_size {size}: {n} images in {parts} parts. {same}"
+    size, advice = sizes[low], f"The whole batch of {n} fits: --train.micro_batch_size 0"
+    if size < n:
+        same = "The updates stay those of the whole batch, but BatchNorm, if the model has it, normalizes each part by itself."
+        advice = f"--train.micro_batch_size {size}: {n} images in {-(-n // size)} parts. {same}"
+    return report([], config.model.name, rows=rows, end=advice, keys={"train.micro_batch_size": size % n})
 
 
 def fits_in_a_process(config: str | None, keys: dict[str, Any], limit: int | None, size: int) -> float | None:
