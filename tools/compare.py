@@ -13,9 +13,8 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config.command_line import require_packages, run_tool
 from engine.config.errors import ConfigError, RunError
 from engine.plugins import Parser
-from tools.comparison.rows import rows_of
+from tools.comparison.rows import LEVEL, as_csv, as_text, differences_as_text, rows_of
 from tools.comparison.runs import RunRecord, is_run, read_runs
-from tools.comparison.text import as_csv, as_markdown, as_text, differences_as_text
 from tools.comparison.training import environments, find_configs, is_done, make_variants, train_all
 from tools.tables import print_lines, write_text
 
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _train(args, overrides)
     runs = read_runs(args.runs or args.diff)
     if not args.diff:
-        _report(runs, args, overrides, _level(args))
+        _report(runs, args, overrides, LEVEL if args.verdict else None)
         return 0
     if unreadable := [run for run in runs if not run.is_readable]:
         raise RunError(unreadable[0].results["why"])
@@ -129,7 +128,7 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
 
 def _train(args: Namespace, overrides: dict[str, Any]) -> int:
     if not args.until_decided:
-        return _train_seeds(args, overrides, args.seeds or [None], _level(args))[0]
+        return _train_seeds(args, overrides, args.seeds or [None], LEVEL if args.verdict else None)[0]
     from tools.comparison.verdict import spent_at
 
     for n in range(2, args.max_seeds + 1):
@@ -163,15 +162,6 @@ def _train_seeds(
     return 0, is_decided
 
 
-def _level(args: Namespace) -> float | None:
-    """Return the level of verdicts, if they are asked for."""
-    if not args.verdict:
-        return None
-    from tools.comparison.verdict import LEVEL
-
-    return LEVEL
-
-
 def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any], level: float | None) -> bool:
     """Print and write the comparison, with verdicts at this level; return whether every verdict is clear."""
     rows, verdicts = rows_of(runs), list[Any]()
@@ -183,7 +173,7 @@ def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any
     if n_unreadable := sum(not run.is_readable for run in runs):
         print_lines(f"warning: {n_unreadable} of {len(runs)} runs can't be read", file=sys.stderr)
     if args.markdown:
-        write_text(args.markdown, as_markdown(rows, *verdicts))
+        write_text(args.markdown, as_text(rows, *verdicts, as_markdown=True))
     if args.csv:
         write_text(args.csv, as_csv(rows))
     if args.png:
