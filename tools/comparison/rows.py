@@ -127,7 +127,7 @@ def columns_for(rows: Sequence[Row]) -> list[Column]:
 
 
 def notes_on(rows: Sequence[Row]) -> list[str]:
-    """Say why runs failed, and which have other data than the first of the same dataset and seed, as a seed may choose the split."""
+    """Say why runs failed, and which have other data than the first of their dataset and seed, as a seed may choose the split."""
     from datasets.pipeline.fingerprint import fingerprint_differences  # imports torch, which --help does without
 
     notes = [f"{row.name}: {row.first.results['why']}" for row in rows if row.first.results.get("why")]
