@@ -59,19 +59,18 @@ def find_groups(facts: Sequence[Facts], targets: str) -> list[Group]:
     kinds: dict[int, set[str]] = {}
     for (a, _), kind in pairs.items():
         kinds.setdefault(numbers[a], set()).add(kind)
-    order = np.argsort(numbers, kind="stable")
-    ends = np.searchsorted(numbers[order], np.arange(numbers.max() + 2))
-    groups = [_group(facts, order[ends[n] : ends[n + 1]].tolist(), tuple(sorted(of)), targets) for n, of in kinds.items()]
+    order, ends = _by_number(numbers, int(numbers.max()) + 1)
+    groups = []
+    for number, of_group in kinds.items():
+        members = order[ends[number] : ends[number + 1]].tolist()
+        splits = {facts[i].split for i in members}
+        if targets in ("classes", "labels"):
+            conflict = len({facts[i].labels for i in members}) > 1
+        else:  # the mask or the boxes of a crop differ rightly
+            conflict = len({(facts[i].pixels, facts[i].target) for i in members}) > len({facts[i].pixels for i in members})
+        leak = "train" in splits and len(splits) > 1
+        groups.append(Group(tuple(members), tuple(sorted(of_group)), conflict, leak))
     return sorted(groups, key=lambda group: (not group.conflict, not group.leak, group.members))
-
-
-def _group(facts: Sequence[Facts], members: list[int], kinds: tuple[str, ...], targets: str) -> Group:
-    splits = {facts[i].split for i in members}
-    if targets in ("classes", "labels"):
-        conflict = len({facts[i].labels for i in members}) > 1
-    else:  # the mask or the boxes of a crop differ rightly
-        conflict = len({(facts[i].pixels, facts[i].target) for i in members}) > len({facts[i].pixels for i in members})
-    return Group(tuple(members), kinds, conflict, leak="train" in splits and len(splits) > 1)
 
 
 @threadpool_limits.wrap(limits=1)  # small products: a second thread would mostly wait for the first one

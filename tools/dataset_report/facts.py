@@ -111,9 +111,7 @@ def counts(facts: list[Facts], classes: tuple[str, ...], *, objects: bool) -> li
     found: dict[str, Counter[int]] = {}
     for one in facts:
         found.setdefault(one.split, Counter()).update(one.labels if objects else set(one.labels))
-    rows: list[dict[str, Any]] = [
-        {"class": name, **{split: counter[i] for split, counter in found.items()}} for i, name in enumerate(classes)
-    ]
+    rows = [{"class": name, **{split: counter[i] for split, counter in found.items()}} for i, name in enumerate(classes)]
     return [row for row in rows if any(row[split] for split in found) or row["class"] not in ("background", "N/A")]
 
 
@@ -129,10 +127,9 @@ def count_problems(rows: list[dict[str, Any]]) -> list[str]:
     if ranked and ranked[-1]["train"] >= 10 * ranked[0]["train"]:
         rare, common = ranked[0], ranked[-1]
         ratio = common["train"] / rare["train"]
-        words = (
-            f"{rare['class']} ({rare['train']:,}) and {common['class']} ({common['train']:,}) differ by a factor of {ratio:.0f}"
-        )
-        problems.append(f"train is imbalanced: {words}; data.sampler balanced or train.class_weights balanced may help")
+        two = f"{rare['class']} ({rare['train']:,}) and {common['class']} ({common['train']:,})"
+        remedy = "data.sampler balanced or train.class_weights balanced may help"
+        problems.append(f"train is imbalanced: {two} differ by a factor of {ratio:.0f}; {remedy}")
     return problems
 
 

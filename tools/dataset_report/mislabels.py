@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from engine.inference.trained import Trained
 from tools.dataset_report.facts import Facts
-from tools.pictures.subject import penultimate_layer, read_batches, require_classification, spread
+from tools.pictures.subject import penultimate, read_batches, require_classification, spread
 
 BATCH = 64
 FOLDS = 5
@@ -104,7 +104,7 @@ def confident_learning(probabilities: np.ndarray, labels: np.ndarray) -> tuple[n
 @torch.no_grad()
 def _outputs(trained: Trained, split: str, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return the inputs of the classifier layer and the predicted probabilities."""
-    features_of, features, probabilities = penultimate_layer(trained.model), [], []
+    features_of, features, probabilities = penultimate(trained.model), [], []
     for batch in tqdm(read_batches(trained, split, indices, BATCH), split, -(-len(indices) // BATCH), unit="batch", leave=False):
         features.append(features_of(batch[0]))
         probabilities.append(trained.task.predict(trained.model, batch).float().cpu())

@@ -17,15 +17,7 @@ from engine.inference.trained import Trained
 from engine.plots.images import short
 from engine.plots.style import COLORS, new_figure, style
 from tools.pictures.output import save_pictures
-from tools.pictures.subject import (
-    find_split,
-    model_title,
-    open_classifier,
-    penultimate_layer,
-    read_batches,
-    require_positive,
-    spread,
-)
+from tools.pictures.subject import find_split, model_title, open_classifier, penultimate, read_batches, require_positive, spread
 
 BATCH = 64
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
@@ -48,7 +40,7 @@ def run(args: Namespace, overrides: dict[str, Any]) -> None:
 
 def read_features(trained: Trained, split: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The inputs of the classifier layer, n x `num_features`, and the labels of n images, spread over the split."""
-    features_of, features, labels = penultimate_layer(trained.model), [], []
+    features_of, features, labels = penultimate(trained.model), [], []
     with torch.no_grad():
         for inputs, targets in read_batches(trained, split, spread(n, len(find_split(trained, split))), BATCH):
             features.append(features_of(inputs))

@@ -90,7 +90,7 @@ def read_batches(trained: Trained, split: str, indices: Sequence[int], batch_siz
     return readable(Shown(loader, split).batches())
 
 
-def penultimate_layer(model: Any) -> Callable[[Tensor], Tensor]:
+def penultimate(model: Any) -> Callable[[Tensor], Tensor]:
     """Return a function that computes the inputs of the classifier layer, N x `num_features`, and moves them to the CPU."""
     if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
         raise RunError(f"{type(model).__name__} has no forward_features or no forward_head, which split off the classifier")
