@@ -64,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-c", "--config", help="a YAML of configs/; default: LeNet on digits")
     parser.add_argument("--lowest", type=float, default=1e-5, metavar="LR", help="the first rate (default: 1e-5)")
-    parser.add_argument(
-        "--highest", type=float, default=10.0, metavar="LR", help="the last rate, unless the loss diverges before (default: 10)"
-    )
+    highest = "the last rate, unless the loss diverges before (default: 10)"
+    parser.add_argument("--highest", type=float, default=10.0, metavar="LR", help=highest)
     parser.add_argument("--n_updates", type=int, default=200, metavar="N", help="default: 200")
     add_output(parser, "find_lr.png")
     args, overrides = parser.parse_with_overrides(argv)
@@ -88,11 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     curve = sweep(run, args.lowest, args.highest, args.n_updates)
     if curve.lowest == curve.rates[0]:
         raise RunError(f"the loss doesn't fall at any rate from {args.lowest:g} up; a lower --lowest may help")
-    draw(
-        figure := new_figure(show=args.show),
-        curve,
-        title=f"{config.model.name} on {run.data.spec.name}, {config.train.optim.type}",
-    )
+    title = f"{config.model.name} on {run.data.spec.name}, {config.train.optim.type}"
+    draw(figure := new_figure(show=args.show), curve, title)
     save_pictures({"find_lr": figure}, args)
     print(f"the loss is lowest at a learning rate of {curve.lowest:.2g}; a tenth of it is a good start:")
     print_lines(f"  --train.optim.lr {as_option(curve.suggestion, config)}")

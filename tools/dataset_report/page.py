@@ -1,7 +1,7 @@
 """The report as a page that needs no network, and as a table with a line for each image."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ class Report:
 
     def named(self, one: Facts) -> str:
         """Return the names of an image's classes, as people read them."""
-        names = dict(enumerate(self.classes))
-        return "; ".join(names.get(label, f"class {label}") for label in dict.fromkeys(one.labels))
+        labels, n = dict.fromkeys(one.labels), len(self.classes)
+        return "; ".join(self.classes[label] if label < n else f"class {label}" for label in labels)
 
     def as_csv(self) -> str:
         of_group = {i: number for number, group in enumerate(self.groups, 1) for i in group.members}
@@ -75,12 +75,15 @@ class Report:
             columns = all_judged.indices.tolist(), all_judged.suspicion, all_judged.is_suspect, all_judged.suggested
             for i, suspicion, is_suspect, suggested in zip(*columns, strict=True):
                 judged[i] = f"{suspicion:.4f}", self.classes[suggested] if is_suspect else ""
-        rows: list[Sequence[Any]] = [COLUMNS]
-        for i, one in enumerate(self.facts):
-            about = one.width, one.height, one.format, one.mode, one.problem
-            row = one.name, one.split, self.named(one), *about, of_group.get(i, ""), *judged.get(i, ("", ""))
-            rows.append([_no_formula(cell) for cell in row])
-        return csv_text(rows)
+
+        def rows() -> Iterator[Sequence[Any]]:
+            yield COLUMNS
+            for i, one in enumerate(self.facts):
+                about = one.width, one.height, one.format, one.mode, one.problem
+                row = one.name, one.split, self.named(one), *about, of_group.get(i, ""), *judged.get(i, ("", ""))
+                yield [_no_formula(cell) for cell in row]
+
+        return csv_text(rows())
 
 
 def _no_formula(cell: Any) -> Any:
