@@ -41,14 +41,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="compare.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        usage="%(prog)s RUN [RUN ...] [--html PATH] ...\n"
-        "       %(prog)s --diff RUN RUN\n"
-        "       %(prog)s --train CONFIG [CONFIG ...] [-o DIR] [--models M,M] [--seeds N,N] [--jobs N] [--key.sub value ...]",
-    )
+    usage = "%(prog)s RUN [RUN ...] [--html PATH] ...\n       %(prog)s --diff RUN RUN\n       %(prog)s --train CONFIG "
+    usage += "[CONFIG ...] [-o DIR] [--models M,M] [--seeds N,N] [--jobs N] [--key.sub value ...]"
+    parser = Parser(prog="compare.py", description=__doc__, epilog=EXAMPLES, usage=usage)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="compare these runs")
     parser.add_argument("--diff", nargs=2, metavar="RUN", help="print the differences between two runs")
     parser.add_argument("--train", nargs="+", metavar="CONFIG", help="train these configs (files or globs), and compare them")

@@ -31,13 +31,8 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="evaluate.py",
-        description=__doc__,
-        epilog=SOURCE_HELP + EXAMPLES,
-        usage="%(prog)s RUN_OR_MODEL [--split SPLIT] [--per_class] [--json [--confusion]] [-c CONFIG] [--ema] "
-        "[--key.sub value ...]",
-    )
+    usage = "%(prog)s RUN_OR_MODEL [--split SPLIT] [--per_class] [--json [--confusion]] [-c CONFIG] [--ema] [--key.sub value ...]"
+    parser = Parser(prog="evaluate.py", description=__doc__, epilog=SOURCE_HELP + EXAMPLES, usage=usage)
     add_source(parser)
     add_split(parser)
     parser.add_argument("--per_class", action="store_true", help="also the accuracy, overlap or precision of each class")

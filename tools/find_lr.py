@@ -56,12 +56,8 @@ class Curve:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="find_lr.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        usage="%(prog)s [-c CONFIG] [--lowest LR] [--highest LR] [--n_updates N] [-o PATH.png] [--show] [--key.sub value ...]",
-    )
+    usage = "%(prog)s [-c CONFIG] [--lowest LR] [--highest LR] [--n_updates N] [-o PATH.png] [--show] [--key.sub value ...]"
+    parser = Parser(prog="find_lr.py", description=__doc__, epilog=EXAMPLES, usage=usage)
     parser.add_argument("-c", "--config", help="a YAML of configs/; default: LeNet on digits")
     parser.add_argument("--lowest", type=float, default=1e-5, metavar="LR", help="the first rate (default: 1e-5)")
     highest = "the last rate, unless the loss diverges before (default: 10)"

@@ -29,13 +29,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="predict.py",
-        description=__doc__,
-        epilog=SOURCE_HELP + EXAMPLES,
-        usage="%(prog)s RUN_OR_MODEL IMAGE [IMAGE ...] [--top_k K] [--json] [-o PATH] [--batch_size N] [-c CONFIG] [--ema] "
-        "[--key.sub value ...]",
-    )
+    usage = "%(prog)s RUN_OR_MODEL IMAGE [IMAGE ...] [--top_k K] [--json] [-o PATH] [--batch_size N] [-c CONFIG] [--ema] "
+    usage += "[--key.sub value ...]"
+    parser = Parser(prog="predict.py", description=__doc__, epilog=SOURCE_HELP + EXAMPLES, usage=usage)
     add_source(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (with everything in them), globs")
     parser.add_argument("--top_k", type=int, default=1, metavar="K", help="classes of each image (default: 1)")

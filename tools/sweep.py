@@ -43,13 +43,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="sweep.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        usage="%(prog)s [-c CONFIG] --space KEY=VALUES [--space ...] [--search tpe|random|grid] [--trials N] [-o DIR] "
-        "[--metric NAME [--minimize]] [--no_prune] [--key.sub value ...]",
-    )
+    usage = "%(prog)s [-c CONFIG] --space KEY=VALUES [--space ...] [--search tpe|random|grid] [--trials N] [-o DIR] "
+    usage += "[--metric NAME [--minimize]] [--no_prune] [--key.sub value ...]"
+    parser = Parser(prog="sweep.py", description=__doc__, epilog=EXAMPLES, usage=usage)
     parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, help="default: LeNet on digits")
     parser.add_argument("--space", action="append", default=[], metavar="KEY=VALUES", help="a key and its possible values")
     parser.add_argument("--search", choices=("tpe", "random", "grid"), default="tpe", help="how to choose values (default: tpe)")

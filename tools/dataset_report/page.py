@@ -16,6 +16,7 @@ from tools.dataset_report.mislabels import Judged
 from tools.tables import Rows, csv_text
 
 TEMPLATES = [Path(__file__).with_name("template"), Path(comparison.__file__).with_name("template")]
+FORMULAS = ("=", "+", "-", "@")
 MOST_GROUPS, MOST_MEMBERS, MOST_SUSPECTS, MOST_PROBLEMS = 60, 6, 80, 100  # in the page; the table has all
 COLUMNS = ("path", "split", "labels", "width", "height", "format", "mode", "problem", "duplicates", "suspicion", "suggested")
 
@@ -81,11 +82,7 @@ class Report:
             for i, one in enumerate(self.facts):
                 about = one.width, one.height, one.format, one.mode, one.problem
                 row = one.name, one.split, self.named(one), *about, of_group.get(i, ""), *judged.get(i, ("", ""))
-                yield [_no_formula(cell) for cell in row]
+                # text that a spreadsheet would run as a formula is quoted: names of files may be a stranger's
+                yield [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell for cell in row]
 
         return csv_text(rows())
-
-
-def _no_formula(cell: Any) -> Any:
-    """Quote text that a spreadsheet would run as a formula: names of files may be a stranger's."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell

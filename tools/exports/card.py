@@ -1,7 +1,4 @@
-"""The model card: what the model is, how to load it, its results, and how it was trained.
-
-It is made to be shared: names are escaped, and paths are shortened to their last part.
-"""
+"""The model card: the model, its use, results and training. It may be shared: names are escaped, paths lose their folders."""
 
 import re
 import shlex

@@ -100,9 +100,6 @@ def heat_of(maps: Tensor, size: int) -> Tensor:
     return (maps - lowest) / (highest - lowest).clamp_min(1e-12)
 
 
-# Attention rollout
-
-
 class AttentionWeights(TorchFunctionMode):
     """Collects the weights of every attention, B heads N N. Fused attention doesn't return them, so they are computed again."""
 

@@ -70,10 +70,8 @@ def read_schedule(name: str, path: str, overrides: dict[str, Any], n_images: int
         length, others = ("n_steps", IN_EPOCHS) if train.n_epochs is None else ("n_epochs", IN_UPDATES)
         for key in others:
             if getattr(sched, key) and sched.type in SCHEDULE_KEYS.get(key, (sched.type,)):
-                raise ConfigError(
-                    f"train.{length} and train.sched.{key}: one is in updates and one in epochs, and the length of an epoch "
-                    f"depends on the data of {config.data.name}; give --n_images ({path})"
-                )
+                problem = f"the length of an epoch depends on the data of {config.data.name}; give --n_images ({path})"
+                raise ConfigError(f"train.{length} and train.sched.{key}: one is in updates and one in epochs, and {problem}")
     assumed = steps_per_epoch or NOMINAL_STEPS
     n_steps = train.n_steps or (train.n_epochs or 0) * assumed
     at = make_schedule(sched, n_steps, assumed)
@@ -87,10 +85,8 @@ def draw_schedules(figure: Figure, schedules: Sequence[Schedule]) -> None:
     by_epoch = any(schedule.is_nominal for schedule in schedules)
     updates_only = [schedule.name for schedule in schedules if not schedule.in_epochs and schedule.steps_per_epoch is None]
     if by_epoch and updates_only:
-        raise ConfigError(
-            f"{updates_only[0]} is in updates and another config in epochs, and the length of an epoch depends on the data: "
-            "give --n_images, or draw them separately"
-        )
+        problem = "the length of an epoch depends on the data: give --n_images, or draw them separately"
+        raise ConfigError(f"{updates_only[0]} is in updates and another config in epochs, and {problem}")
     with style():
         figure.set_size_inches(9, 4.2 + 0.25 * (len(schedules) - 1))
         axes = figure.subplots()

@@ -84,9 +84,6 @@ def opened(path: Path | None) -> Iterator[IO[str]]:
         yield file
 
 
-# Classes
-
-
 def top_classes(names: Sequence[str], predictions: Predictions, classes: Sequence[str], k: int) -> Iterator[Row]:
     """File, class and probability: k rows per image, the most probable class first."""
     for read, probabilities in predictions:
@@ -121,9 +118,6 @@ def write_json(file: IO[str], rows: Iterable[Row]) -> None:
     file.write("\n]\n" if separator == ",\n" else "[]\n")
 
 
-# Masks
-
-
 def write_masks(folder: Path, names: Sequence[str], predictions: Predictions, classes: Sequence[str]) -> None:
     """Write a PNG for each image, in its size. Pixels are indices into classes.json; a palette makes them visible."""
     paths = mask_paths(folder, names)
@@ -145,9 +139,6 @@ def mask_paths(folder: Path, names: Sequence[str]) -> list[Path]:
     stems = [os.path.splitext(name)[0] for name in relative]
     are_unique = len(set(stems)) == len(names)
     return [folder / f"{name}.png" for name in (stems if are_unique else relative)]
-
-
-# Boxes
 
 
 def write_coco(

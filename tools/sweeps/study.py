@@ -47,12 +47,9 @@ def open_study(folder: Path, definition: Mapping[str, Any], space: Sequence[Dime
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _exclusive(folder):
-            study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
-                study_name=DEFINITION,
-                direction="minimize" if definition["minimize"] else "maximize",
-                load_if_exists=True,
-            )
+            storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+            direction = "minimize" if definition["minimize"] else "maximize"
+            study = optuna.create_study(storage=storage, study_name=DEFINITION, direction=direction, load_if_exists=True)
             stored = study.user_attrs.get(DEFINITION)
             if stored is None:
                 if runs := sorted(folder.glob("trial-*/")):  # a new trial would resume one of them
