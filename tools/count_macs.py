@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -25,8 +25,6 @@ from engine.run.log import millions
 from tools.tables import giga, markdown
 
 # Torch and the models are imported inside functions: --help and a mistyped option shouldn't wait for them.
-if TYPE_CHECKING:
-    from torch import nn
 
 EXAMPLES = """
 examples:
@@ -191,7 +189,7 @@ def of_model(name: str, n_classes: int, in_channels: int, img_size: int, overrid
     return _count(name, partial(task_kind(config).create_model, config), n_classes, in_channels, img_size)
 
 
-def _count(name: str, build: Callable[..., "nn.Module"], n_classes: int, in_channels: int, img_size: int) -> Row:
+def _count(name: str, build: Callable[..., Any], n_classes: int, in_channels: int, img_size: int) -> Row:
     """Count a model whose weights are all zero: initializing them would take longer than counting."""
     import torch
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # functions import what needs torch, so that --help doesn't
     from matplotlib.figure import Figure
 
     from engine.build import Run
-    from engine.config.resolve import ResolvedConfig
 
 EXAMPLES = """
 Everything else comes from the config: optimizer, batch, augmentation, precision. Only the picture is saved.
@@ -87,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     draw(figure := new_figure(show=args.show), curve, title)
     save_pictures({"find_lr": figure}, args)
     print(f"the loss is lowest at a learning rate of {curve.lowest:.2g}; a tenth of it is a good start:")
-    print_lines(f"  --train.optim.lr {as_option(curve.suggestion, config)}")
+    scale = config.train.batch_size / config.train.scale_lr if config.train.scale_lr else 1  # that train.scale_lr multiplies by
+    print_lines(f"  --train.optim.lr {curve.suggestion / scale:.2g}")
     return 0
 
 
@@ -116,12 +116,6 @@ def sweep(run: "Run", lowest: float, highest: float, n_updates: int) -> Curve:
             break
     finite = [loss for loss in losses if math.isfinite(loss)]
     return Curve(rates[: len(finite)], finite)
-
-
-def as_option(suggestion: float, config: "ResolvedConfig") -> str:
-    """The value of train.optim.lr, before its multiplication by train.scale_lr."""
-    scale = config.train.batch_size / config.train.scale_lr if config.train.scale_lr else 1
-    return f"{suggestion / scale:.2g}"
 
 
 def draw(figure: "Figure", curve: Curve, title: str) -> None:

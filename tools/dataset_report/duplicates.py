@@ -112,16 +112,14 @@ def _starts(items: np.ndarray) -> range:
 def _view(planes: np.ndarray, window: int, side: int, *, mirrored: bool = False) -> np.ndarray:
     """Cut a window out of planes, N SIDE SIDE, and scale it to N `side` `side`, by bilinear interpolation and averaging."""
     length, top, left = WINDOWS[window]
-    rows, columns = (_resampling(length, start, side) for start in (top, left))
+    matrices = []  # rows and columns: `side` x SIDE each, to resample a part of a line
+    for start in (top, left):
+        places = np.clip((np.arange(SIDE) + 0.5) * length + start * SIDE - 0.5, 0, SIDE - 1)
+        weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(SIDE)))
+        matrices.append(weights.reshape(side, SIDE // side, SIDE).mean(1).astype(np.float32))
+    rows, columns = matrices
     both = np.kron(rows, columns[:, ::-1] if mirrored else columns)
     return (planes.reshape(len(planes), -1).astype(np.float32) @ both.T).reshape(-1, side, side)
-
-
-def _resampling(length: float, start: float, side: int) -> np.ndarray:
-    """Return the matrix, `side` x SIDE, that resamples a part of a line."""
-    places = np.clip((np.arange(SIDE) + 0.5) * length + start * SIDE - 0.5, 0, SIDE - 1)
-    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(SIDE)))
-    return weights.reshape(side, SIDE // side, SIDE).mean(1).astype(np.float32)
 
 
 def _descriptors(thumbs: np.ndarray, window: int, *, mirrored: bool) -> np.ndarray:

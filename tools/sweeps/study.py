@@ -48,7 +48,7 @@ def open_study(folder: Path, definition: Mapping[str, Any], space: Sequence[Dime
         folder.mkdir(parents=True, exist_ok=True)
         with _exclusive(folder):
             storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-            direction = "minimize" if definition["minimize"] else "maximize"
+            direction = StudyDirection.MINIMIZE if definition["minimize"] else StudyDirection.MAXIMIZE
             study = optuna.create_study(storage=storage, study_name=DEFINITION, direction=direction, load_if_exists=True)
             stored = study.user_attrs.get(DEFINITION)
             if stored is None:
