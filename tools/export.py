@@ -75,9 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tools.exports.card import model_card
         from tools.exports.folder import write_folder
 
-        summary = write_folder(
-            exportable, path, partial(model_card, trained, exportable, averaged=args.ema, license=args.license)
-        )
+        make_card = partial(model_card, trained, exportable, averaged=args.ema, license=args.license)
+        summary = write_folder(exportable, path, make_card)
     else:
         from tools.exports.graph import trace, write_onnx, write_torch
 

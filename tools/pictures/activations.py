@@ -71,7 +71,5 @@ def as_map(output: Tensor) -> Tensor:
 
 def first_filters(model: nn.Module) -> tuple[str, Tensor] | None:
     """The name of the first convolution and its weights N C H W; None if there is no convolution."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            return name, layer.weight.detach()
-    return None
+    convolutions = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d))
+    return next(((name, layer.weight.detach()) for name, layer in convolutions), None)

@@ -71,7 +71,7 @@ def open_study(folder: Path, definition: Mapping[str, Any], space: Sequence[Dime
 def take_trial(study: optuna.Study, folder: Path, n_trials: int, seed: int) -> tuple[optuna.Trial, Path, IO] | None:
     """Take over an abandoned trial or start the next one; None if all are finished or running elsewhere.
 
-    Return its run folder, too, and its lock: the trial belongs to this process until it closes the lock. A killed process may
+    The trial, whose run folder and lock are returned, too, belongs to this process until it closes the lock. A killed process may
     leave its training running. If there is nothing else to do, wait for the training to end.
     """
     search = study.user_attrs[DEFINITION]["search"]
