@@ -13,9 +13,8 @@ if __package__ in (None, ""):  # run as a file, from any folder
 from engine.config.command_line import require_packages, run_tool
 from engine.config.errors import ConfigError, RunError
 from engine.plugins import Parser
-from tools.comparison.rows import rows_of
+from tools.comparison.rows import LEVEL, as_csv, as_text, differences_as_text, rows_of
 from tools.comparison.runs import RunRecord, is_run, read_runs
-from tools.comparison.text import as_csv, as_markdown, as_text, differences_as_text
 from tools.comparison.training import environments, find_configs, is_done, make_variants, train_all
 from tools.tables import print_lines, write_text
 
@@ -42,14 +41,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="compare.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        usage="%(prog)s RUN [RUN ...] [--html PATH] ...\n"
-        "       %(prog)s --diff RUN RUN\n"
-        "       %(prog)s --train CONFIG [CONFIG ...] [-o DIR] [--models M,M] [--seeds N,N] [--jobs N] [--key.sub value ...]",
-    )
+    usage = "%(prog)s RUN [RUN ...] [--html PATH] ...\n       %(prog)s --diff RUN RUN\n       %(prog)s --train CONFIG "
+    usage += "[CONFIG ...] [-o DIR] [--models M,M] [--seeds N,N] [--jobs N] [--key.sub value ...]"
+    parser = Parser(prog="compare.py", description=__doc__, epilog=EXAMPLES, usage=usage)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="compare these runs")
     parser.add_argument("--diff", nargs=2, metavar="RUN", help="print the differences between two runs")
     parser.add_argument("--train", nargs="+", metavar="CONFIG", help="train these configs (files or globs), and compare them")
@@ -74,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _train(args, overrides)
     runs = read_runs(args.runs or args.diff)
     if not args.diff:
-        _report(runs, args, overrides, _level(args))
+        _report(runs, args, overrides, LEVEL if args.verdict else None)
         return 0
     if unreadable := [run for run in runs if not run.is_readable]:
         raise RunError(unreadable[0].results["why"])
@@ -129,7 +123,7 @@ def _check(args: Namespace, overrides: dict[str, Any]) -> None:
 
 def _train(args: Namespace, overrides: dict[str, Any]) -> int:
     if not args.until_decided:
-        return _train_seeds(args, overrides, args.seeds or [None], _level(args))[0]
+        return _train_seeds(args, overrides, args.seeds or [None], LEVEL if args.verdict else None)[0]
     from tools.comparison.verdict import spent_at
 
     for n in range(2, args.max_seeds + 1):
@@ -163,15 +157,6 @@ def _train_seeds(
     return 0, is_decided
 
 
-def _level(args: Namespace) -> float | None:
-    """Return the level of verdicts, if they are asked for."""
-    if not args.verdict:
-        return None
-    from tools.comparison.verdict import LEVEL
-
-    return LEVEL
-
-
 def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any], level: float | None) -> bool:
     """Print and write the comparison, with verdicts at this level; return whether every verdict is clear."""
     rows, verdicts = rows_of(runs), list[Any]()
@@ -183,7 +168,7 @@ def _report(runs: Sequence[RunRecord], args: Namespace, overrides: dict[str, Any
     if n_unreadable := sum(not run.is_readable for run in runs):
         print_lines(f"warning: {n_unreadable} of {len(runs)} runs can't be read", file=sys.stderr)
     if args.markdown:
-        write_text(args.markdown, as_markdown(rows, *verdicts))
+        write_text(args.markdown, as_text(rows, *verdicts, as_markdown=True))
     if args.csv:
         write_text(args.csv, as_csv(rows))
     if args.png:

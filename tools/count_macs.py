@@ -4,15 +4,17 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from tqdm import tqdm
 
 from engine import load_config
 from engine.config import yaml12
@@ -23,10 +25,6 @@ from engine.run.log import millions
 from tools.tables import giga, markdown
 
 # Torch and the models are imported inside functions: --help and a mistyped option shouldn't wait for them.
-if TYPE_CHECKING:
-    from torch import nn
-
-T = TypeVar("T")
 
 EXAMPLES = """
 examples:
@@ -85,9 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(list_models()))
         return 0
     if args.model is None and (args.img_size or args.n_classes or args.in_channels):
-        raise ConfigError(
-            "--img_size, --n_classes and --in_channels belong to --model; with a config they are --data.img_size and so on"
-        )
+        options = "--img_size, --n_classes and --in_channels"
+        raise ConfigError(f"{options} belong to --model; with a config they are --data.img_size and so on")
     if args.model is not None and args.config:
         raise ConfigError("--model and --config: give one of the two")
     if args.model is None and args.config is None and overrides:
@@ -105,7 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(model_tables(models) if models else table(rows))
     for row in rows if args.verbose else []:
-        print(f"\n{_stages(row)}")
+        body = [(name, millions(params), giga(macs)) for name, (params, macs) in row.stages.items()]
+        stages = [("stage", "parameters", "MACs"), *body, ("all", millions(row.params), giga(row.macs))]
+        print(f"\n{row.config or row.model}\n{markdown(stages, right=(1, 2))}")
+        print("operations without a count:", ", ".join(f"{name} {n}" for name, n in row.not_counted.items()) or "none")
     return 0
 
 
@@ -126,18 +126,11 @@ def model_tables(rows: Sequence[ModelRow]) -> str:
 def table(rows: Sequence[Row]) -> str:
     """One Markdown table of the given rows."""
     head = ("config", "model", "image", "parameters", "MACs", "published accuracy")
-    body = [
-        (row.config, row.model, f"{row.img_size}x{row.img_size}", millions(row.params), giga(row.macs), row.published)
-        for row in rows
-    ]
-    return markdown([head, *body], right=(2, 3, 4))
-
-
-def _stages(row: Row) -> str:
-    body = [(name, millions(params), giga(macs)) for name, (params, macs) in row.stages.items()]
-    not_counted = ", ".join(f"{name} {n}" for name, n in row.not_counted.items()) or "none"
-    rows = [("stage", "parameters", "MACs"), *body, ("all", millions(row.params), giga(row.macs))]
-    return f"{row.config or row.model}\n{markdown(rows, right=(1, 2))}\noperations without a count: {not_counted}"
+    lines = [head]
+    for row in rows:
+        size = f"{row.img_size}x{row.img_size}"
+        lines.append((row.config, row.model, size, millions(row.params), giga(row.macs), row.published))
+    return markdown(lines, right=(2, 3, 4))
 
 
 def of_models() -> list[ModelRow]:
@@ -150,16 +143,16 @@ def of_models() -> list[ModelRow]:
     published = yaml12.parse(PUBLISHED.read_text())
     families = [import_module(f"models.{info.name}") for info in pkgutil.iter_modules(models.__path__) if not info.ispkg]
     rows = []
-    for module, name in _progress([(family, name) for family in families for name in family.MODELS], "model"):
+    pairs = [(family, name) for family in families for name in family.MODELS]
+    for module, name in tqdm(pairs, unit="model", leave=False, disable=not sys.stderr.isatty()):
         family = module.__name__.rpartition(".")[2]
         title, _, text = (module.__doc__ or "").partition("\n")
         citation = CITATION.match(" ".join(text.split()))
         signature = model_signature(name)
         assert signature is not None, "only timm's models have none"
         defaults = {key: parameter.default for key, parameter in signature.parameters.items()}
-        small: dict[str, Any] = {
-            key: value for key, value in {"first_block": "cifar10", "patch_size": 4}.items() if key in defaults
-        }
+        small: dict[str, Any] = {"first_block": "cifar10", "patch_size": 4}
+        small = {key: value for key, value in small.items() if key in defaults}
         sizes = (defaults["n_classes"], defaults["in_channels"], defaults["img_size"])
         row = ModelRow(
             model=name,
@@ -179,7 +172,8 @@ def of_configs(paths: Sequence[str], overrides: dict[str, Any]) -> list[Row]:
 
     accuracies = yaml12.parse(PUBLISHED.read_text())["accuracies"].values()
     rows = []
-    for path, config in _progress([(Path(path), load_config(path, overrides)) for path in paths], "config"):
+    configs = [(Path(path), load_config(path, overrides)) for path in paths]
+    for path, config in tqdm(configs, unit="config", leave=False, disable=len(configs) < 3 or not sys.stderr.isatty()):
         spec, build = dataset_spec(config), partial(task_kind(config).create_model, config)
         n_classes, img_size = config.data.n_classes or spec.n_classes or UNKNOWN_CLASSES, config.data.img_size or spec.img_size
         published = [_accuracy(entry) for entries in accuracies for entry in entries if entry.get("config") == path.stem]
@@ -195,7 +189,7 @@ def of_model(name: str, n_classes: int, in_channels: int, img_size: int, overrid
     return _count(name, partial(task_kind(config).create_model, config), n_classes, in_channels, img_size)
 
 
-def _count(name: str, build: Callable[..., "nn.Module"], n_classes: int, in_channels: int, img_size: int) -> Row:
+def _count(name: str, build: Callable[..., Any], n_classes: int, in_channels: int, img_size: int) -> Row:
     """Count a model whose weights are all zero: initializing them would take longer than counting."""
     import torch
 
@@ -220,12 +214,6 @@ def _accuracy(entry: dict[str, str]) -> str:
     metric = f"{entry['metric']} " if "metric" in entry else ""
     config = f"; configs/{entry['config']}.yaml" if "config" in entry else ""
     return f"{entry['data']} {metric}{entry['accuracy']} ({entry['source']}{config})"
-
-
-def _progress(items: list[T], unit: str) -> Iterable[T]:
-    from tqdm import tqdm
-
-    return tqdm(items, unit=unit, leave=False, disable=len(items) < 3 or not sys.stderr.isatty())
 
 
 if __name__ == "__main__":

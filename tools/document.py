@@ -103,6 +103,8 @@ TABLES: dict[str, Callable[[], str]] = {
 
 # The keys of a config
 
+SIGNS = {"above": ">", "least": "≥", "below": "<", "most": "≤"}
+
 
 def configuration() -> str:
     """Return docs/configuration.md: a table of keys for every section of the schema."""
@@ -117,13 +119,17 @@ def configuration() -> str:
     for name, section in _sections(Config):
         lines += ["", f"## {name or 'At the top'}", "", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
         hints = get_type_hints(section)
-        for spec in _keys(section):
-            path = f"{name}.{spec.name}".lstrip(".")
+        for spec in fields(section):
+            if is_dataclass(hints[spec.name]):
+                continue
             meaning = spec.metadata["meaning"].replace("<", "&lt;")
             if spec.name == "args":
                 lines.append(f"| `{name}.…` | | | {meaning} |")
-            else:
-                lines.append(f"| `{path}` | {_words(hints[spec.name])}{_bounds(spec)} | {_default(spec)} | {meaning} |")
+                continue
+            path, value = f"{name}.{spec.name}".lstrip("."), _value(spec)
+            words = [_words(hints[spec.name]), *(f"{SIGNS[kind]} {bound:g}" for kind, bound in spec.metadata["bounds"].items())]
+            default = "must be given" if value == REQUIRED else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+            lines.append(f"| `{path}` | {', '.join(words)} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
@@ -133,10 +139,6 @@ def _sections(section: type, prefix: str = "") -> Iterator[tuple[str, type]]:
     for name, hint in get_type_hints(section).items():
         if isinstance(hint, type) and is_dataclass(hint):
             yield from _sections(hint, f"{prefix}.{name}".lstrip("."))
-
-
-def _keys(section: type) -> list[Field]:
-    return [spec for spec in fields(section) if not is_dataclass(get_type_hints(section)[spec.name])]
 
 
 def _words(hint: Any) -> str:
@@ -149,18 +151,8 @@ def _words(hint: Any) -> str:
     return {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}[hint]
 
 
-def _bounds(spec: Field) -> str:
-    signs = {"above": ">", "least": "≥", "below": "<", "most": "≤"}
-    return "".join(f", {signs[kind]} {bound:g}" for kind, bound in spec.metadata["bounds"].items())
-
-
 def _value(spec: Field) -> Any:
     return spec.default_factory() if spec.default_factory is not MISSING else spec.default
-
-
-def _default(spec: Field) -> str:
-    value = _value(spec)
-    return "must be given" if value == REQUIRED else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 # For editors

@@ -31,13 +31,8 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="evaluate.py",
-        description=__doc__,
-        epilog=SOURCE_HELP + EXAMPLES,
-        usage="%(prog)s RUN_OR_MODEL [--split SPLIT] [--per_class] [--json [--confusion]] [-c CONFIG] [--ema] "
-        "[--key.sub value ...]",
-    )
+    usage = "%(prog)s RUN_OR_MODEL [--split SPLIT] [--per_class] [--json [--confusion]] [-c CONFIG] [--ema] [--key.sub value ...]"
+    parser = Parser(prog="evaluate.py", description=__doc__, epilog=SOURCE_HELP + EXAMPLES, usage=usage)
     add_source(parser)
     add_split(parser)
     parser.add_argument("--per_class", action="store_true", help="also the accuracy, overlap or precision of each class")
@@ -59,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if samples is not None and trained.run_dir and not args.ema and all(key.startswith(WITHOUT_EFFECT) for key in overrides):
         _keep(trained, args.split if args.split in trained.data.splits else "valid", *samples)
     if args.json:
-        source = (
-            {"checkpoint": str(trained.checkpoint), "step": trained.step} if trained.checkpoint else {"weights": trained.weights}
-        )
+        source: dict[str, Any] = {"weights": trained.weights}
+        if trained.checkpoint:
+            source = {"checkpoint": str(trained.checkpoint), "step": trained.step}
         print(json.dumps({**source, "split": args.split, **metrics}))
         return 0
     per_class = metrics.pop("per_class", {})

@@ -3,10 +3,9 @@
 
 import re
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file, from any folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -48,12 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "timm":
             command.add_argument("--license", help="license of the weights for the card, by its name on the Hugging Face Hub")
             continue
-        command.add_argument(
-            "--input",
-            choices=("uint8", "float32"),
-            default="uint8",
-            help="uint8: the graph normalizes the images itself; float32: the images are normalized already (default: uint8)",
-        )
+        types = "uint8: the graph normalizes the images itself; float32: the images are normalized already (default: uint8)"
+        command.add_argument("--input", choices=("uint8", "float32"), default="uint8", help=types)
         command.add_argument("--fold_bn", action="store_true", help="fold BatchNorm into the layers before it")
         if name == "onnx":
             command.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX opset (default: {DEFAULT_OPSET})")
@@ -61,14 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in FORMATS:
         parser.parse_args(argv[:1])  # prints --help, and rejects everything else
-    args, overrides = commands.choices[argv[0]].parse_with_overrides(argv[1:])
-    return _export(argv[0], args, overrides)
-
-
-def _export(format: str, args: Namespace, overrides: dict[str, Any]) -> int:
-    if args.output is not None and not args.output.name.endswith(SUFFIXES[format]):
-        raise ConfigError(f"-o {args.output}: the name of this file ends in {SUFFIXES[format]}")
-    if format == "onnx":
+    name = argv[0]
+    args, overrides = commands.choices[name].parse_with_overrides(argv[1:])
+    if args.output is not None and not args.output.name.endswith(SUFFIXES[name]):
+        raise ConfigError(f"-o {args.output}: the name of this file ends in {SUFFIXES[name]}")
+    if name == "onnx":
         require_packages("onnx", "onnxscript", "onnxruntime", needed_by="export.py onnx")
     from engine.inference.trained import load_trained
     from tools.exports.exportable import exportable_from
@@ -78,20 +70,18 @@ def _export(format: str, args: Namespace, overrides: dict[str, Any]) -> int:
     path = args.output
     if path is None:
         folder = trained.run_dir / "export" if trained.run_dir is not None else Path("export")
-        path = folder / (re.sub(r"\W+", "-", exportable.name) + SUFFIXES[format])
-    if format == "timm":
+        path = folder / (re.sub(r"\W+", "-", exportable.name) + SUFFIXES[name])
+    if name == "timm":
         from tools.exports.card import model_card
         from tools.exports.folder import write_folder
 
-        def make_card(in_timm: bool) -> str:
-            return model_card(trained, exportable, averaged=args.ema, license=args.license, in_timm=in_timm)
-
+        make_card = partial(model_card, trained, exportable, averaged=args.ema, license=args.license)
         summary = write_folder(exportable, path, make_card)
     else:
         from tools.exports.graph import trace, write_onnx, write_torch
 
         graph = trace(exportable, args.input, fold_bn=args.fold_bn)
-        summary = write_onnx(graph, path, args.opset) if format == "onnx" else write_torch(graph, path)
+        summary = write_onnx(graph, path, args.opset) if name == "onnx" else write_torch(graph, path)
     print_lines(f"wrote {path}: {summary}")
     return 0
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # functions import what needs torch, so that --help doesn't
     from matplotlib.figure import Figure
 
     from engine.build import Run
-    from engine.config.resolve import ResolvedConfig
 
 EXAMPLES = """
 Everything else comes from the config: optimizer, batch, augmentation, precision. Only the picture is saved.
@@ -56,17 +55,12 @@ class Curve:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="find_lr.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        usage="%(prog)s [-c CONFIG] [--lowest LR] [--highest LR] [--n_updates N] [-o PATH.png] [--show] [--key.sub value ...]",
-    )
+    usage = "%(prog)s [-c CONFIG] [--lowest LR] [--highest LR] [--n_updates N] [-o PATH.png] [--show] [--key.sub value ...]"
+    parser = Parser(prog="find_lr.py", description=__doc__, epilog=EXAMPLES, usage=usage)
     parser.add_argument("-c", "--config", help="a YAML of configs/; default: LeNet on digits")
     parser.add_argument("--lowest", type=float, default=1e-5, metavar="LR", help="the first rate (default: 1e-5)")
-    parser.add_argument(
-        "--highest", type=float, default=10.0, metavar="LR", help="the last rate, unless the loss diverges before (default: 10)"
-    )
+    highest = "the last rate, unless the loss diverges before (default: 10)"
+    parser.add_argument("--highest", type=float, default=10.0, metavar="LR", help=highest)
     parser.add_argument("--n_updates", type=int, default=200, metavar="N", help="default: 200")
     add_output(parser, "find_lr.png")
     args, overrides = parser.parse_with_overrides(argv)
@@ -88,14 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     curve = sweep(run, args.lowest, args.highest, args.n_updates)
     if curve.lowest == curve.rates[0]:
         raise RunError(f"the loss doesn't fall at any rate from {args.lowest:g} up; a lower --lowest may help")
-    draw(
-        figure := new_figure(show=args.show),
-        curve,
-        title=f"{config.model.name} on {run.data.spec.name}, {config.train.optim.type}",
-    )
+    title = f"{config.model.name} on {run.data.spec.name}, {config.train.optim.type}"
+    draw(figure := new_figure(show=args.show), curve, title)
     save_pictures({"find_lr": figure}, args)
     print(f"the loss is lowest at a learning rate of {curve.lowest:.2g}; a tenth of it is a good start:")
-    print_lines(f"  --train.optim.lr {as_option(curve.suggestion, config)}")
+    scale = config.train.batch_size / config.train.scale_lr if config.train.scale_lr else 1  # that train.scale_lr multiplies by
+    print_lines(f"  --train.optim.lr {curve.suggestion / scale:.2g}")
     return 0
 
 
@@ -124,12 +116,6 @@ def sweep(run: "Run", lowest: float, highest: float, n_updates: int) -> Curve:
             break
     finite = [loss for loss in losses if math.isfinite(loss)]
     return Curve(rates[: len(finite)], finite)
-
-
-def as_option(suggestion: float, config: "ResolvedConfig") -> str:
-    """The value of train.optim.lr, before its multiplication by train.scale_lr."""
-    scale = config.train.batch_size / config.train.scale_lr if config.train.scale_lr else 1
-    return f"{suggestion / scale:.2g}"
 
 
 def draw(figure: "Figure", curve: Curve, title: str) -> None:

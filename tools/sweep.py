@@ -16,7 +16,7 @@ from engine.config.errors import ConfigError, RunError
 from engine.config.layers import DEFAULT_CONFIG
 from engine.config.schema import flatten, to_dict
 from engine.plugins import Parser
-from tools.comparison.training import WITHOUT_EFFECT_ON_RESULTS, as_option
+from tools.comparison.training import WITHOUT_EFFECT_ON_RESULTS, Variant, as_option
 from tools.sweeps.space import Dimension, grid_points, read_space
 from tools.tables import print_lines, write_text
 
@@ -43,13 +43,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="sweep.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        usage="%(prog)s [-c CONFIG] --space KEY=VALUES [--space ...] [--search tpe|random|grid] [--trials N] [-o DIR] "
-        "[--metric NAME [--minimize]] [--no_prune] [--key.sub value ...]",
-    )
+    usage = "%(prog)s [-c CONFIG] --space KEY=VALUES [--space ...] [--search tpe|random|grid] [--trials N] [-o DIR] "
+    usage += "[--metric NAME [--minimize]] [--no_prune] [--key.sub value ...]"
+    parser = Parser(prog="sweep.py", description=__doc__, epilog=EXAMPLES, usage=usage)
     parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, help="default: LeNet on digits")
     parser.add_argument("--space", action="append", default=[], metavar="KEY=VALUES", help="a key and its possible values")
     parser.add_argument("--search", choices=("tpe", "random", "grid"), default="tpe", help="how to choose values (default: tpe)")
@@ -68,7 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--trials must be at least 1, got {args.trials}")
     if args.minimize and args.metric is None:
         raise ConfigError("--minimize needs --metric: the metric that a task monitors is to be maximized")
-    _check_values(args.config, space, overrides)
+    for dimension in space:  # find mistakes before the first trial
+        if dimension.key in overrides:
+            raise ConfigError(f"--space {dimension.key} and --{dimension.key}: a key is searched, or given; remove one of them")
+        for value in dimension.values or (dimension.low, dimension.high):
+            load_config(args.config, {**overrides, dimension.key: value})
     n_grid = sum(1 for _ in grid_points(space)) if args.search == "grid" else None
     require_packages("optuna", needed_by="sweep.py")
     try:
@@ -77,40 +77,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise RunError(f"{args.output} can't be written ({error.strerror}); the same command continues the sweep") from error
 
 
-def _check_values(config: Path, space: Sequence[Dimension], overrides: dict[str, Any]) -> None:
-    """Find mistakes before the first trial: load the config with each value, and with both ends of each range."""
-    for dimension in space:
-        if dimension.key in overrides:
-            raise ConfigError(f"--space {dimension.key} and --{dimension.key}: a key is searched, or given; remove one of them")
-        for value in dimension.values or (dimension.low, dimension.high):
-            load_config(config, {**overrides, dimension.key: value})
-
-
 def _sweep(args: Any, space: Sequence[Dimension], overrides: dict[str, Any], n_trials: int) -> int:
     """Run trials until there are enough, then report; return the exit code."""
     from engine.plots.style import new_figure
     from tools.pictures.output import save_picture
     from tools.sweeps.history import History
-    from tools.sweeps.study import open_study, run_trial, take_trial, trial_name
+    from tools.sweeps.study import open_study, run_trial, suggested, take_trial, trial_name
 
     config = load_config(args.config, overrides)
+    values = flatten(to_dict(config))
     definition = {"search": args.search, "space": sorted(args.space), "metric": args.metric, "minimize": args.minimize}
-    definition["config"] = {
-        key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(WITHOUT_EFFECT_ON_RESULTS)
-    }
+    definition["config"] = {key: value for key, value in values.items() if not key.startswith(WITHOUT_EFFECT_ON_RESULTS)}
     study = open_study(args.output, definition, space)
     while (taken := take_trial(study, args.output, n_trials, config.seed)) is not None:
-        with taken.lock:
-            values = {dimension.key: dimension.suggest(taken.trial) for dimension in space}
-            print_lines(f"{taken.run.name}: {_as_options(values)}", flush=True)
-            options = {**overrides, **values}
-            signum = run_trial(study, taken, args.config, options, args.metric, args.plugin, may_prune=not args.no_prune)
+        trial, run, lock = taken
+        with lock:
+            values = suggested(trial, space)
+            print_lines(f"{run.name}: {_as_options(values)}", flush=True)
+            variant = Variant(run.name, args.config, {**overrides, **values}, run)
+            signum = run_trial(study, trial, variant, args.metric, args.plugin, may_prune=not args.no_prune)
         if signum:
             print("interrupted; the same command continues the sweep", file=sys.stderr)
             return 128 + signum
-        print_lines(
-            f"{taken.run.name}: {History(study, space, args.metric, args.output).outcome(taken.trial.number)}", flush=True
-        )
+        history = History(study, space, args.metric, args.output)
+        print_lines(f"{run.name}: {history.outcome(trial.number)}", flush=True)
 
     history = History(study, space, args.metric, args.output)
     print_lines(f"\n{history.as_text()}")
@@ -124,9 +114,8 @@ def _sweep(args: Any, space: Sequence[Dimension], overrides: dict[str, Any], n_t
     save_picture(figure, args.output / "history.png")
     print_lines(f"best: {trial_name(best.number)}, {history.metric} {history.formatted(best.value)}")
     config_option = "" if args.config == DEFAULT_CONFIG else f"-c {args.config} "
-    print_lines(
-        f"  python main.py {config_option}{_as_options({**overrides, **{key: best.params[key] for key in history.keys}})}"
-    )
+    options = _as_options({**overrides, **{key: best.params[key] for key in history.keys}})
+    print_lines(f"  python main.py {config_option}{options}")
     return 0
 
 

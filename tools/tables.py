@@ -1,11 +1,13 @@
 """Tables and numbers as text, and writing them to files."""
 
+import csv
+import io
 import re
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from engine.config.errors import RunError
 from engine.config.text import printable
@@ -36,6 +38,12 @@ def _aligned(rows: Rows, widths: Sequence[int], right: Container[int]) -> list[l
         [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
         for row in rows
     ]
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def escaped(text: str) -> str:

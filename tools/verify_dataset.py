@@ -102,9 +102,8 @@ def _trained(run: str, config: str | None, overrides: dict[str, Any]) -> Any:
     trained = load_trained(run, overrides, config=None if is_run else config)
     trained = replace(trained, config=_from_files(trained.config))
     if is_run and config is not None and _from_files(load_config(config, overrides)).data != trained.config.data:
-        raise ConfigError(
-            f"-c {config}", f"{run} was trained on other data", "leave out -c, or give the name of a model as --run"
-        )
+        hint = "leave out -c, or give the name of a model as --run"
+        raise ConfigError(f"-c {config}", f"{run} was trained on other data", hint)
     return trained
 
 

@@ -61,26 +61,17 @@ def add_pictures(commands: Any) -> None:
     parser = add("curves", "loss and accuracy of one run or several", CURVES, "curves.png, in figures/ of a single run")
     parser.add_argument("runs", nargs="+", metavar="RUN")
     parser.add_argument("--x", default="step", choices=("step", "epoch", "time"), help="default: step")
-    parser.add_argument(
-        "--smooth", type=float, default=0.0, metavar="WEIGHT", help="from 0 to below 1, as in TensorBoard (default: 0)"
-    )
+    help_text = "from 0 to below 1, as in TensorBoard (default: 0)"
+    parser.add_argument("--smooth", type=float, default=0.0, metavar="WEIGHT", help=help_text)
 
-    parser = add(
-        "predictions",
-        "images with their predicted and true class",
-        PREDICTIONS,
-        "predictions.png or mistakes.png, in figures/ of a run",
-    )
+    output = "predictions.png or mistakes.png, in figures/ of a run"
+    parser = add("predictions", "images with their predicted and true class", PREDICTIONS, output)
     add_source(parser)
     add_images(parser, n=32)
     parser.add_argument("--wrong", action="store_true", help="the most confident mistakes in the whole split")
 
-    parser = add(
-        "features",
-        "feature maps of an image, and the filters of the first layer",
-        FEATURES,
-        "features.png, in figures/ of a run, and filters.png in the same folder",
-    )
+    output = "features.png, in figures/ of a run, and filters.png in the same folder"
+    parser = add("features", "feature maps of an image, and the filters of the first layer", FEATURES, output)
     add_source(parser)
     add_split(parser)
     parser.add_argument("image", nargs="?", metavar="IMAGE", help="a file; default: a sample of the split")
@@ -101,13 +92,13 @@ def add_pictures(commands: Any) -> None:
     parser.add_argument("--target", metavar="CLASS", help="a class by its name or number (default: the predicted one)")
     parser.add_argument("--layer", metavar="NAME", help="of Grad-CAM (default: the last stage that is fine enough)")
 
-    for name, summary, text in (
-        ("confusion", "the confusion matrix and the accuracy of each class", CONFUSION),
-        ("calibration", "the reliability diagram", CALIBRATION),
-    ):
-        parser = add(name, summary, text)
-        add_source(parser)
-        add_split(parser)
+    parser = add("confusion", "the confusion matrix and the accuracy of each class", CONFUSION)
+    add_source(parser)
+    add_split(parser)
+
+    parser = add("calibration", "the reliability diagram", CALIBRATION)
+    add_source(parser)
+    add_split(parser)
 
     parser = add("schedule", "the learning rate over a run, without data or model", SCHEDULE, "schedule.png")
     parser.add_argument("-c", "--config", nargs="+", action="extend", required=True, help="one or several; may be repeated")

@@ -14,10 +14,9 @@ from engine.config.text import CONTROL
 from tests.faults.fuzz import fuzz
 from tests.faults.rows import Row
 from tools.compare import main
-from tools.comparison.curves import curve_of, y_labels
-from tools.comparison.rows import rows_of
+from tools.comparison.figure import curve_of, y_labels
+from tools.comparison.rows import differences_as_text, rows_of
 from tools.comparison.runs import read_runs
-from tools.comparison.text import differences_as_text
 
 CONFIG = "seed: 1\ndata: {name: digits}\nmodel: {name: lenet, pdrop: 0.1}\ntrain: {n_steps: 60, optim: {lr: 0.1, betas: [0.9]}}\n"
 METRICS = {"train/loss": 1.5, "valid/loss": 1.2, "valid/acc@1": 0.5, "valid/count": 360}

@@ -13,9 +13,9 @@ from bokeh.resources import Resources
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.plots.style import line_style
-from tools.comparison.curves import MONITORED, curve_of, has_wide_range, x_labels, y_labels
+from tools.comparison.figure import MONITORED, curve_of, has_wide_range, x_labels, y_labels
 from tools.comparison.mistakes import disagreements, mistakes_of
-from tools.comparison.rows import COLUMNS, Row, columns_for, data_notes, differences, failure_reasons, machine_of
+from tools.comparison.rows import COLUMNS, Row, columns_for, differences, machine_of, notes_on
 from tools.comparison.verdict import Verdict
 
 TEMPLATE = Path(__file__).with_name("template")
@@ -50,7 +50,7 @@ def make_page(rows: Sequence[Row], n_mistakes: int, overrides: Mapping[str, Any]
         date=time.strftime("%Y-%m-%d %H:%M"),
         columns=columns,
         rows=table,
-        reasons=[*failure_reasons(rows), *data_notes(rows)],
+        reasons=notes_on(rows),
         library=Resources(mode="inline", components=["bokeh"], log_level="error").render(),
         data=_chart_data(rows),
         verdicts=disagreements(verdicts, max(1, n_mistakes), overrides),

@@ -1,5 +1,6 @@
-"""Runs as the rows of a table, one for all seeds of a training, and the differences between runs."""
+"""Runs as the rows of a table, one for all seeds of a training, and the differences between runs; as text, Markdown and CSV."""
 
+import os
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from engine.config.schema import flatten
 from engine.run.log import millions
 from tools.comparison.runs import RunRecord
-from tools.tables import duration, giga
+from tools.tables import csv_text, duration, escaped, giga, markdown, plain
 
 SEED_SUFFIX = re.compile(r"[-_./]*seed[-_=]?\d+$")
 NOT_OF_THE_MACHINE = ("command", "earlier_sessions", "data")  # keys of environment.json
@@ -101,6 +102,7 @@ _COLUMNS = (
     Column("test", "test", _per_seed(lambda run: run.test), is_in_percent=True),
 )
 COLUMNS = {column.name: column for column in _COLUMNS}
+LEVEL = 0.05  # of verdicts and intervals
 INTERVAL = Column("interval", "95 % interval", lambda row: row.interval, lambda i: f"{100 * i[0]:.2f} to {100 * i[1]:.2f} %")
 
 
@@ -124,16 +126,12 @@ def columns_for(rows: Sequence[Row]) -> list[Column]:
     return [*columns, INTERVAL] if any(row.interval for row in rows) else columns
 
 
-def failure_reasons(rows: Sequence[Row]) -> list[str]:
-    return [f"{row.name}: {row.first.results['why']}" for row in rows if row.first.results.get("why")]
-
-
-def data_notes(rows: Sequence[Row]) -> list[str]:
-    """Name the runs whose data differ from those of the first run with the same dataset and seed: a seed may choose the split."""
+def notes_on(rows: Sequence[Row]) -> list[str]:
+    """Say why runs failed, and which have other data than the first of their dataset and seed, as a seed may choose the split."""
     from datasets.pipeline.fingerprint import fingerprint_differences  # imports torch, which --help does without
 
+    notes = [f"{row.name}: {row.first.results['why']}" for row in rows if row.first.results.get("why")]
     first: dict[Any, RunRecord] = {}
-    notes = []
     for run in (run for row in rows for run in row.runs if run.is_readable and run.environment.get("data")):
         other = first.setdefault((run.config["data.name"], run.seed), run)
         if found := fingerprint_differences(other.environment["data"], run.environment["data"]):
@@ -157,3 +155,43 @@ def differences(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 def machine_of(run: RunRecord) -> dict[str, Any]:
     """Return the versions and the hardware that a run was trained with, by dotted key."""
     return flatten({key: value for key, value in run.environment.items() if key not in NOT_OF_THE_MACHINE})
+
+
+def as_text(rows: Sequence[Row], *sentences: object, as_markdown: bool = False) -> str:
+    columns = columns_for(rows)
+    cells = [[column.title for column in columns], *([column.cell(row) for column in columns] for row in rows)]
+    numbers = {i for i, column in enumerate(columns) if column.is_number}
+    notes = [*notes_on(rows), *map(str, sentences)]
+    if as_markdown:
+        return "\n\n".join([markdown(cells, numbers), *map(escaped, notes)]) + "\n"
+    return "\n".join([plain(cells, numbers), *notes])
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Write unrounded numbers: accuracies from 0 to 1, seconds, MiB. After the mean over seeds comes the deviation."""
+    lines = []
+    for row in rows:
+        line = {}
+        for column in COLUMNS.values():
+            line[column.name], deviation = column.mean_and_deviation(row)
+            if isinstance(column.value(row), list):
+                line[f"{column.name}_std"] = deviation
+        line |= {"step": row.first.step, "seeds": row.seeds, "paths": os.pathsep.join(str(run.path) for run in row.runs)}
+        if row.interval is not None:
+            line["interval_low"], line["interval_high"] = row.interval
+        lines.append(line)
+    return csv_text([list(lines[0]), *(line.values() for line in lines)])
+
+
+def differences_as_text(a: RunRecord, b: RunRecord) -> str:
+    parts = {
+        "config": differences([a.config, b.config]),
+        "data": differences([flatten({"data": run.environment.get("data")}) for run in (a, b)]),
+        "versions and machine": differences([machine_of(a), machine_of(b)]),
+        "results": differences([flatten({**run.results, "status": run.progress}) for run in (a, b)]),
+    }
+    texts = []
+    for title, differing in parts.items():
+        lines = [(title, a.name, b.name), *((key, *values) for key, values in differing.items())]
+        texts.append(plain(lines) if differing else f"{title}: no difference")
+    return "\n\n".join(texts)

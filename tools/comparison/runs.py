@@ -79,15 +79,12 @@ def read_runs(words: Sequence[str]) -> list[RunRecord]:
         try:
             runs.append(read_run(path, name))
         except RunError as error:
-            runs.append(_unreadable(path, name, str(error)))
+            why = {"why": str(error)}
+            runs.append(RunRecord(path, name, {}, why, {}, [], UNREADABLE, 0, None, "", None, None, None))
     if not any(run.is_readable for run in runs):
         raise RunError("; ".join(run.results["why"] for run in runs))
     monitor = next(run.monitor for run in runs if run.is_readable)
     return [run if run.is_readable else replace(run, monitor=monitor) for run in runs]
-
-
-def _unreadable(path: Path, name: str, why: str) -> RunRecord:
-    return RunRecord(path, name, {}, {"why": why}, {}, [], UNREADABLE, 0, None, "", None, None, None)
 
 
 def expand(word: str) -> list[Path]:
@@ -122,25 +119,21 @@ def _looks_like_run(path: Path) -> bool:
 def read_run(path: Path, name: str) -> RunRecord:
     """Read one run folder. Keys that its config lacks have their defaults; results that it lacks come from its history."""
     try:
-        return _read_run(path, name)
+        config, environment = _read_config(path / "config.yaml"), _read_mapping(path / "environment.json")
+        results = _read_results(path / "results.json") if os.path.lexists(path / "results.json") else {}
+        history = read_metrics(path)
+        end = history[-1] if history else {}
+        monitor = results.get("monitor") or monitored_in({key for line in history for key in line})
+        tag = f"valid/{monitor}"
+        values = [line[tag] for line in history if tag in line]
+        best, last = max((value for value in values if value is not None), default=None), values[-1] if values else None
+        if results:
+            best, last = (results.get(which, {}).get(tag) for which in ("best", "last"))
+        status, test = results.get("status", "unfinished"), results.get("test", {}).get(f"test/{monitor}")
+        step, wall_time = results.get("step", end.get("step", 0)), results.get("wall_time", end.get("elapsed"))
+        return RunRecord(path, name, config, results, environment, history, status, step, wall_time, monitor, best, last, test)
     except (OSError, ValueError, ConfigError, RecursionError) as error:
         raise RunError(f"{path.name} can't be read: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
-
-
-def _read_run(path: Path, name: str) -> RunRecord:
-    config, environment = _read_config(path / "config.yaml"), _read_mapping(path / "environment.json")
-    results = _read_results(path / "results.json") if os.path.lexists(path / "results.json") else {}
-    history = read_metrics(path)
-    end = history[-1] if history else {}
-    monitor = results.get("monitor") or monitored_in({key for line in history for key in line})
-    tag = f"valid/{monitor}"
-    values = [line[tag] for line in history if tag in line]
-    best, last = max((value for value in values if value is not None), default=None), values[-1] if values else None
-    if results:
-        best, last = (results.get(which, {}).get(tag) for which in ("best", "last"))
-    status, test = results.get("status", "unfinished"), results.get("test", {}).get(f"test/{monitor}")
-    step, wall_time = results.get("step", end.get("step", 0)), results.get("wall_time", end.get("elapsed"))
-    return RunRecord(path, name, config, results, environment, history, status, step, wall_time, monitor, best, last, test)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from engine import load_config
 from engine.config import yaml12
-from engine.config.errors import ConfigError, RunError
+from engine.config.errors import ConfigError
 from engine.config.schema import WITHOUT_EFFECT_ON_WEIGHTS, flatten, to_dict
 from tools.comparison.rows import differences
 from tools.comparison.runs import expand, is_run, read_run, short_names
-from tools.tables import duration
+from tools.tables import duration, writing
 
 # A finished run that differs only in these keys can replace a new one: keys without effect on the weights, except those that
 # change how they are evaluated; and the number of threads, which changes only the order of sums.
@@ -124,11 +124,8 @@ class Child:
         options = [f"--{key}={as_option(value)}" for key, value in variant.overrides.items()]
         options += [f"--plugin={file}" for file in plugins]
         command = [sys.executable, str(MAIN), "-c", str(variant.config), "-e", str(variant.folder), "-r", "auto", *options]
-        try:
-            variant.log.parent.mkdir(parents=True, exist_ok=True)
+        with writing(variant.log, say=False):
             log = variant.log.open("ab")
-        except OSError as error:
-            raise RunError(f"{variant.log} can't be written: {error.strerror}") from error
         with log:  # a new session, as Ctrl-C would reach it twice otherwise: from the terminal, and from us
             env = {**os.environ, **environment}
             self.process = Popen(command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True)

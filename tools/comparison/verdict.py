@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from scipy import optimize, stats
 from datasets.pipeline.fingerprint import fingerprint_differences
 from engine.config.errors import ConfigError, RunError
 from engine.run.samples import SampleScores, read_samples, samples_path
-from tools.comparison.rows import Row
+from tools.comparison.rows import LEVEL, Row
 from tools.comparison.runs import RunRecord
 
-LEVEL, POWER = 0.05, 0.8
+POWER = 0.8
 MOST_SEEDS = 100  # that a plan proposes
 AS_GOOD_AS_NORMAL = 1e5  # degrees of freedom
 
@@ -158,20 +159,19 @@ class Verdict:
             by = f"{abs(100 * found.difference):.2f} points"
             text = f"{a} is better than {b} by {by} ({sure}: {low:.2f} to {high:.2f}) of {name}"
         else:
+            n_a, n_b = found.n_runs
+            runs = f"{n_a} seed{'s' if n_a > 1 else ''} each" if n_a == n_b else f"{n_a} and {n_b} seeds"
             text = f"no difference can be seen between {a} and {b} in {name} "
-            text += f"({100 * found.difference:+.2f} points, {sure}: {low:.2f} to {high:.2f}); {self._prospects()}"
+            text += f"({100 * found.difference:+.2f} points, {sure}: {low:.2f} to {high:.2f})"
+            text += f"; {runs} could see {100 * found.detectable:.2g} points"
+            if (n := found.seeds_to_decide) is not None:
+                text += f"; {n - min(found.n_runs)} more seeds would decide if the difference is as large as it seems"
+            elif found.has_seeds:
+                text += f"; {MOST_SEEDS} seeds would not decide on these images"
         text += mcnemar
         if not found.has_seeds:
             text += "; with one run on a side, the chance of the seeds is unknown, and only that of the images is counted"
         return f"{text} (p {self.p:.2g})"
-
-    def _prospects(self) -> str:
-        found, (n_a, n_b) = self.estimate, self.estimate.n_runs
-        runs = f"{n_a} seed{'s' if n_a > 1 else ''} each" if n_a == n_b else f"{n_a} and {n_b} seeds"
-        text = f"{runs} could see {100 * found.detectable:.2g} points"
-        if (n := found.seeds_to_decide) is not None:
-            return f"{text}; {n - min(found.n_runs)} more seeds would decide if the difference is as large as it seems"
-        return f"{text}; {MOST_SEEDS} seeds would not decide on these images" if found.has_seeds else text
 
 
 def judge(rows: Sequence[Row], level: float = LEVEL) -> tuple[list[Row], list[Verdict]]:
@@ -180,7 +180,17 @@ def judge(rows: Sequence[Row], level: float = LEVEL) -> tuple[list[Row], list[Ve
         raise ConfigError("--verdict: give two runs, or two groups of runs that differ in their seed; these are one")
     runs = [run for row in rows for run in row.runs]
     split = "test" if all(run.test is not None for run in runs) else "valid"
-    found = {run.path: _scores(run, split) for run in runs}
+    found: dict[Path, SampleScores] = {}
+    for run in runs:
+        step = run.results.get("best", {}).get("step")
+        if step is None:
+            raise RunError(f"--verdict: {run.name} is {run.progress} and has no best checkpoint")
+        path = samples_path(run.path, split, step)
+        try:
+            found[run.path] = read_samples(path)
+        except OSError as error:
+            remedy = f"tools/evaluate.py {run.path} --split {split} adds them"
+            raise RunError(f"--verdict: {run.name} has no valid scores of its samples ({path.name}); {remedy}") from error
     scores: list[Scores] = [{run.seed: found[run.path].scores for run in row.runs} for row in rows]
     is_shared = _have_same_data(runs, [*found.values()])
 
@@ -192,18 +202,6 @@ def judge(rows: Sequence[Row], level: float = LEVEL) -> tuple[list[Row], list[Ve
     estimates = [compare(a, b) for a, b in itertools.combinations(scores, 2)]
     pairs = zip(itertools.combinations(rows, 2), estimates, holm([one.p for one in estimates]), strict=True)
     return rows, [Verdict(a, b, split, found[runs[0].path].metric, one, p, level) for (a, b), one, p in pairs]
-
-
-def _scores(run: RunRecord, split: str) -> SampleScores:
-    step = run.results.get("best", {}).get("step")
-    if step is None:
-        raise RunError(f"--verdict: {run.name} is {run.progress} and has no best checkpoint")
-    path = samples_path(run.path, split, step)
-    try:
-        return read_samples(path)
-    except OSError as error:
-        remedy = f"tools/evaluate.py {run.path} --split {split} adds them"
-        raise RunError(f"--verdict: {run.name} has no valid scores of its samples ({path.name}); {remedy}") from error
 
 
 def _have_same_data(runs: Sequence[RunRecord], found: Sequence[SampleScores]) -> bool:

@@ -59,19 +59,18 @@ def find_groups(facts: Sequence[Facts], targets: str) -> list[Group]:
     kinds: dict[int, set[str]] = {}
     for (a, _), kind in pairs.items():
         kinds.setdefault(numbers[a], set()).add(kind)
-    order = np.argsort(numbers, kind="stable")
-    ends = np.searchsorted(numbers[order], np.arange(numbers.max() + 2))
-    groups = [_group(facts, order[ends[n] : ends[n + 1]].tolist(), tuple(sorted(of)), targets) for n, of in kinds.items()]
+    order, ends = _by_number(numbers, int(numbers.max()) + 1)
+    groups = []
+    for number, of_group in kinds.items():
+        members = order[ends[number] : ends[number + 1]].tolist()
+        splits = {facts[i].split for i in members}
+        if targets in ("classes", "labels"):
+            conflict = len({facts[i].labels for i in members}) > 1
+        else:  # the mask or the boxes of a crop differ rightly
+            conflict = len({(facts[i].pixels, facts[i].target) for i in members}) > len({facts[i].pixels for i in members})
+        leak = "train" in splits and len(splits) > 1
+        groups.append(Group(tuple(members), tuple(sorted(of_group)), conflict, leak))
     return sorted(groups, key=lambda group: (not group.conflict, not group.leak, group.members))
-
-
-def _group(facts: Sequence[Facts], members: list[int], kinds: tuple[str, ...], targets: str) -> Group:
-    splits = {facts[i].split for i in members}
-    if targets in ("classes", "labels"):
-        conflict = len({facts[i].labels for i in members}) > 1
-    else:  # the mask or the boxes of a crop differ rightly
-        conflict = len({(facts[i].pixels, facts[i].target) for i in members}) > len({facts[i].pixels for i in members})
-    return Group(tuple(members), kinds, conflict, leak="train" in splits and len(splits) > 1)
 
 
 @threadpool_limits.wrap(limits=1)  # small products: a second thread would mostly wait for the first one
@@ -113,16 +112,14 @@ def _starts(items: np.ndarray) -> range:
 def _view(planes: np.ndarray, window: int, side: int, *, mirrored: bool = False) -> np.ndarray:
     """Cut a window out of planes, N SIDE SIDE, and scale it to N `side` `side`, by bilinear interpolation and averaging."""
     length, top, left = WINDOWS[window]
-    rows, columns = (_resampling(length, start, side) for start in (top, left))
+    matrices = []  # rows and columns: `side` x SIDE each, to resample a part of a line
+    for start in (top, left):
+        places = np.clip((np.arange(SIDE) + 0.5) * length + start * SIDE - 0.5, 0, SIDE - 1)
+        weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(SIDE)))
+        matrices.append(weights.reshape(side, SIDE // side, SIDE).mean(1).astype(np.float32))
+    rows, columns = matrices
     both = np.kron(rows, columns[:, ::-1] if mirrored else columns)
     return (planes.reshape(len(planes), -1).astype(np.float32) @ both.T).reshape(-1, side, side)
-
-
-def _resampling(length: float, start: float, side: int) -> np.ndarray:
-    """Return the matrix, `side` x SIDE, that resamples a part of a line."""
-    places = np.clip((np.arange(SIDE) + 0.5) * length + start * SIDE - 0.5, 0, SIDE - 1)
-    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(SIDE)))
-    return weights.reshape(side, SIDE // side, SIDE).mean(1).astype(np.float32)
 
 
 def _descriptors(thumbs: np.ndarray, window: int, *, mirrored: bool) -> np.ndarray:

@@ -77,7 +77,13 @@ def _described(
 ) -> Facts:
     labels: tuple[int, ...] = ()
     try:
-        labels, of_target = _labels(targets, target, ignored, palette)
+        if targets == "masks":
+            target = read_mask(os.fsdecode(target), palette) if isinstance(target, bytes) else target
+            labels = tuple(label for label in np.unique(target).tolist() if label not in (ignored, IGNORED))
+        elif targets == "boxes":
+            labels = tuple(label for label in target[:, CLASS].astype(int).tolist() if label > 0)
+        else:
+            labels = tuple(np.flatnonzero(target).tolist()) if targets == "labels" else (int(target),)
         if isinstance(source, str):
             file = ImageFile(source)
             image = file.decode()
@@ -89,21 +95,10 @@ def _described(
             image = image.convert("RGB")
     except UnreadableImage as error:
         return Facts(split, name, labels, problem=str(error))
+    of_target = hashlib.blake2b(np.ascontiguousarray(target).tobytes(), digest_size=16).digest()
     pixels = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
     small = image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0).convert("YCbCr").tobytes()
     return Facts(split, name, labels, of_target, *image.size, kind, mode, pixels, small)
-
-
-def _labels(targets: str, target: Any, ignored: int, palette: Palette | None) -> tuple[tuple[int, ...], bytes]:
-    """Return the classes of a target, and its digest."""
-    if targets == "masks":
-        mask = read_mask(os.fsdecode(target), palette) if isinstance(target, bytes) else target
-        target, labels = mask, [label for label in np.unique(mask).tolist() if label not in (ignored, IGNORED)]
-    elif targets == "boxes":
-        labels = [label for label in target[:, CLASS].astype(int).tolist() if label > 0]
-    else:
-        labels = np.flatnonzero(target).tolist() if targets == "labels" else [int(target)]
-    return tuple(labels), hashlib.blake2b(np.ascontiguousarray(target).tobytes(), digest_size=16).digest()
 
 
 def counts(facts: list[Facts], classes: tuple[str, ...], *, objects: bool) -> list[dict[str, Any]]:
@@ -111,9 +106,7 @@ def counts(facts: list[Facts], classes: tuple[str, ...], *, objects: bool) -> li
     found: dict[str, Counter[int]] = {}
     for one in facts:
         found.setdefault(one.split, Counter()).update(one.labels if objects else set(one.labels))
-    rows: list[dict[str, Any]] = [
-        {"class": name, **{split: counter[i] for split, counter in found.items()}} for i, name in enumerate(classes)
-    ]
+    rows = [{"class": name, **{split: counter[i] for split, counter in found.items()}} for i, name in enumerate(classes)]
     return [row for row in rows if any(row[split] for split in found) or row["class"] not in ("background", "N/A")]
 
 
@@ -129,10 +122,9 @@ def count_problems(rows: list[dict[str, Any]]) -> list[str]:
     if ranked and ranked[-1]["train"] >= 10 * ranked[0]["train"]:
         rare, common = ranked[0], ranked[-1]
         ratio = common["train"] / rare["train"]
-        words = (
-            f"{rare['class']} ({rare['train']:,}) and {common['class']} ({common['train']:,}) differ by a factor of {ratio:.0f}"
-        )
-        problems.append(f"train is imbalanced: {words}; data.sampler balanced or train.class_weights balanced may help")
+        two = f"{rare['class']} ({rare['train']:,}) and {common['class']} ({common['train']:,})"
+        remedy = "data.sampler balanced or train.class_weights balanced may help"
+        problems.append(f"train is imbalanced: {two} differ by a factor of {ratio:.0f}; {remedy}")
     return problems
 
 

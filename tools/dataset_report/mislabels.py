@@ -6,7 +6,6 @@ https://arxiv.org/abs/1911.00068
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +15,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from engine.config.errors import RunError
 from engine.inference.trained import Trained
 from tools.dataset_report.facts import Facts
-from tools.pictures.subject import read_batches, require_classification, spread
+from tools.pictures.subject import penultimate, read_batches, require_classification, spread
 
 BATCH = 64
 FOLDS = 5
@@ -72,7 +70,12 @@ def judge_labels(trained: Trained, facts: Sequence[Facts]) -> Judged:
         if n_few := int((~enough).sum()):
             how.append(f"not judged: {n_few:,} images of classes with fewer than {FOLDS}")
         if len(np.unique(labels[enough])) > 1:
-            found = _cross_validated(features[enough], labels[enough], len(trained.data.classes))
+            classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+            folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+            found = np.zeros((int(enough.sum()), len(trained.data.classes)))
+            found[:, np.unique(labels[enough])] = cross_val_predict(
+                classifier, features[enough], labels[enough], cv=folds, method="predict_proba"
+            )
             parts.append((indices[enough], found))
     judged, probabilities = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     labels = np.array([facts[i].labels[0] for i in judged])
@@ -101,20 +104,8 @@ def confident_learning(probabilities: np.ndarray, labels: np.ndarray) -> tuple[n
 @torch.no_grad()
 def _outputs(trained: Trained, split: str, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return the inputs of the classifier layer and the predicted probabilities."""
-    model: Any = trained.model  # whose methods nn.Module doesn't declare
-    if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
-        raise RunError(f"{type(model).__name__} has no forward_features or no forward_head, which split off the classifier")
-    features, probabilities = [], []
+    features_of, features, probabilities = penultimate(trained.model), [], []
     for batch in tqdm(read_batches(trained, split, indices, BATCH), split, -(-len(indices) // BATCH), unit="batch", leave=False):
-        features.append(model.forward_head(model.forward_features(batch[0]), pre_logits=True).flatten(1).float().cpu())
-        probabilities.append(trained.task.predict(model, batch).float().cpu())
+        features.append(features_of(batch[0]))
+        probabilities.append(trained.task.predict(trained.model, batch).float().cpu())
     return torch.cat(features).numpy(), torch.cat(probabilities).numpy()
-
-
-def _cross_validated(features: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return the probability of every class, predicted by classifiers that were not trained on the image."""
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    found = np.zeros((len(labels), n_classes))
-    found[:, np.unique(labels)] = cross_val_predict(classifier, features, labels, cv=folds, method="predict_proba")
-    return found

@@ -1,9 +1,7 @@
 """The report as a page that needs no network, and as a table with a line for each image."""
 
-import csv
-import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,10 @@ from tools.comparison.mistakes import MAX_SIDE, data_url
 from tools.dataset_report.duplicates import Group
 from tools.dataset_report.facts import Facts, picture
 from tools.dataset_report.mislabels import Judged
-from tools.tables import Rows
+from tools.tables import Rows, csv_text
 
 TEMPLATES = [Path(__file__).with_name("template"), Path(comparison.__file__).with_name("template")]
+FORMULAS = ("=", "+", "-", "@")
 MOST_GROUPS, MOST_MEMBERS, MOST_SUSPECTS, MOST_PROBLEMS = 60, 6, 80, 100  # in the page; the table has all
 COLUMNS = ("path", "split", "labels", "width", "height", "format", "mode", "problem", "duplicates", "suspicion", "suggested")
 
@@ -40,7 +39,10 @@ class Report:
         environment = Environment(
             loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        suspects = self.judged.suspects if self.judged is not None else []
+        suspects, groups = self.judged.suspects if self.judged is not None else [], []
+        for group in self.groups[:MOST_GROUPS]:
+            members = [self._image(i) for i in group.members[:MOST_MEMBERS]]
+            groups.append({"group": group, "members": members, "n_more": len(group.members) - len(members)})
         return environment.get_template("report.html").render(
             title=self.title,
             date=time.strftime("%Y-%m-%d %H:%M"),
@@ -48,7 +50,7 @@ class Report:
             tables=self.tables,
             problems=[one.problem for one in self.facts if one.problem][:MOST_PROBLEMS],
             n_groups=len(self.groups),
-            groups=[self._group(group) for group in self.groups[:MOST_GROUPS]],
+            groups=groups,
             judged=self.judged,
             n_suspects=len(suspects),
             suspects=[
@@ -57,10 +59,6 @@ class Report:
             ],
         )
 
-    def _group(self, group: Group) -> dict[str, Any]:
-        members = [self._image(i) for i in group.members[:MOST_MEMBERS]]
-        return {"group": group, "members": members, "n_more": len(group.members) - len(members)}
-
     def _image(self, i: int) -> dict[str, Any]:
         one = self.facts[i]
         picture_url = data_url(picture(self.splits[one.split], i - self.first[one.split], MAX_SIDE))
@@ -68,28 +66,23 @@ class Report:
 
     def named(self, one: Facts) -> str:
         """Return the names of an image's classes, as people read them."""
-        return "; ".join(
-            self.classes[label] if label < len(self.classes) else f"class {label}" for label in dict.fromkeys(one.labels)
-        )
+        labels, n = dict.fromkeys(one.labels), len(self.classes)
+        return "; ".join(self.classes[label] if label < n else f"class {label}" for label in labels)
 
     def as_csv(self) -> str:
         of_group = {i: number for number, group in enumerate(self.groups, 1) for i in group.members}
         judged: dict[int, tuple[str, str]] = {}
-        if self.judged is not None:
-            for i, suspicion, is_suspect, suggested in zip(
-                self.judged.indices.tolist(), self.judged.suspicion, self.judged.is_suspect, self.judged.suggested, strict=True
-            ):
+        if (all_judged := self.judged) is not None:
+            columns = all_judged.indices.tolist(), all_judged.suspicion, all_judged.is_suspect, all_judged.suggested
+            for i, suspicion, is_suspect, suggested in zip(*columns, strict=True):
                 judged[i] = f"{suspicion:.4f}", self.classes[suggested] if is_suspect else ""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for i, one in enumerate(self.facts):
-            about = one.width, one.height, one.format, one.mode, one.problem
-            row = one.name, one.split, self.named(one), *about, of_group.get(i, ""), *judged.get(i, ("", ""))
-            writer.writerow([_no_formula(cell) for cell in row])
-        return text.getvalue()
 
+        def rows() -> Iterator[Sequence[Any]]:
+            yield COLUMNS
+            for i, one in enumerate(self.facts):
+                about = one.width, one.height, one.format, one.mode, one.problem
+                row = one.name, one.split, self.named(one), *about, of_group.get(i, ""), *judged.get(i, ("", ""))
+                # text that a spreadsheet would run as a formula is quoted: names of files may be a stranger's
+                yield [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell for cell in row]
 
-def _no_formula(cell: Any) -> Any:
-    """Quote text that a spreadsheet would run as a formula: names of files may be a stranger's."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
+        return csv_text(rows())

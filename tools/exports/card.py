@@ -1,11 +1,7 @@
-"""The model card: what the model is, how to load it, its results, and how it was trained.
-
-It is made to be shared: names are escaped, and paths are shortened to their last part.
-"""
+"""The model card: the model, its use, results and training. It may be shared: names are escaped, paths lose their folders."""
 
 import re
 import shlex
-from collections.abc import Sequence
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
@@ -42,7 +38,7 @@ transform = create_transform(**resolve_model_data_config(model), is_training=Fal
 FOLDER is this folder. From the Hugging Face Hub, use `hf-hub:` and the name of the repository instead of `local-dir:FOLDER`."""
 
 
-def model_card(trained: Trained, exportable: Exportable, *, averaged: bool, license: str | None, in_timm: bool) -> str:
+def model_card(trained: Trained, exportable: Exportable, in_timm: bool, *, averaged: bool, license: str | None) -> str:
     name, classes, size = exportable.name, exportable.classes, exportable.img_size
     counted = count(exportable.model, exportable.channels, size)
     preprocessing = exportable.describe()["preprocessing"]
@@ -105,9 +101,14 @@ def _training(trained: Trained, run_dir: Path) -> list[str]:
     packages = ", ".join(f"{name} {version}" for name, version in _mapping(environment, "packages").items() if version)
     command = environment.get("command")
     words = [str(word) for word in command[1:]] if isinstance(command, list) else []
-    sections = ["## Training"]
+    sections, shared, is_dataroot = ["## Training"], list[str](), False
+    for word in words:  # without data.dataroot and private paths
+        name, equals, value = word.partition("=")
+        was_dataroot, is_dataroot = is_dataroot, name.removeprefix("--") == "data.dataroot" and not equals
+        if name.removeprefix("--") != "data.dataroot" and not was_dataroot:
+            shared.append(f"{name}={shareable(value)}" if equals else shareable(word))
     if words:
-        sections.append(code_block(f"python {shlex.join(shareable_command(words))}", "sh"))
+        sections.append(code_block(f"python {shlex.join(shared)}", "sh"))
     device = f"{environment.get('world_size')} x {environment.get('device')}, {environment.get('precision')}"
     description = f"Data: {trained.config.data.name}. Device: {device}. Software: {packages}."
     return [*sections, escaped(description), f"The whole config:\n\n{code_block(dump(shareable(config)), 'yaml')}"]
@@ -124,18 +125,6 @@ def shareable(value: Any) -> Any:
     if PRIVATE_PATH.match(value):  # the whole text is one, spaces included
         return ".../" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return PRIVATE_PATH.sub(r".../\1", value)
-
-
-def shareable_command(words: Sequence[str]) -> list[str]:
-    """Return a command without data.dataroot and private paths."""
-    kept: list[str] = []
-    is_dataroot = False
-    for word in words:
-        name, equals, value = word.partition("=")
-        was_dataroot, is_dataroot = is_dataroot, name.removeprefix("--") == "data.dataroot" and not equals
-        if name.removeprefix("--") != "data.dataroot" and not was_dataroot:
-            kept.append(f"{name}={shareable(value)}" if equals else shareable(word))
-    return kept
 
 
 def _mapping(values: dict[str, Any], name: str) -> dict[str, Any]:

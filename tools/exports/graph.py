@@ -83,15 +83,8 @@ def write_onnx(graph: Graph, path: Path, opset: int) -> str:
     """Write and check an ONNX file; return a summary."""
     with complete(path.parent) as folder, _quiet():
         with _explained(f"{graph.description['model']} can't be translated to ONNX"):
-            onnx = torch.onnx.export(
-                graph.program,
-                dynamo=True,
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: "batch"},),
-                verbose=False,
-            )
+            names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: "batch"},)}
+            onnx = torch.onnx.export(graph.program, dynamo=True, opset_version=opset, verbose=False, **names)
         assert onnx is not None, "with dynamo=True, torch returns the program"
         for key, value in graph.description.items():
             onnx.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)

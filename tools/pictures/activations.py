@@ -41,20 +41,16 @@ def captured(model: nn.Module, names: Sequence[str], *, copy: bool) -> Iterator[
         if isinstance(output, Tensor):
             outputs[name] = output.clone() if copy else output
 
+    layers = dict(model.named_modules())
     with ExitStack() as hooks:
         for name in names:
-            hooks.callback(find_layer(model, name).register_forward_hook(partial(keep, name=name)).remove)
+            if not name or name not in layers:
+                near = get_close_matches(name, list(layers), n=3, cutoff=0.5) or list(dict(model.named_children()))
+                raise ConfigError(f"{type(model).__name__} has no layer {name!r}; similar names: {', '.join(near)}")
+            hooks.callback(layers[name].register_forward_hook(partial(keep, name=name)).remove)
         yield outputs
     if missing := [name for name in names if name not in outputs]:
         raise ConfigError(f"layer {missing[0]} isn't used in evaluation mode, or returns no tensor")
-
-
-def find_layer(model: nn.Module, name: str) -> nn.Module:
-    layers = dict(model.named_modules())
-    if name in layers and name:
-        return layers[name]
-    near = get_close_matches(name, list(layers), n=3, cutoff=0.5) or list(dict(model.named_children()))
-    raise ConfigError(f"{type(model).__name__} has no layer {name!r}; similar names: {', '.join(near)}")
 
 
 def as_map(output: Tensor) -> Tensor:
@@ -75,7 +71,5 @@ def as_map(output: Tensor) -> Tensor:
 
 def first_filters(model: nn.Module) -> tuple[str, Tensor] | None:
     """The name of the first convolution and its weights N C H W; None if there is no convolution."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            return name, layer.weight.detach()
-    return None
+    convolutions = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d))
+    return next(((name, layer.weight.detach()) for name, layer in convolutions), None)

@@ -20,16 +20,17 @@ LISTED = 30
 
 def run(args: Namespace, overrides: dict[str, Any]) -> None:
     trained = open_source(args, overrides)
-    if isinstance(trained.task, MultiLabel):
-        metrics = evaluate_with(trained, args.split, "confusion")
-        title = f"{model_title(trained)}, {args.split}: mAP {100 * metrics['mAP']:.2f} % on {metrics['count']:,} images"
-        draw_labels(figure := new_figure(show=args.show), metrics["confusion"], title)
-        save_pictures({"confusion": figure}, args, trained.run_dir, trained.step)
-        return
-    require_classification(trained.task, trained.config, args.picture)
+    is_multilabel = isinstance(trained.task, MultiLabel)
+    if not is_multilabel:
+        require_classification(trained.task, trained.config, args.picture)
     metrics = evaluate_with(trained, args.split, "confusion")
-    title = f"{model_title(trained)}, {args.split}: accuracy {100 * metrics['acc@1']:.2f} % of {metrics['count']:,} images"
-    draw(figure := new_figure(show=args.show), np.array(metrics["confusion"]), trained.classes, title)
+    figure, title = new_figure(show=args.show), f"{model_title(trained)}, {args.split}"
+    if is_multilabel:
+        title += f": mAP {100 * metrics['mAP']:.2f} % on {metrics['count']:,} images"
+        draw_labels(figure, metrics["confusion"], title)
+    else:
+        title += f": accuracy {100 * metrics['acc@1']:.2f} % of {metrics['count']:,} images"
+        draw(figure, np.array(metrics["confusion"]), trained.classes, title)
     save_pictures({"confusion": figure}, args, trained.run_dir, trained.step)
 
 

@@ -12,12 +12,12 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from engine.config.command_line import require_packages
-from engine.config.errors import ConfigError, RunError
+from engine.config.errors import ConfigError
 from engine.inference.trained import Trained
 from engine.plots.images import short
 from engine.plots.style import COLORS, new_figure, style
 from tools.pictures.output import save_pictures
-from tools.pictures.subject import find_split, model_title, open_classifier, read_batches, require_positive, spread
+from tools.pictures.subject import find_split, model_title, open_classifier, penultimate, read_batches, require_positive, spread
 
 BATCH = 64
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
@@ -40,13 +40,10 @@ def run(args: Namespace, overrides: dict[str, Any]) -> None:
 
 def read_features(trained: Trained, split: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The inputs of the classifier layer, n x `num_features`, and the labels of n images, spread over the split."""
-    model: Any = trained.model  # whose methods nn.Module doesn't declare
-    if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
-        raise RunError(f"{type(model).__name__} has no forward_features or no forward_head, which split off the classifier")
-    features, labels = [], []
+    features_of, features, labels = penultimate(trained.model), [], []
     with torch.no_grad():
         for inputs, targets in read_batches(trained, split, spread(n, len(find_split(trained, split))), BATCH):
-            features.append(model.forward_head(model.forward_features(inputs), pre_logits=True).flatten(1).float().cpu())
+            features.append(features_of(inputs))
             labels.append(targets.cpu())
     return torch.cat(features).numpy(), torch.cat(labels).numpy()
 

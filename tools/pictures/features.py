@@ -36,29 +36,29 @@ def run(args: Namespace, overrides: dict[str, Any]) -> None:
 
 
 def draw_maps(figure: Figure, image: Tensor, maps: Mapping[str, Tensor], n_channels: int, title: str) -> None:
-    """Draw the image and, at its right, a row for each layer, C H W."""
+    """Draw the image and, at its right, a row for each layer, C H W: the channels that vary most over the image.
+
+    If the channels are single numbers, all of them are drawn in a square.
+    """
     with style(font_size=8):
         figure.set_size_inches(0.6 + 1.25 * (n_channels + 1), 0.5 + 1.45 * len(maps))
         grid = empty_grid(figure, len(maps), n_channels + 1)
         show_image(grid[0, 0], image)
         for row, (name, layer) in zip(grid, maps.items(), strict=True):
             row[1].set_ylabel("{}\n{} x {}x{}".format(name, *layer.shape))
-            for axes, (label, channel) in zip(row[1:], _choose_channels(layer, n_channels), strict=False):
+            values = layer.flatten(1)
+            if values.shape[1] == 1:
+                side = math.ceil(math.sqrt(len(values)))
+                square = values.new_full((math.ceil(len(values) / side), side), math.nan)
+                square.view(-1)[: len(values)] = values[:, 0]
+                channels = [("all channels", square)]
+            else:
+                most = values.std(1).topk(min(n_channels, len(layer))).indices.sort().values.tolist()
+                channels = [(f"channel {channel}", layer[channel]) for channel in most]
+            for axes, (label, channel) in zip(row[1:], channels, strict=False):
                 axes.imshow(channel.cpu().numpy(), cmap=SHADES)
                 axes.set_title(label, fontsize=7)
         figure.suptitle(title, fontsize=10)
-
-
-def _choose_channels(layer: Tensor, n: int) -> list[tuple[str, Tensor]]:
-    """The channels of C H W that vary most over the image; if they are single numbers, all of them in a square."""
-    values = layer.flatten(1)
-    if values.shape[1] == 1:
-        side = math.ceil(math.sqrt(len(values)))
-        square = values.new_full((math.ceil(len(values) / side), side), math.nan)
-        square.view(-1)[: len(values)] = values[:, 0]
-        return [("all channels", square)]
-    most = values.std(1).topk(min(n, len(layer))).indices.sort().values.tolist()
-    return [(f"channel {channel}", layer[channel]) for channel in most]
 
 
 def draw_filters(figure: Figure, name: str, weights: Tensor, title: str) -> None:

@@ -45,10 +45,10 @@ def run(args: Namespace, overrides: dict[str, Any]) -> None:
     with torch.no_grad():
         probabilities = trained.task.predict(trained.model, samples.batch).cpu()
     images = samples.images.cpu()
-    rows = [
-        Row("image", images, *class_titles(probabilities, trained.classes, labels, samples.names)),
-        Row(name, blend_heat(images, heat_of(maps, images.shape[-1]).cpu())),
-    ]
+    heat = matplotlib.colormaps[HEAT](heat_of(maps, images.shape[-1]).cpu().numpy())[..., :3]  # B H W 3, dark to light
+    blended = 0.4 * images.mean(1, keepdim=True) + 0.6 * torch.from_numpy(heat).permute(0, 3, 1, 2).float()
+    titles = class_titles(probabilities, trained.classes, labels, samples.names)
+    rows = [Row("image", images, *titles), Row(name, blended)]
     draw_images(figure := new_figure(show=args.show), rows, f"{model_title(trained)}: {name}{details}")
     save_pictures({"gradcam": figure}, args, trained.run_dir, trained.step)
 
@@ -98,15 +98,6 @@ def heat_of(maps: Tensor, size: int) -> Tensor:
     maps = F.interpolate(maps.unsqueeze(1), (size, size), mode="bilinear")[:, 0]
     lowest, highest = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - lowest) / (highest - lowest).clamp_min(1e-12)
-
-
-def blend_heat(images: Tensor, heat: Tensor) -> Tensor:
-    """Heat B H W as colors, dark to light, over the gray images: B 3 H W."""
-    colors = torch.from_numpy(matplotlib.colormaps[HEAT](heat.numpy())[..., :3]).permute(0, 3, 1, 2).float()
-    return 0.4 * images.mean(1, keepdim=True) + 0.6 * colors
-
-
-# Attention rollout
 
 
 class AttentionWeights(TorchFunctionMode):

@@ -51,14 +51,28 @@ def check_picture_path(path: Path | None, option: str = "-o") -> None:
 
 
 def save_pictures(figures: "Mapping[str, Figure]", args: Namespace, run_dir: Path | None = None, step: int = 0) -> None:
-    """Write figures to args.output, or into figures/ of the run, and into the run's TensorBoard; with args.show, show them."""
+    """Write figures to args.output, or into figures/ of the run, and into the run's TensorBoard; with args.show, show them.
+
+    TensorBoard's images have a folder next to the run's event file. In the same folder, TensorBoard would follow the newest file
+    and stop reading the file of a running training.
+    """
+    from matplotlib.image import imread
+
+    from engine.plots.style import DPI
+
     for i, (name, figure) in enumerate(figures.items()):
         path = (run_dir / "figures" if run_dir is not None else Path()) / f"{name}.png"
         if args.output is not None:
             path = args.output if i == 0 else args.output.with_name(f"{args.output.stem}-{name}{args.output.suffix}")
         save_picture(figure, path)
         if run_dir is not None:
-            _add_to_tensorboard(figure, run_dir / "tensorboard" / "pictures", name, step)
+            from torch.utils.tensorboard import SummaryWriter
+
+            figure.savefig(png := io.BytesIO(), format="png", dpi=DPI)
+            png.seek(0)
+            folder = run_dir / "tensorboard" / "pictures"
+            with writing(folder, say=False), SummaryWriter(str(folder)) as tensorboard:
+                tensorboard.add_image(name, imread(png)[..., :3], step, dataformats="HWC")
     if args.show:
         import matplotlib.pyplot as plt
 
@@ -72,18 +86,3 @@ def save_picture(figure: "Figure", path: Path) -> None:
 
     with writing(path):
         save_figure(figure, path)
-
-
-def _add_to_tensorboard(figure: "Figure", folder: Path, name: str, step: int) -> None:
-    """Add an image to a folder next to the run's event file. In the same folder, TensorBoard would follow the newest file and
-    stop reading the file of a running training."""
-    from matplotlib.image import imread
-    from torch.utils.tensorboard import SummaryWriter
-
-    from engine.plots.style import DPI
-
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI)
-    png.seek(0)
-    with writing(folder, say=False), SummaryWriter(str(folder)) as tensorboard:
-        tensorboard.add_image(name, imread(png)[..., :3], step, dataformats="HWC")

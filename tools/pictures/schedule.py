@@ -13,7 +13,6 @@ from datasets.pipeline.order import Order
 from engine import load_config
 from engine.build import dataset_spec
 from engine.config.errors import ConfigError
-from engine.config.resolve import ResolvedConfig
 from engine.config.rules import SCHEDULE_KEYS
 from engine.optim.schedule import make_schedule, warmup_and_cooldown
 from engine.plots.style import line_style, new_figure, style
@@ -59,15 +58,20 @@ def read_schedule(name: str, path: str, overrides: dict[str, Any], n_images: int
     for note in config.notes:
         print_lines(f"{path}: {note}", file=sys.stderr)
     train, sched = config.train, config.train.sched
-    steps_per_epoch = find_steps_per_epoch(config, n_images)
-    if steps_per_epoch is None:  # updates and epochs can't be drawn together
+    n_train = inspect.signature(dataset_spec(config).load).parameters.get("n_train")  # an argument of generated datasets
+    n = n_images or config.data.args.get("n_train", n_train.default if n_train else None)
+    steps_per_epoch = None
+    if n is not None:
+        n -= round(n * (config.data.valid_ratio or 0))
+        steps_per_epoch = Order(n, train.batch_size // config.augment.repeats, config.seed).steps_per_epoch
+        if steps_per_epoch == 0:
+            raise ConfigError(f"train.batch_size {train.batch_size} is more than the {n} training images: an epoch has no step")
+    else:  # updates and epochs can't be drawn together
         length, others = ("n_steps", IN_EPOCHS) if train.n_epochs is None else ("n_epochs", IN_UPDATES)
         for key in others:
             if getattr(sched, key) and sched.type in SCHEDULE_KEYS.get(key, (sched.type,)):
-                raise ConfigError(
-                    f"train.{length} and train.sched.{key}: one is in updates and one in epochs, and the length of an epoch "
-                    f"depends on the data of {config.data.name}; give --n_images ({path})"
-                )
+                problem = f"the length of an epoch depends on the data of {config.data.name}; give --n_images ({path})"
+                raise ConfigError(f"train.{length} and train.sched.{key}: one is in updates and one in epochs, and {problem}")
     assumed = steps_per_epoch or NOMINAL_STEPS
     n_steps = train.n_steps or (train.n_epochs or 0) * assumed
     at = make_schedule(sched, n_steps, assumed)
@@ -76,41 +80,28 @@ def read_schedule(name: str, path: str, overrides: dict[str, Any], n_images: int
     return Schedule(name, sched.type, rates, min(warmup, n_steps), cooldown, steps_per_epoch, in_epochs=train.n_steps is None)
 
 
-def find_steps_per_epoch(config: ResolvedConfig, n_images: int | None) -> int | None:
-    """Updates per epoch; None if they depend on data that isn't read."""
-    n_train = inspect.signature(dataset_spec(config).load).parameters.get("n_train")  # an argument of generated datasets
-    n = n_images or config.data.args.get("n_train", n_train.default if n_train else None)
-    if n is None:
-        return None
-    n -= round(n * (config.data.valid_ratio or 0))
-    steps = Order(n, config.train.batch_size // config.augment.repeats, config.seed).steps_per_epoch
-    if steps == 0:
-        raise ConfigError(
-            f"train.batch_size {config.train.batch_size} is more than the {n} training images: an epoch has no step"
-        )
-    return steps
-
-
 def draw_schedules(figure: Figure, schedules: Sequence[Schedule]) -> None:
     """Draw over epochs if the number of updates of a run is unknown, or else over updates."""
     by_epoch = any(schedule.is_nominal for schedule in schedules)
     updates_only = [schedule.name for schedule in schedules if not schedule.in_epochs and schedule.steps_per_epoch is None]
     if by_epoch and updates_only:
-        raise ConfigError(
-            f"{updates_only[0]} is in updates and another config in epochs, and the length of an epoch depends on the data: "
-            "give --n_images, or draw them separately"
-        )
+        problem = "the length of an epoch depends on the data: give --n_images, or draw them separately"
+        raise ConfigError(f"{updates_only[0]} is in updates and another config in epochs, and {problem}")
     with style():
         figure.set_size_inches(9, 4.2 + 0.25 * (len(schedules) - 1))
         axes = figure.subplots()
         for i, schedule in enumerate(schedules):
             unit = (schedule.steps_per_epoch or NOMINAL_STEPS) if by_epoch else 1
             x = [step / unit for step in range(len(schedule.rates))]
-            axes.plot(x, schedule.rates, linewidth=1.8, label=_label(schedule), zorder=3, **line_style(i))
+            lengths = ((len(schedule.rates), ""), (schedule.warmup, "warm-up "), (schedule.cooldown, "cool-down "))
+            nominal = schedule.is_nominal
+            texts = [name + (f"{n / NOMINAL_STEPS:.4g} epochs" if nominal else f"{n:,} updates") for n, name in lengths if n]
+            label = f"{schedule.name}: {schedule.kind}, {', '.join(texts)}"
+            axes.plot(x, schedule.rates, linewidth=1.8, label=label, zorder=3, **line_style(i))
             for phase in (slice(0, schedule.warmup and schedule.warmup + 1), slice(len(x) - schedule.cooldown, len(x))):
                 axes.plot(x[phase], schedule.rates[phase], color=line_style(i)["color"], **BROAD)
-        nominal = f"epoch (drawn with {NOMINAL_STEPS:,} updates each; their number depends on the data)"
-        axes.set(xlabel=nominal if by_epoch else "update", ylabel="learning rate")
+        in_epochs = f"epoch (drawn with {NOMINAL_STEPS:,} updates each; their number depends on the data)"
+        axes.set(xlabel=in_epochs if by_epoch else "update", ylabel="learning rate")
         top = max(max(schedule.rates) for schedule in schedules)
         axes.set_ylim(-0.02 * top, 1.04 * top)
         axes.margins(x=0.01)
@@ -124,9 +115,3 @@ def draw_schedules(figure: Figure, schedules: Sequence[Schedule]) -> None:
         if any(schedule.warmup or schedule.cooldown for schedule in schedules):
             axes.plot([], [], color="gray", label="broad: warm-up and cool-down", **BROAD)
         figure.legend(loc="outside lower center")
-
-
-def _label(schedule: Schedule) -> str:
-    lengths = ((len(schedule.rates), ""), (schedule.warmup, "warm-up "), (schedule.cooldown, "cool-down "))
-    texts = [name + (f"{n / NOMINAL_STEPS:.4g} epochs" if schedule.is_nominal else f"{n:,} updates") for n, name in lengths if n]
-    return f"{schedule.name}: {schedule.kind}, {', '.join(texts)}"

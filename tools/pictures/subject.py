@@ -1,7 +1,7 @@
 """The model and the images of a picture, or of another tool."""
 
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets import Split
 from datasets.pipeline.loaders import Workers, eval_loader
 from engine.build import workers
-from engine.config.errors import ConfigError
+from engine.config.errors import ConfigError, RunError
 from engine.config.schema import Config
 from engine.evaluate import readable
 from engine.inference.images import batches_of, find_images
@@ -88,6 +88,13 @@ def read_batches(trained: Trained, split: str, indices: Sequence[int], batch_siz
     loading = workers(trained.config) if len(indices) > batch_size else Workers()
     loader = eval_loader(part, batch_size, 0, 1, trained.prepare, loading, trained.accelerator.device)
     return readable(Shown(loader, split).batches())
+
+
+def penultimate(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return a function that computes the inputs of the classifier layer, N x `num_features`, and moves them to the CPU."""
+    if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
+        raise RunError(f"{type(model).__name__} has no forward_features or no forward_head, which split off the classifier")
+    return lambda inputs: model.forward_head(model.forward_features(inputs), pre_logits=True).flatten(1).float().cpu()
 
 
 def find_split(trained: Trained, name: str) -> Split:

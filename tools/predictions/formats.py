@@ -1,17 +1,29 @@
-"""The files that predict.py writes: classes as CSV or JSON, masks as PNGs, boxes as COCO's JSON."""
+"""Predictions, and the files that predict.py writes: classes as CSV or JSON, masks as PNGs, boxes as COCO's JSON."""
 
 import csv
+import io
 import json
 import os
+import sys
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from engine.config.errors import RunError
-from engine.inference.images import ReadBatch
+import torch
+from tqdm import tqdm
+
+from engine.config.errors import ConfigError, RunError
+from engine.config.text import printable
+from engine.inference.images import ReadBatch, read_images
+from engine.inference.trained import Trained
 from engine.plots.overlays import write_mask
+from engine.tasks.classification import Classification
 from engine.tasks.detection import Detection
 from engine.tasks.multilabel import MultiLabel
+from engine.tasks.segmentation import Segmentation
+from tools.tables import writing
 
 COLUMNS = ("filename", "class", "probability")
 
@@ -19,7 +31,57 @@ Row = tuple[str, str, float | None]  # see COLUMNS
 Predictions = Iterable[tuple[ReadBatch, Any]]  # batches, each with the predictions of its images
 
 
-# Classes
+def predict(trained: Trained, names: Sequence[str], batch_size: int, unreadable: list[str]) -> Predictions:
+    """Batches and their predictions. Why an image can't be read is appended to `unreadable`."""
+    with torch.no_grad(), tqdm(total=len(names), unit="image", leave=False, disable=not sys.stderr.isatty()) as progress:
+        for read in read_images(trained, names, batch_size):
+            unreadable += read.unreadable
+            if read.places:
+                yield read, trained.task.predict(trained.model, read.batch)
+            progress.update(len(read.places) + len(read.unreadable))
+
+
+def write(trained: Trained, args: Namespace, names: Sequence[str], predictions: Predictions) -> None:
+    """Write predictions in the format of the task."""
+    task, kind = trained.task, trained.config.task
+    write_rows = write_json if args.json or (args.output is not None and args.output.suffix == ".json") else write_csv
+    if isinstance(task, Classification):
+        if args.top_k > len(trained.classes):
+            raise ConfigError(f"--top_k {args.top_k}: {trained.weights} has {len(trained.classes)} classes")
+        is_on_terminal = args.output is None and sys.stdout.isatty()  # elsewhere, names are kept as they are
+        names, classes = ([printable(name) for name in of] if is_on_terminal else of for of in (names, trained.classes))
+        with opened(args.output) as file:
+            write_rows(file, top_classes(names, predictions, classes, args.top_k))
+    elif args.top_k > 1:
+        raise ConfigError(f"--top_k {args.top_k}: only for classification, and {trained.weights} is for {kind}")
+    elif isinstance(task, MultiLabel):
+        with opened(args.output) as file:
+            write_rows(file, present_labels(names, predictions, task))
+    elif isinstance(task, Detection):
+        with opened(args.output) as file:
+            write_coco(file, names, predictions, task, trained.category_ids)
+    elif isinstance(task, Segmentation):
+        if args.output is None or args.json or args.output.is_file():
+            raise ConfigError("masks are written as PNGs into a folder; give it with -o FOLDER")
+        write_masks(args.output, names, predictions, trained.classes)
+    else:
+        raise ConfigError(f"predict.py does not support task {kind!r} ({trained.weights})")
+
+
+@contextmanager
+def opened(path: Path | None) -> Iterator[IO[str]]:
+    """The file, or stdout. File names that aren't valid UTF-8 are written as their bytes."""
+    if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
+        try:
+            yield sys.stdout
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has closed the pipe, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
+        return
+    with writing(path, say=False), path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        yield file
 
 
 def top_classes(names: Sequence[str], predictions: Predictions, classes: Sequence[str], k: int) -> Iterator[Row]:
@@ -56,9 +118,6 @@ def write_json(file: IO[str], rows: Iterable[Row]) -> None:
     file.write("\n]\n" if separator == ",\n" else "[]\n")
 
 
-# Masks
-
-
 def write_masks(folder: Path, names: Sequence[str], predictions: Predictions, classes: Sequence[str]) -> None:
     """Write a PNG for each image, in its size. Pixels are indices into classes.json; a palette makes them visible."""
     paths = mask_paths(folder, names)
@@ -82,15 +141,8 @@ def mask_paths(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / f"{name}.png" for name in (stems if are_unique else relative)]
 
 
-# Boxes
-
-
 def write_coco(
-    file: IO[str],
-    names: Sequence[str],
-    predictions: Predictions,
-    task: Detection,
-    category_ids: Sequence[int | None] | None = None,
+    file: IO[str], names: Sequence[str], predictions: Predictions, task: Detection, category_ids: Sequence[int | None] | None
 ) -> None:
     """Write a dataset in COCO's format whose annotations have a score, too: annotations as they come, images at the end.
 

@@ -1,25 +1,22 @@
 """The results of a sweep: a table of its trials, and a plot of them."""
 
-import csv
-import io
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
+from matplotlib.figure import Figure
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from engine.plots.metrics import IN_PERCENT
+from engine.plots.style import COLORS, style
 from tools.comparison.runs import is_run, read_run
 from tools.sweeps.space import Dimension
 from tools.sweeps.study import REASON, metric_name, trial_name
-from tools.tables import duration, markdown, plain
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tools.tables import csv_text, duration, markdown, plain
 
 STATUS = {  # from the best to the worst
     TrialState.COMPLETE: "completed",
@@ -83,10 +80,7 @@ class History:
 
     def as_csv(self) -> str:
         """Write the table with unrounded numbers."""
-        text = io.StringIO()
-        head = ["trial", "status", self.metric, "step", "time", *self.keys, REASON, "run"]
-        csv.writer(text, lineterminator="\n").writerows([head, *self.rows])
-        return text.getvalue()
+        return csv_text([["trial", "status", self.metric, "step", "time", *self.keys, REASON, "run"], *self.rows])
 
     def as_text(self, *, as_markdown: bool = False) -> str:
         cells = [["trial", "status", self.metric, "step", "time", *self.keys, REASON]]
@@ -98,10 +92,8 @@ class History:
             cells = [row[:-1] for row in cells]
         return markdown(cells, RIGHT_ALIGNED) + "\n" if as_markdown else plain(cells, RIGHT_ALIGNED)
 
-    def draw(self, figure: "Figure") -> None:
+    def draw(self, figure: Figure) -> None:
         """Plot the values by trial, with the best so far, and against each key."""
-        from engine.plots.style import COLORS, style
-
         n_panels, scale = 1 + len(self.space), 100 if self.in_percent else 1
         n_rows, n_columns = -(-n_panels // N_COLUMNS), min(n_panels, N_COLUMNS)
         with style(font_size=9):

@@ -5,13 +5,10 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.config import yaml12
 from engine.config.errors import ConfigError
-
-if TYPE_CHECKING:
-    from optuna import Trial
 
 FORMS = "KEY=a,b,c, KEY=low..high, KEY=low..high..step or KEY=log:low..high"
 
@@ -37,17 +34,8 @@ class Dimension:
         is_integer = isinstance(self.low, int)
         return [self.low + i * self.step if is_integer else round(self.low + i * self.step, 12) for i in range(n + 1)]
 
-    def suggest(self, trial: "Trial") -> Any:
-        """Return the trial's value for this key; Optuna chooses it the first time, and stores it."""
-        if self.values:
-            stored = [_storable(value) for value in self.values]
-            return self.values[stored.index(trial.suggest_categorical(self.key, stored))]
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(self.key, self.low, self.high, log=self.log, step=int(self.step or 1))
-        return trial.suggest_float(self.key, self.low, self.high, log=self.log, step=self.step)
 
-
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """Replace a list by its YAML: Optuna stores only numbers and strings."""
     return value if value is None or isinstance(value, (bool, int, float, str)) else yaml12.dump([value]).strip()
 
@@ -55,7 +43,7 @@ def _storable(value: Any) -> Any:
 def grid_points(space: Sequence[Dimension]) -> Iterator[dict[str, Any]]:
     """Yield each combination of the grids, as Optuna stores it."""
     for values in itertools.product(*(dimension.grid for dimension in space)):
-        yield {dimension.key: _storable(value) for dimension, value in zip(space, values, strict=True)}
+        yield {dimension.key: storable(value) for dimension, value in zip(space, values, strict=True)}
 
 
 def read_space(words: Sequence[str]) -> tuple[Dimension, ...]:

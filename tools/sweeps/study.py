@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,21 +28,12 @@ from engine.run.metrics import read_metrics
 from tools.comparison.rows import differences
 from tools.comparison.runs import read_run
 from tools.comparison.training import PAUSE, Child, Variant, collect_signals
-from tools.sweeps.space import Dimension, grid_points
+from tools.sweeps.space import Dimension, grid_points, storable
 
 JOURNAL, LOCK = "study.log", ".lock"
 DEFINITION = "sweep"  # the study's attribute that holds what it searches, and the study's name
 REASON = "why"  # the attribute of a failed trial
 SAMPLE = 9  # separates this use of the seed from the others
-
-
-@dataclass
-class TakenTrial:
-    """A trial that belongs to this process until it closes the lock."""
-
-    trial: optuna.Trial
-    run: Path
-    lock: IO
 
 
 def trial_name(number: int) -> str:
@@ -57,12 +47,9 @@ def open_study(folder: Path, definition: Mapping[str, Any], space: Sequence[Dime
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _exclusive(folder):
-            study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
-                study_name=DEFINITION,
-                direction="minimize" if definition["minimize"] else "maximize",
-                load_if_exists=True,
-            )
+            storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+            direction = StudyDirection.MINIMIZE if definition["minimize"] else StudyDirection.MAXIMIZE
+            study = optuna.create_study(storage=storage, study_name=DEFINITION, direction=direction, load_if_exists=True)
             stored = study.user_attrs.get(DEFINITION)
             if stored is None:
                 if runs := sorted(folder.glob("trial-*/")):  # a new trial would resume one of them
@@ -81,10 +68,11 @@ def open_study(folder: Path, definition: Mapping[str, Any], space: Sequence[Dime
     return study
 
 
-def take_trial(study: optuna.Study, folder: Path, n_trials: int, seed: int) -> TakenTrial | None:
+def take_trial(study: optuna.Study, folder: Path, n_trials: int, seed: int) -> tuple[optuna.Trial, Path, IO] | None:
     """Take over an abandoned trial or start the next one; None if all are finished or running elsewhere.
 
-    A killed process may leave its training running. If there is nothing else to do, wait for the training to end.
+    The trial, whose run folder and lock are returned, too, belongs to this process until it closes the lock. A killed process may
+    leave its training running. If there is nothing else to do, wait for the training to end.
     """
     search = study.user_attrs[DEFINITION]["search"]
     while True:
@@ -98,7 +86,7 @@ def take_trial(study: optuna.Study, folder: Path, n_trials: int, seed: int) -> T
                     continue
                 if not _is_in_use(run):
                     study.sampler = _make_sampler(search, seed, abandoned.number)
-                    return TakenTrial(optuna.Trial(study, abandoned._trial_id), run, lock)
+                    return optuna.Trial(study, abandoned._trial_id), run, lock
                 lock.close()
                 is_orphan_running = True
             n_started = sum(trial.state != TrialState.WAITING for trial in trials)
@@ -108,7 +96,7 @@ def take_trial(study: optuna.Study, folder: Path, n_trials: int, seed: int) -> T
                 run = folder / trial_name(trial.number)
                 lock = take_lock(run.with_suffix(LOCK))
                 assert lock is not None, f"{run} is new, so no other process has its lock"
-                return TakenTrial(trial, run, lock)
+                return trial, run, lock
         if not is_orphan_running:
             return None
         time.sleep(PAUSE)
@@ -142,29 +130,36 @@ def _exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
+def suggested(trial: optuna.Trial, space: Sequence[Dimension]) -> dict[str, Any]:
+    """Return the trial's value for each key; Optuna chooses it the first time, and stores it."""
+    found: dict[str, Any] = {}
+    for one in space:
+        if one.values:
+            stored = [storable(value) for value in one.values]
+            found[one.key] = one.values[stored.index(trial.suggest_categorical(one.key, stored))]
+        elif isinstance(one.low, int) and isinstance(one.high, int):
+            found[one.key] = trial.suggest_int(one.key, one.low, one.high, log=one.log, step=int(one.step or 1))
+        else:
+            found[one.key] = trial.suggest_float(one.key, one.low, one.high, log=one.log, step=one.step)
+    return found
+
+
 def run_trial(
-    study: optuna.Study,
-    taken: TakenTrial,
-    config: Path,
-    overrides: Mapping[str, Any],
-    metric: str | None,
-    plugins: Sequence[str],
-    *,
-    may_prune: bool,
+    study: optuna.Study, trial: optuna.Trial, variant: Variant, metric: str | None, plugins: Sequence[str], *, may_prune: bool
 ) -> int:
     """Train, and tell the study how the trial ended. Return the signal that interrupted the sweep, or 0.
 
     An interrupted trial keeps the state RUNNING, so the next process continues it. A trial is pruned if the others' median was
     better at the same step, but not in the first quarter of the training, where luck decides.
     """
-    trial, run = taken.trial, taken.run
+    run = variant.folder
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     n_steps = max(completed[0].intermediate_values, default=0) if completed else 0
     study.pruner = MedianPruner(n_startup_trials=4, n_warmup_steps=n_steps // 4)
     reported = set(study.get_trials(deepcopy=False)[trial.number].intermediate_values)
     is_pruned, is_over, signum = False, False, 0
     with collect_signals() as signals:
-        child = Child(Variant(run.name, config, overrides, run), {}, plugins)
+        child = Child(variant, {}, plugins)
         try:
             while not is_over:
                 time.sleep(PAUSE)
