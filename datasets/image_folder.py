@@ -26,11 +26,11 @@ import numpy as np
 import psutil
 import torch
 
-from datasets.pipeline.cache import cache_paths, load_cached
+from datasets.pipeline.cache import cache_paths, load_cached, write_first
 from datasets.pipeline.cores import usable_cores
 from datasets.pipeline.images import IMAGE_ENDINGS, PACKAGES, EvaluationImages, log_rotated
 from datasets.pipeline.splits import PARTS, PHOTOGRAPHS, Files, Images, Loaded, Source, from_parts
-from models.loading.files import MalformedFile, first_line, one_line, open_regular, read_limited, replace_file, stays_inside
+from models.loading.files import MalformedFile, first_line, one_line, open_regular, read_limited, stays_inside
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ IMG_SIZE = 224
 WORDNET = re.compile(r"n\d{8}")
 MAX_LIST = 1 << 30  # bytes of a file for data.exclude
 RECENT = 2.0  # seconds; after a more recent change, another may follow with the same timestamp
-
 MANY = 5  # of which a message names no more
 
 Folders = dict[str, dict[str, Path]]  # the folder of each class, by split and name
@@ -53,7 +52,10 @@ def load(source: Source, *, in_memory: bool = False, exclude: str | None = None,
     root = source.root
     folders = class_folders(root)
     listing = _listing(root, folders)
-    _log_unread(root, json.loads(str(listing["unread"])))
+    if unread := Counter[str](json.loads(str(listing["unread"]))):
+        n = sum(unread.values())
+        level = logging.WARNING if unread.keys() & PACKAGES.keys() else logging.INFO
+        log.log(level, "%s: %s not read: %s", root, f"{n:,} file{'s' * (n > 1)}", _kinds(unread))
     if exclude is not None:
         listing = _without(listing, Path(exclude).expanduser(), folders)
     prefix = os.fsencode(root) + os.fsencode(os.sep)
@@ -72,8 +74,12 @@ def class_folders(root: Path) -> Folders:
 
     A folder with the name of a split is one if it holds folders. Where none is, it may be a class.
     """
-    at_root = _folders_in(root) if root.is_dir() else {}
-    inside = {part: _folders_in(at_root[part]) for names in PARTS.values() for part in names if part in at_root}
+
+    def folders_in(folder: Path) -> dict[str, Path]:
+        return {name: folder / name for name in _entries(folder)[0]}
+
+    at_root = folders_in(root) if root.is_dir() else {}
+    inside = {part: folders_in(at_root[part]) for names in PARTS.values() for part in names if part in at_root}
     if not any(inside.values()) and not at_root.keys() <= inside.keys():
         return {"train": at_root}
     if inside.get("test") == {}:  # as in many competitions, its images have no labels
@@ -93,14 +99,9 @@ def class_folders(root: Path) -> Folders:
     return inside
 
 
-def _folders_in(folder: Path) -> dict[str, Path]:
-    return {name: folder / name for name in _entries(folder)[0]}
-
-
 def _entries(folder: Path | str) -> tuple[list[str], list[str]]:
     """Return the names of the folders and of the files in a folder, sorted, without hidden ones."""
-    folders: list[str] = []
-    files: list[str] = []
+    folders, files = list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
@@ -136,7 +137,12 @@ def _listing(root: Path, folders: Folders) -> Listing:
         if (listing := _read_cache(cache, root, folders)) is not None:
             return listing
     listing, latest = _scan(root, folders)
-    if latest / 1e9 < time.time() - RECENT and not any(_write_cache(cache, listing) for cache in caches):
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **listing)  # type: ignore[arg-type]  # no part is called allow_pickle
+
+    if latest / 1e9 < time.time() - RECENT and len(write_first(caches, write)) == len(caches):
         log.info("neither %s nor %s can be written; the folder is listed each time", *caches)
     return listing
 
@@ -149,11 +155,9 @@ def _scan(root: Path, folders: Folders) -> tuple[Listing, int]:
     unread: Counter[str] = Counter()
     numbers = {name: number for number, name in enumerate(folders["train"])}
     for part, of_class in folders.items():
-        names, labels = [], []
-        part_folder = next(iter(of_class.values())).parent
-        unread.update(
-            f"{_ending(file)} outside of a class" for file in _entries(part_folder)[1] if _ending(file) in IMAGE_ENDINGS
-        )
+        names, labels, part_folder = [], [], next(iter(of_class.values())).parent
+        outside = [_ending(file) for file in _entries(part_folder)[1]]
+        unread.update(f"{ending} outside of a class" for ending in outside if ending in IMAGE_ENDINGS)
         for name, folder in of_class.items():
             found, others = [], Counter[str]()
             for inside, time_ns, files in _tree(folder, above=(root, part_folder)):
@@ -199,13 +203,6 @@ def _ending(file: str) -> str:
 
 def _kinds(unread: Counter[str]) -> str:
     return _some([f"{n:,} {kind}" + (f" ({PACKAGES[kind]})" if kind in PACKAGES else "") for kind, n in unread.most_common()])
-
-
-def _log_unread(root: Path, unread: dict[str, int]) -> None:
-    if unread:
-        n = sum(unread.values())
-        level = logging.WARNING if unread.keys() & PACKAGES.keys() else logging.INFO
-        log.log(level, "%s: %s not read: %s", root, f"{n:,} file{'s' * (n > 1)}", _kinds(Counter(unread)))
 
 
 def _read_cache(cache: Path, root: Path, folders: Folders) -> Listing | None:
@@ -272,19 +269,6 @@ def _check(listing: Listing, root: Path, folders: Folders) -> None:
             own = letters[first:last, : len(prefix)]
             if own.shape[1] < len(prefix) or (own != np.frombuffer(prefix, np.uint8)).any():
                 raise ValueError(f"{part} has names outside of its folders")
-
-
-def _write_cache(cache: Path, listing: Listing) -> bool:
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **listing)  # type: ignore[arg-type]  # no part is called allow_pickle
-
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(cache, write)
-    except OSError:
-        return False
-    return True
 
 
 def _without(listing: Listing, exclude: Path, folders: Folders) -> Listing:
