@@ -50,14 +50,8 @@ class Workers:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of a DataLoader."""
-        if not self.num_workers:
-            return {"num_workers": 0}
-        return {
-            "num_workers": self.num_workers,
-            "prefetch_factor": self.prefetch_factor,
-            "timeout": self.timeout,
-            "worker_init_fn": _start_worker,
-        }
+        of_workers = {"prefetch_factor": self.prefetch_factor, "timeout": self.timeout, "worker_init_fn": _start_worker}
+        return {"num_workers": self.num_workers, **(of_workers if self.num_workers else {})}
 
     def move(self, tensor: Tensor, device: torch.device) -> Tensor:
         """Copy to the device. Afterwards the caller may overwrite `tensor`, unless the device is the CPU."""
@@ -201,6 +195,7 @@ def _kill(workers: set[BaseProcess]) -> None:
         worker.join()
 
 
+@dataclass(eq=False)
 class CroppedBatches:
     """Batches of images that `read` crops to one size, into memory shared with the workers; normalized on the training device.
 
@@ -209,15 +204,13 @@ class CroppedBatches:
     width of an epoch's images.
     """
 
-    def __init__(
-        self,
-        read: Callable[[Request, Tensor], None],
-        size: Callable[[int], int],
-        normalize: Normalize,
-        workers: Workers,
-        device: torch.device,
-    ) -> None:
-        self.read, self.size, self.normalize, self.workers, self.device = read, size, normalize, workers, device
+    read: Callable[[Request, Tensor], None]
+    size: Callable[[int], int]
+    normalize: Normalize
+    workers: Workers
+    device: torch.device
+
+    def __post_init__(self) -> None:
         self.memory = ReusedMemory()
 
     def __call__(self, requests: Iterator[Request]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -251,8 +244,7 @@ class CroppedBatches:
 
     def _normalize_on_cpu(self, images: Tensor) -> Tensor:
         """Normalize one image at a time, which stays in the cache, in one thread: the workers use the other cores."""
-        batch = self.memory.take(images.shape)
-        n_threads = torch.get_num_threads()
+        batch, n_threads = self.memory.take(images.shape), torch.get_num_threads()
         torch.set_num_threads(1)
         for image, normalized in zip(images, batch, strict=True):
             self.normalize(image, out=normalized, size=(image.shape[-2], image.shape[-1]))
