@@ -45,10 +45,8 @@ Listing = dict[str, np.ndarray]  # of each split: names, relative to the data fo
 
 
 def load(source: Source, *, in_memory: bool = False, exclude: str | None = None, test_ratio: float = 0.2) -> Loaded:
-    """`exclude` names a file with one line for each image to skip, as tools/verify_dataset.py writes it.
-
-    Without a folder for validation or test, `test_ratio` of each class is held out, the same images for the same seed.
-    """
+    """`exclude` names a file with one line for each image to skip, as tools/verify_dataset.py writes it. Without a folder for
+    validation or test, `test_ratio` of each class is held out, the same images for the same seed."""
     root = source.root
     folders = class_folders(root)
     listing = _listing(root, folders)
@@ -59,21 +57,17 @@ def load(source: Source, *, in_memory: bool = False, exclude: str | None = None,
     if exclude is not None:
         listing = _without(listing, Path(exclude).expanduser(), folders)
     prefix = os.fsencode(root) + os.fsencode(os.sep)
-    splits = {
-        part: Files(np.char.add(prefix, listing[f"{part}_names"]), torch.from_numpy(listing[f"{part}_labels"]))
-        for part in folders
-    }
-    parts = {name: splits[folder] for name, folders_of in PARTS.items() for folder in folders_of if folder in splits}
+    parts = {}
+    for name, part in ((name, part) for name, parts_of in PARTS.items() for part in parts_of if part in folders):
+        parts[name] = Files(np.char.add(prefix, listing[f"{part}_names"]), torch.from_numpy(listing[f"{part}_labels"]))
     loaded = from_parts(parts, class_names(tuple(folders["train"])), test_ratio, source.seed, by_class=True)
     return _read_into_memory(loaded, source) if in_memory else loaded
 
 
 def class_folders(root: Path) -> Folders:
-    """Return the class folders of each split by name; if there are no splits, those in `root` as train. OSError if a split has
-    no class folders, or classes that train doesn't have.
-
-    A folder with the name of a split is one if it holds folders. Where none is, it may be a class.
-    """
+    """Return the class folders of each split by name; if there are no splits, those in `root` as train. OSError if a split has no
+    class folders, or classes that train doesn't have. A folder with the name of a split is one if it holds folders. Where none
+    is, it may be a class."""
 
     def folders_in(folder: Path) -> dict[str, Path]:
         return {name: folder / name for name in _entries(folder)[0]}
@@ -128,9 +122,6 @@ def class_names(folders: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word if counts[word] == 1 else f"{word} ({folder})" for word, folder in zip(words, folders, strict=True))
 
 
-# The list of files
-
-
 def _listing(root: Path, folders: Folders) -> Listing:
     caches = cache_paths(root / "image-list", ".npz")
     for cache in caches:
@@ -179,10 +170,8 @@ def _scan(root: Path, folders: Folders) -> tuple[Listing, int]:
 
 
 def _tree(top: Path, above: tuple[Path, ...]) -> list[tuple[str, int, list[str]]]:
-    """Return each folder from `top` down, with its time and the names of its files, in the order of torchvision's ImageFolder.
-
-    A folder that several links lead to counts once, and those `above` don't count, so that a cycle of links ends.
-    """
+    """Return each folder from `top` down, with its time and the names of its files, in the order of torchvision's ImageFolder. A
+    folder that several links lead to counts once, and those `above` don't count, so that a cycle of links ends."""
     seen = {(status.st_dev, status.st_ino) for status in map(os.stat, above)}
     found, waiting = [], [str(top)]
     while waiting:
@@ -291,9 +280,6 @@ def _without(listing: Listing, exclude: Path, folders: Folders) -> Listing:
         log.warning("%d of the %d files in %s are not in the dataset", len(excluded) - n_skipped, len(excluded), exclude)
     log.info("%d images are left out (data.exclude)", n_skipped)
     return kept
-
-
-# In memory
 
 
 def _read_into_memory(loaded: Loaded, source: Source) -> Loaded:

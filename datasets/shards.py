@@ -78,9 +78,6 @@ def class_names(root: Path) -> tuple[str, ...] | None:
     return None
 
 
-# Shards
-
-
 def find_shards(root: Path, patterns: dict[int, str | None]) -> list[tuple[int, Path]]:
     """Return the shards with the split of each."""
     if any(patterns.values()):
@@ -120,9 +117,6 @@ def matching(root: Path, pattern: str) -> list[Path]:
     if not found:
         raise OSError(f"{root}: there is no shard {pattern!r}")
     return found
-
-
-# The index of a shard
 
 
 def index_of(shard: Path, label_key: str | None) -> list[Entry]:

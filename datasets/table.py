@@ -59,11 +59,9 @@ def load(
     split_column: str | None = None,
     test_ratio: float = 0.2,
 ) -> Loaded:
-    """Columns that are null are found by their names. `path_format` makes a path of a value, for example photos/{}.jpg.
-
-    For the task multilabel, one of `label_columns` holds lists, or text with `label_separator`; several hold 0 and 1. Without a
-    split for validation or testing, `test_ratio` of the samples are held out, the same ones for the same seed.
-    """
+    """Columns that are null are found by their names. `path_format` makes a path of a value, for example photos/{}.jpg. For the
+    task multilabel, one of `label_columns` holds lists, or text with `label_separator`; several hold 0 and 1. Without a split for
+    validation or testing, `test_ratio` of the samples are held out, the same ones for the same seed."""
     root = downloaded(source) if source.root.parts[:1] == ("hf:",) else source.root  # Path has merged the slashes of hf://
     tables = [(part, (Parquet if file.suffix.lower() == ".parquet" else Csv)(file)) for part, file in find_tables(root)]
     first = tables[0][1]
@@ -147,9 +145,6 @@ def downloaded(source: Source) -> Path:
         raise OSError(f"hf://{owner}/{name} can't be downloaded ({problem}); {advice}") from error
     log.info("hf://%s/%s is in %s", owner, name, found)
     return Path(found) / inside
-
-
-# Columns
 
 
 class Table(ABC):
@@ -248,9 +243,6 @@ class Paths:
             self.missing = self.missing or f"{one_line(whole)} is missing; {self._table} names it ({place})"
             self.n_missing += 1
         return os.fsencode(whole)
-
-
-# Formats
 
 
 class Csv(Table):
@@ -355,9 +347,6 @@ class Parquet(Table):
 def _has_bytes(kind: Any) -> bool:
     """Return whether a column is of the Hub's images: bytes and path."""
     return "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
-
-
-# Images in parquet
 
 
 def copied_images(table: Parquet, column: str) -> np.ndarray:

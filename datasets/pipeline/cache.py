@@ -57,7 +57,19 @@ def _read_cache(cache: Path, stamp: str, channels: int, verify: bool) -> Loaded 
             if facts.get("stamp") != stamp or (verify and facts.get("verified") != "true"):
                 return None
             tensors = {name: file.get_tensor(name) for name in TENSORS}
-        loaded = _as_loaded(tensors, json.loads(facts["classes"]), channels)
+        classes = json.loads(facts["classes"])
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("its classes are not a list of names")
+        train, test = (Images(tensors[f"{part}_images"], tensors[f"{part}_labels"]) for part in PARTS)
+        for split in (train, test):
+            images, labels = split.images, split.labels
+            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels or not images.numel():
+                raise ValueError(f"its images are not N x {channels} x H x W bytes")
+            fits = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
+            if not fits or not 0 <= labels.min() <= labels.max() < len(classes):
+                raise ValueError("its labels are not a class for each image")
+        if train.images.shape[1:] != test.images.shape[1:]:
+            raise ValueError("its splits have images of different sizes")
         if facts["checksum"] != _checksum(tensors, facts["classes"]):
             raise ValueError("its checksum is wrong")
     except FileNotFoundError:
@@ -65,23 +77,6 @@ def _read_cache(cache: Path, stamp: str, channels: int, verify: bool) -> Loaded 
     except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         log.warning("%s is damaged (%s); the dataset's files are read instead", cache, first_line(str(error)))
         return None
-    return loaded
-
-
-def _as_loaded(tensors: dict[str, Tensor], classes: Any, channels: int) -> Loaded:
-    """Return the splits and class names of a cache. ValueError if they don't fit together."""
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are not a list of names")
-    train, test = (Images(tensors[f"{part}_images"], tensors[f"{part}_labels"]) for part in PARTS)
-    for split in (train, test):
-        images, labels = split.images, split.labels
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels or not images.numel():
-            raise ValueError(f"its images are not N x {channels} x H x W bytes")
-        fits = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
-        if not fits or not 0 <= labels.min() <= labels.max() < len(classes):
-            raise ValueError("its labels are not a class for each image")
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise ValueError("its splits have images of different sizes")
     return Loaded(train, test, tuple(classes))
 
 

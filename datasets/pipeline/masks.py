@@ -210,20 +210,16 @@ def read_mask(path: str, palette: Palette | None = None) -> np.ndarray:
 
 
 def check_masks(parts: Mapping[str, MaskedFiles], classes: Sequence[str], exif_rotate: bool = False) -> None:
-    """Raise OSError for the first mask that differs in size from its image or has a label that is out of range.
-
-    Classes that no pixel of a part has are named in a warning.
-    """
+    """Raise OSError for the first mask that differs in size from its image or has a label that is out of range. Classes that no
+    pixel of a part has are named in a warning."""
     for part, split in parts.items():
         found = _labels_of_checked(split, len(classes), exif_rotate)
         warn_of_absent_classes("pixel", part, [name for label, name in enumerate(classes) if label not in found])
 
 
 def _labels_of_checked(split: MaskedFiles, n_classes: int, exif_rotate: bool) -> set[int]:
-    """Return the labels that occur.
-
-    Masks that passed are not read again: a digest of the files' names, sizes and times is kept in their folder, if writable.
-    """
+    """Return the labels that occur. Masks that passed are not read again: a digest of the files' names, sizes and times is kept
+    in their folder, if writable."""
     names = [os.fsdecode(name) for name in (*split.paths, *split.labels)]
     facts = [(name, status.st_size, status.st_mtime_ns) for name, status in ((name, os.stat(name)) for name in names)]
     palette = [part.tolist() for part in split.palette or ()]
@@ -232,10 +228,10 @@ def _labels_of_checked(split: MaskedFiles, n_classes: int, exif_rotate: bool) ->
     note, passed = Path(os.fsdecode(split.labels[0])).parent / CHECKED, dict[bytes, bytes]()
     if note.exists():
         try:
-            content = read_limited(note, MAX_LINE * MAX_PASSED)
-            if PASSED.sub(b"", content):
+            noted = read_limited(note, MAX_LINE * MAX_PASSED)
+            if PASSED.sub(b"", noted):
                 raise MalformedFile(note, "it is damaged")
-            lines = PASSED.finditer(content)
+            lines = PASSED.finditer(noted)
             passed = {line[1]: line[2] for line in lines if line[2] is not None}  # None: written by an older version
         except OSError as error:
             log.warning("%s; the masks are checked again", error)
