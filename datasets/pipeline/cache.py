@@ -102,7 +102,7 @@ def write_first(caches: Sequence[Path], write: bytes | Callable[[Path], Any]) ->
             cache.parent.mkdir(parents=True, exist_ok=True)
             replace_file(cache, write)
             break
-        except MalformedFile:  # what is copied, not the cache
+        except MalformedFile:  # of what is copied: another folder would not help
             raise
         except OSError as error:
             errors.append(error)
