@@ -79,10 +79,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
     content = read_limited(path, MAX_BYTES)
     try:
         entry = ArrayUnpickler(content).load()
-    except ForbiddenContent as error:
-        raise MalformedFile(path, f"refused: it is not a CIFAR file (it imports {error})") from error
     except pickle.UnpicklingError as error:
-        raise MalformedFile(path, f"refused: it is not a CIFAR file ({error})") from error
+        problem = f"it imports {error}" if isinstance(error, ForbiddenContent) else error
+        raise MalformedFile(path, f"refused: it is not a CIFAR file ({problem})") from error
     except ERRORS as error:
         raise MalformedFile(path, f"it can't be read, maybe it is truncated ({error or type(error).__name__})") from error
     if not isinstance(entry, dict) or not all(isinstance(name, str) for name in entry):
@@ -125,8 +124,7 @@ def _read(paths: Sequence[Path], label_key: str, n_classes: int) -> Images:
         found = found.tolist() if isinstance(found, np.ndarray) else found
         is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3072,)
         if pixels is None or not is_array or not isinstance(found, list) or not 0 < len(found) == len(pixels):
-            expected = f"n x 3072 bytes in 'data' and n numbers in {label_key!r}"
-            raise MalformedFile(path, f"it is not a CIFAR file: expected {expected}")
+            raise MalformedFile(path, f"it is not a CIFAR file: expected n x 3072 bytes in 'data' and n numbers in {label_key!r}")
         if not all(type(label) is int and 0 <= label < n_classes for label in found):
             raise MalformedFile(path, f"it holds a label outside 0 to {n_classes - 1}")
         images.append(torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()))
@@ -134,13 +132,10 @@ def _read(paths: Sequence[Path], label_key: str, n_classes: int) -> Images:
     return Images(torch.cat(images), torch.cat(labels))
 
 
+_CIFAR10, _CIFAR100 = (partial(load, fine_labels=fine) for fine in (False, True))
 _CIFAR = partial(DatasetSpec, channels=3, img_size=32, crop_padding=4, hflip=True)
 
 DATASETS = [
-    _CIFAR(
-        "CIFAR-10", partial(load, fine_labels=False), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), n_classes=10
-    ),
-    _CIFAR(
-        "CIFAR-100", partial(load, fine_labels=True), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), n_classes=100
-    ),
+    _CIFAR("CIFAR-10", _CIFAR10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), n_classes=10),
+    _CIFAR("CIFAR-100", _CIFAR100, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), n_classes=100),
 ]

@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 MAX_CLASSES = 10_000
 MAX_BYTES = 1 << 32  # of a file of annotations; COCO's has 450 MB
 
-
 LAYOUTS = {  # folders of images and their annotations; the first that exists is used
     "train": (
         ("train", "annotations/train.json"),
@@ -61,11 +60,8 @@ def load(
     """Names are relative to the data folder; null: found by LAYOUTS. Without val and test, `test_ratio` of the images are held
     out, the same ones for the same seed. `keep_empty` false omits images without objects from training. `drop_degenerate` omits
     boxes without an area, of which COCO has two, instead of raising an error."""
-    given = {
-        "train": (train_images, train_annotations),
-        "val": (val_images, val_annotations),
-        "test": (test_images, test_annotations),
-    }
+    given = {"train": (train_images, train_annotations), "val": (val_images, val_annotations)}
+    given["test"] = (test_images, test_annotations)
     files, parts, categories = {}, {}, {}
     for part, (images, annotations) in given.items():
         found = next((layout for layout in LAYOUTS[part] if os.path.lexists(source.root / layout[1])), None)
@@ -89,8 +85,8 @@ def load(
     check_classes(parts, classes)
     category_ids = None
     if any(category != number for category, number in numbers.items()):
-        n, file = len(numbers), files["train"]
-        log.info("%s: category ids are not all from 1 to 9,999: the classes 1 to %d are in their order", file, n)
+        words = "%s: category ids are not all from 1 to 9,999: the classes 1 to %d are in their order"
+        log.info(words, files["train"], len(numbers))
         category_ids = (None, *numbers)
     return from_parts(parts, tuple(classes), test_ratio, source.seed, category_ids)
 
@@ -114,7 +110,6 @@ def _read(images: Path, annotations: Path, drop_degenerate: bool) -> tuple[Boxed
         raise MalformedFile(annotations, f"it has {len(categories):,} categories; at most {MAX_CLASSES - 1:,} are supported")
     numbers = class_numbers(categories)
     rows: dict[int, list[list[float]]] = {image: [] for image in known}
-    n_dropped = 0
     for i, entry in enumerate(content["annotations"]):
         try:
             row = _row(entry, known, numbers, drop_degenerate)
@@ -122,9 +117,7 @@ def _read(images: Path, annotations: Path, drop_degenerate: bool) -> tuple[Boxed
             raise MalformedFile(annotations, f"{_title(entry, i)} {error}") from error
         if row is not None:
             rows[entry["image_id"]].append(row)
-        else:
-            n_dropped += 1
-    if n_dropped:
+    if n_dropped := len(content["annotations"]) - sum(map(len, rows.values())):
         log.warning("%s: %d boxes without an area are dropped", annotations, n_dropped)
     existing = {os.path.relpath(os.path.join(at, name), images) for at, _, names in os.walk(images) for name in names}
     for image in known.values():
@@ -149,9 +142,6 @@ def _row(entry: dict[str, Any], images: dict[int, Any], numbers: dict[int, int],
     if drop_degenerate:
         return None
     raise ValueError(f"has a box without an area, {entry['bbox']}; data.drop_degenerate omits such boxes")
-
-
-# The file of annotations
 
 
 def _is_number(value: Any, low: float = -MAX_SIDE, high: float = MAX_SIDE) -> bool:

@@ -18,13 +18,10 @@ def load(source: Source, *, test_ratio: float = 0.2) -> Loaded:
     digits = load_digits()
     images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(digits.target).long()
-    train, test = train_test_split(
-        torch.arange(len(labels)).numpy(), test_size=test_ratio, stratify=digits.target, random_state=source.seed % 2**32
-    )
+    indices = torch.arange(len(labels)).numpy()
+    train, test = train_test_split(indices, test_size=test_ratio, stratify=digits.target, random_state=source.seed % 2**32)
     whole = Images(images, labels)
     return Loaded(whole.subset(torch.from_numpy(train)), whole.subset(torch.from_numpy(test)), tuple("0123456789"))
 
 
-DATASETS = [
-    DatasetSpec("digits", load, channels=1, img_size=8, mean=(0.3053,), std=(0.3760,), n_classes=10, crop_padding=1),
-]
+DATASETS = [DatasetSpec("digits", load, channels=1, img_size=8, mean=(0.3053,), std=(0.3760,), n_classes=10, crop_padding=1)]

@@ -26,11 +26,11 @@ import numpy as np
 import psutil
 import torch
 
-from datasets.pipeline.cache import cache_paths, load_cached
+from datasets.pipeline.cache import cache_paths, load_cached, write_first
 from datasets.pipeline.cores import usable_cores
 from datasets.pipeline.images import IMAGE_ENDINGS, PACKAGES, EvaluationImages, log_rotated
 from datasets.pipeline.splits import PARTS, PHOTOGRAPHS, Files, Images, Loaded, Source, from_parts
-from models.loading.files import MalformedFile, first_line, one_line, open_regular, read_limited, replace_file, stays_inside
+from models.loading.files import MalformedFile, first_line, one_line, open_regular, read_limited, stays_inside
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ IMG_SIZE = 224
 WORDNET = re.compile(r"n\d{8}")
 MAX_LIST = 1 << 30  # bytes of a file for data.exclude
 RECENT = 2.0  # seconds; after a more recent change, another may follow with the same timestamp
-
 MANY = 5  # of which a message names no more
 
 Folders = dict[str, dict[str, Path]]  # the folder of each class, by split and name
@@ -46,34 +45,35 @@ Listing = dict[str, np.ndarray]  # of each split: names, relative to the data fo
 
 
 def load(source: Source, *, in_memory: bool = False, exclude: str | None = None, test_ratio: float = 0.2) -> Loaded:
-    """`exclude` names a file with one line for each image to skip, as tools/verify_dataset.py writes it.
-
-    Without a folder for validation or test, `test_ratio` of each class is held out, the same images for the same seed.
-    """
+    """`exclude` names a file with one line for each image to skip, as tools/verify_dataset.py writes it. Without a folder for
+    validation or test, `test_ratio` of each class is held out, the same images for the same seed."""
     root = source.root
     folders = class_folders(root)
     listing = _listing(root, folders)
-    _log_unread(root, json.loads(str(listing["unread"])))
+    if unread := Counter[str](json.loads(str(listing["unread"]))):
+        n = sum(unread.values())
+        level = logging.WARNING if unread.keys() & PACKAGES.keys() else logging.INFO
+        log.log(level, "%s: %s not read: %s", root, f"{n:,} file{'s' * (n > 1)}", _kinds(unread))
     if exclude is not None:
         listing = _without(listing, Path(exclude).expanduser(), folders)
     prefix = os.fsencode(root) + os.fsencode(os.sep)
-    splits = {
-        part: Files(np.char.add(prefix, listing[f"{part}_names"]), torch.from_numpy(listing[f"{part}_labels"]))
-        for part in folders
-    }
-    parts = {name: splits[folder] for name, folders_of in PARTS.items() for folder in folders_of if folder in splits}
+    parts = {}
+    for name, part in ((name, part) for name, parts_of in PARTS.items() for part in parts_of if part in folders):
+        parts[name] = Files(np.char.add(prefix, listing[f"{part}_names"]), torch.from_numpy(listing[f"{part}_labels"]))
     loaded = from_parts(parts, class_names(tuple(folders["train"])), test_ratio, source.seed, by_class=True)
     return _read_into_memory(loaded, source) if in_memory else loaded
 
 
 def class_folders(root: Path) -> Folders:
-    """Return the class folders of each split by name; if there are no splits, those in `root` as train. OSError if a split has
-    no class folders, or classes that train doesn't have.
+    """Return the class folders of each split by name; if there are no splits, those in `root` as train. OSError if a split has no
+    class folders, or classes that train doesn't have. A folder with the name of a split is one if it holds folders. Where none
+    is, it may be a class."""
 
-    A folder with the name of a split is one if it holds folders. Where none is, it may be a class.
-    """
-    at_root = _folders_in(root) if root.is_dir() else {}
-    inside = {part: _folders_in(at_root[part]) for names in PARTS.values() for part in names if part in at_root}
+    def folders_in(folder: Path) -> dict[str, Path]:
+        return {name: folder / name for name in _entries(folder)[0]}
+
+    at_root = folders_in(root) if root.is_dir() else {}
+    inside = {part: folders_in(at_root[part]) for names in PARTS.values() for part in names if part in at_root}
     if not any(inside.values()) and not at_root.keys() <= inside.keys():
         return {"train": at_root}
     if inside.get("test") == {}:  # as in many competitions, its images have no labels
@@ -93,14 +93,9 @@ def class_folders(root: Path) -> Folders:
     return inside
 
 
-def _folders_in(folder: Path) -> dict[str, Path]:
-    return {name: folder / name for name in _entries(folder)[0]}
-
-
 def _entries(folder: Path | str) -> tuple[list[str], list[str]]:
     """Return the names of the folders and of the files in a folder, sorted, without hidden ones."""
-    folders: list[str] = []
-    files: list[str] = []
+    folders, files = list[str](), list[str]()
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
@@ -127,16 +122,18 @@ def class_names(folders: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word if counts[word] == 1 else f"{word} ({folder})" for word, folder in zip(words, folders, strict=True))
 
 
-# The list of files
-
-
 def _listing(root: Path, folders: Folders) -> Listing:
     caches = cache_paths(root / "image-list", ".npz")
     for cache in caches:
         if (listing := _read_cache(cache, root, folders)) is not None:
             return listing
     listing, latest = _scan(root, folders)
-    if latest / 1e9 < time.time() - RECENT and not any(_write_cache(cache, listing) for cache in caches):
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **listing)  # type: ignore[arg-type]  # no part is called allow_pickle
+
+    if latest / 1e9 < time.time() - RECENT and len(write_first(caches, write)) == len(caches):
         log.info("neither %s nor %s can be written; the folder is listed each time", *caches)
     return listing
 
@@ -149,11 +146,9 @@ def _scan(root: Path, folders: Folders) -> tuple[Listing, int]:
     unread: Counter[str] = Counter()
     numbers = {name: number for number, name in enumerate(folders["train"])}
     for part, of_class in folders.items():
-        names, labels = [], []
-        part_folder = next(iter(of_class.values())).parent
-        unread.update(
-            f"{_ending(file)} outside of a class" for file in _entries(part_folder)[1] if _ending(file) in IMAGE_ENDINGS
-        )
+        names, labels, part_folder = [], [], next(iter(of_class.values())).parent
+        outside = [_ending(file) for file in _entries(part_folder)[1]]
+        unread.update(f"{ending} outside of a class" for ending in outside if ending in IMAGE_ENDINGS)
         for name, folder in of_class.items():
             found, others = [], Counter[str]()
             for inside, time_ns, files in _tree(folder, above=(root, part_folder)):
@@ -175,10 +170,8 @@ def _scan(root: Path, folders: Folders) -> tuple[Listing, int]:
 
 
 def _tree(top: Path, above: tuple[Path, ...]) -> list[tuple[str, int, list[str]]]:
-    """Return each folder from `top` down, with its time and the names of its files, in the order of torchvision's ImageFolder.
-
-    A folder that several links lead to counts once, and those `above` don't count, so that a cycle of links ends.
-    """
+    """Return each folder from `top` down, with its time and the names of its files, in the order of torchvision's ImageFolder. A
+    folder that several links lead to counts once, and those `above` don't count, so that a cycle of links ends."""
     seen = {(status.st_dev, status.st_ino) for status in map(os.stat, above)}
     found, waiting = [], [str(top)]
     while waiting:
@@ -199,13 +192,6 @@ def _ending(file: str) -> str:
 
 def _kinds(unread: Counter[str]) -> str:
     return _some([f"{n:,} {kind}" + (f" ({PACKAGES[kind]})" if kind in PACKAGES else "") for kind, n in unread.most_common()])
-
-
-def _log_unread(root: Path, unread: dict[str, int]) -> None:
-    if unread:
-        n = sum(unread.values())
-        level = logging.WARNING if unread.keys() & PACKAGES.keys() else logging.INFO
-        log.log(level, "%s: %s not read: %s", root, f"{n:,} file{'s' * (n > 1)}", _kinds(Counter(unread)))
 
 
 def _read_cache(cache: Path, root: Path, folders: Folders) -> Listing | None:
@@ -274,19 +260,6 @@ def _check(listing: Listing, root: Path, folders: Folders) -> None:
                 raise ValueError(f"{part} has names outside of its folders")
 
 
-def _write_cache(cache: Path, listing: Listing) -> bool:
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **listing)  # type: ignore[arg-type]  # no part is called allow_pickle
-
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(cache, write)
-    except OSError:
-        return False
-    return True
-
-
 def _without(listing: Listing, exclude: Path, folders: Folders) -> Listing:
     try:
         lines = read_limited(exclude, MAX_LIST).splitlines()
@@ -307,9 +280,6 @@ def _without(listing: Listing, exclude: Path, folders: Folders) -> Listing:
         log.warning("%d of the %d files in %s are not in the dataset", len(excluded) - n_skipped, len(excluded), exclude)
     log.info("%d images are left out (data.exclude)", n_skipped)
     return kept
-
-
-# In memory
 
 
 def _read_into_memory(loaded: Loaded, source: Source) -> Loaded:

@@ -58,10 +58,8 @@ def load_objects(
     difficulty: float = 0.5,
     max_objects: int = 3,
 ) -> Loaded:
-    """Load several objects per image. Masks and boxes have one more class: 0, background.
-
-    `size` null generates images at the size that the model sees, data.img_size; another size is resized to that.
-    """
+    """Load several objects per image. Masks and boxes have one more class: 0, background. `size` null generates images at the
+    size that the model sees, data.img_size; another size is resized to that."""
     if n_train < 1 or n_test < 1:
         raise ValueError(f"n_train and n_test are {n_train} and {n_test}; they must be at least 1")
     size = next(given for given in (size, source.img_size, IMG_SIZE) if given is not None)
@@ -410,18 +408,10 @@ CLUTTER_OUTLINES = {
 }
 OUTLINES = SHAPE_OUTLINES | CLUTTER_OUTLINES
 CLASSES, CLUTTER = tuple(SHAPE_OUTLINES), tuple(CLUTTER_OUTLINES)
-IMG_SIZE = 32
+IMG_SIZE, MEAN, STD = 32, (0.5,) * 3, (0.3,) * 3
 
 _SHAPES = partial(
-    DatasetSpec,
-    name="shapes",
-    channels=3,
-    img_size=IMG_SIZE,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.30, 0.30, 0.30),
-    crop_padding=2,
-    hflip=True,
-    any_size=True,
+    DatasetSpec, name="shapes", channels=3, img_size=IMG_SIZE, mean=MEAN, std=STD, crop_padding=2, hflip=True, any_size=True
 )
 
 DATASETS = [

@@ -17,21 +17,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datasets.pipeline.cache import cache_paths
+from datasets.pipeline.cache import cache_paths, write_first
 from datasets.pipeline.images import IMAGE_ENDINGS
 from datasets.pipeline.labels import TEST, TRAIN, VALID, Labels, make_splits, part_of_name
 from datasets.pipeline.places import part_of
 from datasets.pipeline.splits import PHOTOGRAPHS, Files, Loaded, Source
-from models.loading.files import (
-    MalformedFile,
-    first_line,
-    one_line,
-    open_regular,
-    read_json,
-    read_limited,
-    replace_file,
-    stays_inside,
-)
+from models.loading.files import MalformedFile, first_line, one_line, open_regular, read_json, read_limited, stays_inside
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +78,6 @@ def class_names(root: Path) -> tuple[str, ...] | None:
     return None
 
 
-# Shards
-
-
 def find_shards(root: Path, patterns: dict[int, str | None]) -> list[tuple[int, Path]]:
     """Return the shards with the split of each."""
     if any(patterns.values()):
@@ -105,9 +93,8 @@ def find_shards(root: Path, patterns: dict[int, str | None]) -> list[tuple[int, 
     named = [(part_of_name(path.name) if path.parent == root else part_of_name(path.parent.name), path) for path in found]
     with_part = [(part, path) for part, path in named if part is not None]
     if unused := [path for part, path in named if part is None and with_part]:
-        log.warning(
-            "%s: %d shards are not used, as their names begin with no split's; the first is %s", root, len(unused), unused[0]
-        )
+        n, first = len(unused), unused[0]
+        log.warning("%s: %d shards are not used, as their names begin with no split's; the first is %s", root, n, first)
     return with_part or [(TRAIN, path) for path in found]
 
 
@@ -132,26 +119,17 @@ def matching(root: Path, pattern: str) -> list[Path]:
     return found
 
 
-# The index of a shard
-
-
 def index_of(shard: Path, label_key: str | None) -> list[Entry]:
     """Return the entries of a shard, from its index or, if this is older or damaged, from its headers."""
-    facts = os.stat(shard)
+    facts, caches = os.stat(shard), cache_paths(shard, ".index")
     stamp = [LAYOUT, facts.st_size, facts.st_mtime_ns, label_key]
-    caches = cache_paths(shard, ".index")
     for cache in caches:
         if (entries := _read_index(cache, stamp, shard)) is not None:
             return entries
     entries = read_samples(shard, label_key)
     content = json.dumps([stamp, *(list(part) for part in zip(*entries, strict=True))]).encode()
-    for cache in caches:
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(cache, content)
-            return entries
-        except OSError as error:
-            log.info("%s can't be written (%s)", cache, error.strerror)
+    for cache, error in zip(caches, write_first(caches, content), strict=False):
+        log.info("%s can't be written (%s)", cache, error.strerror)
     return entries
 
 
@@ -231,7 +209,11 @@ def _label(content: bytes, key: str | None) -> Any:
 def members(shard: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """Yield the name, offset and size of each file in a tar; `file` is then at its content."""
     total, at, extended = os.fstat(file.fileno()).st_size, 0, dict[bytes, bytes]()
-    while (header := _block(file, at)) != bytes(512):
+    while True:
+        file.seek(at)
+        header = file.read(512)
+        if header == bytes(512):
+            break
         try:
             if len(header) < 512:
                 raise ValueError("it ends without the end mark of a tar file, so it may be truncated")
@@ -239,12 +221,9 @@ def members(shard: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
             if checksum is None or int(checksum[1], 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
                 raise ValueError("there is no header of an uncompressed tar file")
             size, kind, prefix = number_in(header[124:136]), header[156:157], header[345:500].rstrip(b"\0")
-            short = b"/".join(
-                part for part in (prefix if header[257:263] == b"ustar\0" else b"", header[:100].rstrip(b"\0")) if part
-            )
-            name = os.fsdecode(extended.get(b"path", short))
-            size = int(extended.get(b"size", size))
-            begin = at + 512
+            parts = (prefix if header[257:263] == b"ustar\0" else b"", header[:100].rstrip(b"\0"))
+            name = os.fsdecode(extended.get(b"path", b"/".join(filter(None, parts))))
+            size, begin = int(extended.get(b"size", size)), at + 512
             if not 0 <= size <= total - begin:
                 raise ValueError(f"{name} is truncated")
             if kind in (b"x", b"L", b"g"):
@@ -262,11 +241,6 @@ def members(shard: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
             extended = {}
     if file.read(1 << 20).strip(b"\0"):
         raise MalformedFile(shard, f"byte {at:,}: there is more after the end mark; it was made of several tar files")
-
-
-def _block(file: BinaryIO, at: int) -> bytes:
-    file.seek(at)
-    return file.read(512)
 
 
 def number_in(field: bytes) -> int:

@@ -22,16 +22,16 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
-from datasets.pipeline.cache import cache_paths
+from datasets.pipeline.cache import cache_paths, write_first
 from datasets.pipeline.labels import TRAIN, WORDS, Labels, make_splits, part_of_name
 from datasets.pipeline.places import part_of
 from datasets.pipeline.splits import PHOTOGRAPHS, Files, Loaded, Source
-from models.loading.files import MalformedFile, first_line, one_line, open_regular, replace_file, stays_inside
+from models.loading.files import MalformedFile, first_line, one_line, open_regular, stays_inside
 from models.loading.registry import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -48,12 +48,6 @@ N_READ = 64  # images at a time
 RESERVE = 1 << 28  # bytes of a disk that the copy leaves free
 
 
-class Columns(NamedTuple):
-    images: str
-    labels: list[str]
-    split: str | None
-
-
 def load(
     source: Source,
     *,
@@ -65,36 +59,39 @@ def load(
     split_column: str | None = None,
     test_ratio: float = 0.2,
 ) -> Loaded:
-    """Columns that are null are found by their names. `path_format` makes a path of a value, for example photos/{}.jpg.
-
-    For the task multilabel, one of `label_columns` holds lists, or text with `label_separator`; several hold 0 and 1. Without a
-    split for validation or testing, `test_ratio` of the samples are held out, the same ones for the same seed.
-    """
+    """Columns that are null are found by their names. `path_format` makes a path of a value, for example photos/{}.jpg. For the
+    task multilabel, one of `label_columns` holds lists, or text with `label_separator`; several hold 0 and 1. Without a split for
+    validation or testing, `test_ratio` of the samples are held out, the same ones for the same seed."""
     root = downloaded(source) if source.root.parts[:1] == ("hf:",) else source.root  # Path has merged the slashes of hf://
     tables = [(part, (Parquet if file.suffix.lower() == ".parquet" else Csv)(file)) for part, file in find_tables(root)]
     first = tables[0][1]
-    columns = choose_columns(first, several, path_column, label_columns, split_column)
+    of_images = first.choose("path_column", path_column, PATHS)
+    chosen, of_split = first.choose("label_columns", label_columns, LABELS), split_column or first.find(SPLITS)
+    of_labels = [chosen] if isinstance(chosen, str) else list(chosen)
+    if len(of_labels) > 1 and not several:
+        raise MalformedFile(first.file, "data.label_columns names several columns, which only task: multilabel reads")
     labels, places, parts = Labels(several, first.place), [], array("b")
     for part, table in tables:
-        in_table = table.holds_images(columns.images)
-        names = [*columns.labels, *([columns.split] if columns.split else []), *([] if in_table else [columns.images])]
+        in_table = table.holds_images(of_images)
+        names = [*of_labels, *([of_split] if of_split else []), *([] if in_table else [of_images])]
         paths, found = Paths(table.file, path_format), []
         for place, cells in table.rows(names):
             try:
                 if not in_table:
                     found.append(paths.checked(place, cells.pop()))
-                parts.append(_part(cells.pop()) if columns.split else part)
+                parts.append(_part(cells.pop()) if of_split else part)
                 labels.add(_labels_in(cells, several, label_separator), table.file, place)
             except ValueError as error:
                 raise labels.error(table.file, place, str(error)) from error
-        places.append(copied_images(table, columns.images) if isinstance(table, Parquet) and in_table else np.array(found))
+        places.append(copied_images(table, of_images) if isinstance(table, Parquet) and in_table else np.array(found))
         if not len(places[-1]):
             raise MalformedFile(table.file, "it has no rows")
-        paths.require_files()
-    class_names = columns.labels if len(columns.labels) > 1 else first.class_names(columns.labels[0])
+        if paths.n_missing:
+            raise OSError(f"{paths.missing}; {paths.n_missing:,} such")
+    class_names = of_labels if len(of_labels) > 1 else first.class_names(of_labels[0])
     targets, classes = labels.targets(class_names, source.n_classes)
-    split = f", splits from {columns.split}" if columns.split else ""
-    log.info("%s: images from the column %s, labels from %s%s", root, columns.images, ", ".join(columns.labels), split)
+    splits = f", splits from {of_split}" if of_split else ""
+    log.info("%s: images from the column %s, labels from %s%s", root, of_images, ", ".join(of_labels), splits)
     files = Files(np.concatenate(places), targets)
     return make_splits(files, np.frombuffer(parts, np.int8), classes, source, test_ratio, root)
 
@@ -110,9 +107,8 @@ def find_tables(root: Path) -> list[tuple[int, Path]]:
         if files:
             break
     else:
-        raise OSError(
-            f"{root}: no table; expected a file that ends in {', '.join(ENDINGS)}, or a folder with train.csv, val.csv ..."
-        )
+        expected = f"a file that ends in {', '.join(ENDINGS)}, or a folder with train.csv, val.csv ..."
+        raise OSError(f"{root}: no table; expected {expected}")
     if folder in below[:-1]:
         raise OSError(f"{root}: tables are in {', '.join(one.name for one in below[:5])}; name one folder with data.dataroot")
     tables = sorted((part, file) for file in files if (part := part_of_name(file.name)) is not None)
@@ -151,9 +147,6 @@ def downloaded(source: Source) -> Path:
     return Path(found) / inside
 
 
-# Columns
-
-
 class Table(ABC):
     """A file with named columns. `place` is the word for the place of a sample."""
 
@@ -188,19 +181,12 @@ class Table(ABC):
         by_lower = {name.lower(): name for name in reversed(self.header)}
         return next((by_lower[name] for name in usual if name in by_lower), None)
 
-
-def choose_columns(table: Table, several: bool, path: str | None, label: str | list[str] | None, split: str | None) -> Columns:
-    chosen = {"path_column": path or table.find(PATHS), "label_columns": label or table.find(LABELS)}
-    for key, usual in (("path_column", PATHS), ("label_columns", LABELS)):
-        if not chosen[key]:
-            there = ", ".join(table.header) or "none"
-            raise MalformedFile(
-                table.file, f"it has no column named {', '.join(usual[:3])} ...; name one of these with data.{key}: {there}"
-            )
-    labels = [chosen["label_columns"]] if isinstance(chosen["label_columns"], str) else list(chosen["label_columns"] or ())
-    if len(labels) > 1 and not several:
-        raise MalformedFile(table.file, "data.label_columns names several columns, which only task: multilabel reads")
-    return Columns(str(chosen["path_column"]), labels, split or table.find(SPLITS))
+    def choose(self, key: str, given: Any, usual: Sequence[str]) -> Any:
+        """Return the given columns, or the first with a usual name. `key` is the option that names them."""
+        if found := given or self.find(usual):
+            return found
+        there = f"name one of these with data.{key}: {', '.join(self.header) or 'none'}"
+        raise MalformedFile(self.file, f"it has no column named {', '.join(usual[:3])} ...; {there}")
 
 
 def _labels_in(cells: list[Any], several: bool, separator: str) -> Sequence[Any]:
@@ -234,7 +220,7 @@ class Paths:
             raise ValueError(f"path_format {path_format!r} has no {{}}, which stands for the value of the path column")
         self.path_format, self._table, self._folder = path_format, table, str(table.parent)
         self._there: dict[str, set[str]] = {}
-        self._missing, self._n_missing = "", 0
+        self.missing, self.n_missing = "", 0  # a message about the first, and their number
 
     def checked(self, place: int, value: Any) -> bytes:
         """Return the whole path. ValueError unless it is in the folder of the table."""
@@ -254,16 +240,9 @@ class Paths:
             entries = os.scandir(folder) if os.path.isdir(folder) else ()
             there = self._there[folder] = {entry.name for entry in entries if entry.is_file()}
         if name not in there and not os.path.isfile(whole):  # a disk may ignore case
-            self._missing = self._missing or f"{one_line(whole)} is missing; {self._table} names it ({place})"
-            self._n_missing += 1
+            self.missing = self.missing or f"{one_line(whole)} is missing; {self._table} names it ({place})"
+            self.n_missing += 1
         return os.fsencode(whole)
-
-    def require_files(self) -> None:
-        if self._n_missing:
-            raise OSError(f"{self._missing}; {self._n_missing:,} such")
-
-
-# Formats
 
 
 class Csv(Table):
@@ -370,35 +349,24 @@ def _has_bytes(kind: Any) -> bool:
     return "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
 
 
-# Images in parquet
-
-
 def copied_images(table: Parquet, column: str) -> np.ndarray:
     """Return the places of a column's images in a file that holds them one after the other. It is written unless it is there."""
     facts = os.stat(table.file)
     with open_regular(table.file) as file:
         file.seek(max(0, facts.st_size - (1 << 16)))  # the end describes the rest
         known = [column.encode(), struct.pack("<qq", facts.st_size, facts.st_mtime_ns), file.read()]
-    stamp, problems = hashlib.sha256(b"\0".join(known)).digest(), []
-    for cache in (caches := cache_paths(table.file, ".images")):
+    stamp, caches = hashlib.sha256(b"\0".join(known)).digest(), cache_paths(table.file, ".images")
+    for cache in caches:
         if (offsets := _offsets(cache, stamp)) is not None:
             break
     else:
-        for cache in caches:
-            try:
-                cache.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(cache, partial(_copy_images, table, column, stamp))
-                offsets = _offsets(cache, stamp)
-                break
-            except MalformedFile:
-                raise
-            except OSError as error:
-                problems.append(f"{cache.parent}: {error.strerror or error}")
-    if offsets is None:
-        raise OSError(f"{table.file}: there is no folder to copy its images to ({'; '.join(problems)})")
-    names, bounds = f"row %d of {table.file.name}", offsets.tolist()
-    pairs = enumerate(pairwise(bounds), start=1)
-    return np.array([part_of(str(cache), first, end - first, names % row) for row, (first, end) in pairs])
+        errors = write_first(caches, partial(_copy_images, table, column, stamp))
+        problems = [f"{cache.parent}: {error.strerror or error}" for cache, error in zip(caches, errors, strict=False)]
+        cache = caches[min(len(errors), 1)]
+        if len(errors) == len(caches) or (offsets := _offsets(cache, stamp)) is None:
+            raise OSError(f"{table.file}: there is no folder to copy its images to ({'; '.join(problems)})")
+    spans = enumerate(pairwise(offsets.tolist()), start=1)
+    return np.array([part_of(str(cache), first, end - first, f"row {row} of {table.file.name}") for row, (first, end) in spans])
 
 
 def _offsets(cache: Path, stamp: bytes) -> np.ndarray | None:

@@ -16,7 +16,7 @@ import logging
 import os
 import reprlib
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +40,20 @@ MASKS = ("SegmentationClass", "SegmentationClassAug")
 
 def load_masks(source: Source, *, year: int = 2012, train_set: str = "train", val_set: str = "val") -> Loaded:
     """`train_set` and `val_set` are files of ImageSets/Segmentation, such as train, trainaug, trainval, val."""
-    folder = find_folder(source.root, year)
-    train, val = (_masked(folder, name) for name in (train_set, val_set))
-    check_masks({train_set: train, val_set: val}, CLASSES, source.exif_rotate)
-    return Loaded(train, val, CLASSES)
+    folder, splits = find_folder(source.root, year), {}
+    for name in (train_set, val_set):
+        images, masks = [], []
+        for image in names_in(folder, "Segmentation", name):
+            path, candidates = folder / "JPEGImages" / f"{image}.jpg", [folder / kind / f"{image}.png" for kind in MASKS]
+            mask = next((mask for mask in candidates if mask.is_file()), None)
+            if mask is None or not path.is_file():
+                gone = one_line(candidates[0] if mask is None else path)
+                raise OSError(f"{gone} is missing; ImageSets/Segmentation/{name}.txt names it")
+            images.append(os.fsencode(path))
+            masks.append(os.fsencode(mask))
+        splits[name] = MaskedFiles(np.array(images), np.array(masks))
+    check_masks(splits, CLASSES, source.exif_rotate)
+    return Loaded(splits[train_set], splits[val_set], CLASSES)
 
 
 def load_boxes(
@@ -83,10 +93,14 @@ def load_boxes(
         log.warning("%s: %d boxes without an area are dropped", folder, objects.n_dropped)
     if not objects.numbers:
         raise OSError(f"{folder / 'Annotations'} has no object in the images of {', '.join(lists)}")
-    if known is None:
-        objects.sort_classes(rows for part in parts.values() for rows in part.labels)
-        log.info("%s: the classes are %s", folder, ", ".join(map(one_line, objects.numbers)))
-    classes = ["background", *objects.numbers]
+    classes = [*objects.numbers]
+    if known is None:  # number the classes in the order of their names
+        classes.sort()
+        order = np.array([0, *(1 + classes.index(name) for name in objects.numbers)], dtype=np.float32)
+        for rows in (rows for part in parts.values() for rows in part.labels):
+            rows[:, CLASS] = order[rows[:, CLASS].astype(int)]
+        log.info("%s: the classes are %s", folder, ", ".join(map(one_line, classes)))
+    classes = ["background", *classes]
     check_classes(parts, classes)
     return from_parts(parts, tuple(classes), test_ratio, source.seed)
 
@@ -95,10 +109,9 @@ def find_folder(root: Path, year: int) -> Path:
     for folder in (root, root / f"VOC{year}", root / "VOCdevkit" / f"VOC{year}"):
         if (folder / "JPEGImages").is_dir():
             return folder
-    raise OSError(
-        f"VOC{year} is not in {root}; unpack the archive of http://host.robots.ox.ac.uk/pascal/VOC/ so that there is "
-        f"{root / 'VOCdevkit' / f'VOC{year}' / 'JPEGImages'}, or name its folder with data.dataroot"
-    )
+    unpacked = root / "VOCdevkit" / f"VOC{year}" / "JPEGImages"
+    advice = f"unpack the archive of http://host.robots.ox.ac.uk/pascal/VOC/ so that there is {unpacked}"
+    raise OSError(f"VOC{year} is not in {root}; {advice}, or name its folder with data.dataroot")
 
 
 def names_in(folder: Path, kind: str, name: str, *, with_spaces: bool = False) -> list[str]:
@@ -119,19 +132,6 @@ def names_in(folder: Path, kind: str, name: str, *, with_spaces: bool = False) -
     if outside := next((image for image in found if not stays_inside(image)), None):
         raise MalformedFile(path, f"{outside} is not the name of an image in {folder / 'JPEGImages'}")
     return found
-
-
-def _masked(folder: Path, name: str) -> MaskedFiles:
-    images, masks = [], []
-    for image in names_in(folder, "Segmentation", name):
-        path, candidates = folder / "JPEGImages" / f"{image}.jpg", [folder / kind / f"{image}.png" for kind in MASKS]
-        mask = next((mask for mask in candidates if mask.is_file()), None)
-        if mask is None or not path.is_file():
-            gone = one_line(candidates[0] if mask is None else path)
-            raise OSError(f"{gone} is missing; ImageSets/Segmentation/{name}.txt names it")
-        images.append(os.fsencode(path))
-        masks.append(os.fsencode(mask))
-    return MaskedFiles(np.array(images), np.array(masks))
 
 
 def _boxed(folder: Path, origin: str, names: Sequence[str], objects: "_Objects") -> BoxedFiles:
@@ -190,14 +190,6 @@ class _Objects:
             return None
         extent = f"from {left:g} {top:g} to {right:g} {bottom:g}"
         raise ValueError(f"{name} has a box without an area, {extent}; data.drop_degenerate omits such boxes")
-
-    def sort_classes(self, objects: Iterable[np.ndarray]) -> None:
-        """Number the classes in the order of their names, here and in the rows."""
-        names = sorted(self.numbers)
-        order = np.array([0, *(1 + names.index(name) for name in self.numbers)], dtype=np.float32)
-        for rows in objects:
-            rows[:, CLASS] = order[rows[:, CLASS].astype(int)]
-        self.numbers = {name: number for number, name in enumerate(names, 1)}
 
 
 class _WithoutDoctype(ElementTree.TreeBuilder):

@@ -38,8 +38,13 @@ def load(source: Source, *, data_yaml: str | None = None, test_ratio: float = 0.
     Without val and test, `test_ratio` of the images are held out, the same ones for the same seed. `drop_degenerate` omits boxes
     without an area instead of raising an error."""
     root = Path(os.path.abspath(source.root))
-    file = root / data_yaml if data_yaml else _find_yaml(root)
-    images, names = _described(root, file) if file else _laid_out(root)
+    found = [root / data_yaml] if data_yaml else []
+    if not data_yaml:
+        found = sorted(path for path in root.glob("*") if path.suffix in (".yaml", ".yml") and not path.name.startswith("."))
+        found = [path for path in found if path.stem in ("data", "dataset")] or found
+    if len(found) > 1:
+        raise OSError(f"{root} holds {', '.join(one_line(path.name) for path in found)}; data.data_yaml names the one to use")
+    images, names = _described(root, found[0]) if found else _laid_out(root)
     labels = _Labels(root, names, drop_degenerate)
     parts = {part: labels.read(part, paths) for part, paths in images.items()}
     labels.warn_of_others(chain(*images.values()))
@@ -51,17 +56,6 @@ def load(source: Source, *, data_yaml: str | None = None, test_ratio: float = 0.
     classes = ("background", *names)
     check_classes(parts, classes)
     return from_parts(parts, classes, test_ratio, source.seed, category_ids=(None, *range(len(names))))
-
-
-# The lists of images
-
-
-def _find_yaml(root: Path) -> Path | None:
-    found = sorted(path for path in root.glob("*") if path.suffix in (".yaml", ".yml") and not path.name.startswith("."))
-    found = [path for path in found if path.stem in ("data", "dataset")] or found
-    if len(found) > 1:
-        raise OSError(f"{root} holds {', '.join(one_line(path.name) for path in found)}; data.data_yaml names the one to use")
-    return found[0] if found else None
 
 
 def _described(root: Path, file: Path) -> tuple[dict[str, list[str]], list[str] | None]:
@@ -162,9 +156,6 @@ def _laid_out(root: Path) -> tuple[dict[str, list[str]], list[str] | None]:
     return images, [line.strip() for line in _lines(file) if line.strip()] if file else None
 
 
-# The labels
-
-
 class _Labels:
     """Reads files of labels to the rows of boxes.py."""
 
@@ -175,16 +166,25 @@ class _Labels:
 
     def read(self, part: str, images: Sequence[str]) -> BoxedFiles:
         objects, n_missing = [], 0
-        for path in images:
+        for file in map(self._file_of, images):
+            lines, rows = list[str](), []
             try:
-                objects.append(self._objects(self._file_of(path)))
+                lines = _lines(file)
             except FileNotFoundError:
-                objects.append(np.empty((0, COLUMNS), np.float32))
                 n_missing += 1
+            for number, line in enumerate(lines, 1):
+                try:
+                    if values := line.split():
+                        rows.append(self._row(values))
+                except ValueError as error:
+                    raise MalformedFile(file, f"line {number}: {error}") from error
+            kept = dict.fromkeys(row for row in rows if row is not None)
+            self.n_dropped += rows.count(None)
+            self.n_repeated += len(rows) - rows.count(None) - len(kept)
+            objects.append(np.array([*kept], np.float32).reshape(-1, COLUMNS))
         if n_missing == len(images):
-            raise OSError(
-                f"none of the {len(images)} images in {part} has a file of labels, such as {one_line(self._file_of(images[0]))}"
-            )
+            such = one_line(self._file_of(images[0]))
+            raise OSError(f"none of the {len(images)} images in {part} has a file of labels, such as {such}")
         if n_missing:
             log.info("%d of the %d images in %s have no file of labels, so no objects", n_missing, len(images), part)
         return BoxedFiles(np.array([os.fsencode(path) for path in images]), objects, normalized=True)
@@ -201,20 +201,6 @@ class _Labels:
         before, is_in_images, after = image[len(self.root) :].rpartition(f"{os.sep}images{os.sep}")
         name = f"{before}{os.sep}labels{os.sep}{after}" if is_in_images else after
         return f"{self.root}{os.path.splitext(name)[0]}.txt"
-
-    def _objects(self, file: str) -> np.ndarray:
-        rows = []
-        for number, line in enumerate(_lines(file), 1):
-            try:
-                if values := line.split():
-                    rows.append(self._row(values))
-            except ValueError as error:
-                raise MalformedFile(file, f"line {number}: {error}") from error
-        kept = dict.fromkeys(row for row in rows if row is not None)
-        n_dropped = rows.count(None)
-        self.n_dropped += n_dropped
-        self.n_repeated += len(rows) - n_dropped - len(kept)
-        return np.array([*kept], np.float32).reshape(-1, COLUMNS)
 
     def _row(self, values: Sequence[str]) -> tuple[float, ...] | None:
         number, *place = map(float, values)

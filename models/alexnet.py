@@ -64,9 +64,8 @@ class AlexNet(nn.Module):
             raise ValueError(f"first_block is {first_block!r}; it can be imagenet or cifar10")
         smallest = 63 if first_block == "imagenet" else 7  # smaller images leave no map for the last pooling
         if img_size < smallest:
-            raise ValueError(
-                f"AlexNet with first_block {first_block} reads images of {smallest}x{smallest} and more; img_size is {img_size}"
-            )
+            readable = f"images of {smallest}x{smallest} and more"
+            raise ValueError(f"AlexNet with first_block {first_block} reads {readable}; img_size is {img_size}")
         channels = (96, 256, 384, 384, 256) if two_towers else (64, 192, 384, 256, 256)
         self.features = nn.Sequential(*_convolutions(in_channels, channels, first_block, two_towers))
         self.avgpool = nn.AdaptiveAvgPool2d(6)
@@ -82,10 +81,8 @@ class AlexNet(nn.Module):
         reductions = (4, 8, 16, 32) if first_block == "imagenet" else (1, 1, 2, 4)
         widths = (channels[0], channels[1], channels[4], channels[4])
         sources = (*(pooling - 1 for pooling in self.poolings), self.poolings[-1])
-        self.feature_info = [
-            {"num_chs": width, "reduction": reduction, "module": f"features.{i}"}
-            for width, reduction, i in zip(widths, reductions, sources, strict=True)
-        ]
+        maps = zip(widths, reductions, sources, strict=True)
+        self.feature_info = [{"num_chs": n, "reduction": reduction, "module": f"features.{i}"} for n, reduction, i in maps]
         if two_towers:
             layers_with_weights = [module for module in self.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
             for number, layer in enumerate(layers_with_weights, start=1):

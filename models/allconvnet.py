@@ -56,11 +56,8 @@ class AllConvNet(nn.Module):
         self.conv9 = nn.Conv2d(192, n_classes, kernel_size=1)
         self.last_relu = last_relu
         self.num_features = 192
-        self.feature_info = [
-            {"num_chs": 96, "reduction": 1, "module": "conv2"},
-            {"num_chs": 192, "reduction": 2, "module": "conv5"},
-            {"num_chs": 192, "reduction": 4, "module": "conv8"},
-        ]
+        maps = ((96, 1, "conv2"), (192, 2, "conv5"), (192, 4, "conv8"))
+        self.feature_info = [{"num_chs": channels, "reduction": reduction, "module": name} for channels, reduction, name in maps]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 assert module.bias is not None

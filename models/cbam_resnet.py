@@ -27,7 +27,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models.resnet import BasicBlock, Bottleneck, ResidualNetwork, Stem
+from models.resnet import DEPTHS, BasicBlock, Bottleneck, ResidualBlock, ResidualNetwork, Stem
 
 REDUCTION = 16
 AUTHORS_NAMES = (  # and the names here
@@ -76,35 +76,24 @@ class CBAM(nn.Module):
         return self.spatial(self.channel(x))
 
 
-class CBAMBasicBlock(BasicBlock):
-    """Two 3x3 convolutions, then the attention."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
-        super().__init__(in_channels, channels, stride)
-        self.cbam = CBAM(channels)
-        self.downsample = downsample  # assigned last, so that the order of the weights is the authors'
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.cbam(self.bn2(self.conv2(x)))
-        return self.relu(x + shortcut)
-
-
-class CBAMBottleneck(Bottleneck):
-    """1x1 to fewer channels, 3x3 there, 1x1 to four times as many, then the attention."""
+class CBAMBlock(ResidualBlock):
+    """What the two blocks of ResNet become: the attention scales what they add."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__(in_channels, channels, stride)
         self.cbam = CBAM(channels * self.expansion)
         self.downsample = downsample  # assigned last, so that the order of the weights is the authors'
 
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.cbam(self.bn3(self.conv3(x)))
-        return self.relu(x + shortcut)
+    def residual(self, x: Tensor) -> Tensor:
+        return self.cbam(super().residual(x))
+
+
+class CBAMBasicBlock(CBAMBlock, BasicBlock):
+    """Two 3x3 convolutions, then the attention."""
+
+
+class CBAMBottleneck(CBAMBlock, Bottleneck):
+    """1x1 to fewer channels, 3x3 there, 1x1 to four times as many, then the attention."""
 
 
 class CBAMResNet(ResidualNetwork):
@@ -130,18 +119,9 @@ class CBAMResNet(ResidualNetwork):
 
     def convert_pretrained(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the authors' weights; return others unchanged."""
-        renamed = {}
-        for key, value in weights.items():
-            for theirs, ours in AUTHORS_NAMES:
-                key = key.replace(theirs, ours)
-            renamed[key] = value
-        return renamed
+        for theirs, ours in AUTHORS_NAMES:
+            weights = {key.replace(theirs, ours): value for key, value in weights.items()}
+        return weights
 
 
-MODELS = {
-    "cbam_resnet18": partial(CBAMResNet, layers=(2, 2, 2, 2), bottleneck=False),
-    "cbam_resnet34": partial(CBAMResNet, layers=(3, 4, 6, 3), bottleneck=False),
-    "cbam_resnet50": partial(CBAMResNet, layers=(3, 4, 6, 3), bottleneck=True),
-    "cbam_resnet101": partial(CBAMResNet, layers=(3, 4, 23, 3), bottleneck=True),
-    "cbam_resnet152": partial(CBAMResNet, layers=(3, 8, 36, 3), bottleneck=True),
-}
+MODELS = {f"cbam_resnet{depth}": partial(CBAMResNet, **blocks) for depth, blocks in DEPTHS.items()}

@@ -114,9 +114,8 @@ class GoogLeNet(nn.Module):
             raise ValueError(f"transform_input is for the three colors of ImageNet; in_channels is {in_channels}")
         smallest = 15 if first_block == "imagenet" else 2  # smaller images leave no map for the pooling after 3b
         if img_size < smallest:
-            raise ValueError(
-                f"GoogLeNet with first_block {first_block} reads images of {smallest}x{smallest} and more; img_size is {img_size}"
-            )
+            readable = f"images of {smallest}x{smallest} and more"
+            raise ValueError(f"GoogLeNet with first_block {first_block} reads {readable}; img_size is {img_size}")
         self.transform_input = transform_input
         if first_block == "imagenet":
             self.conv1 = ConvBNReLU(in_channels, 64, 7, stride=2)
@@ -124,8 +123,7 @@ class GoogLeNet(nn.Module):
             self.maxpool2: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
         else:
             self.conv1 = ConvBNReLU(in_channels, 64, 3)
-            self.maxpool1 = nn.Identity()
-            self.maxpool2 = nn.Identity()
+            self.maxpool1, self.maxpool2 = nn.Identity(), nn.Identity()
         self.conv2 = ConvBNReLU(64, 64, 1)
         self.conv3 = ConvBNReLU(64, 192, 3)
 
@@ -159,8 +157,7 @@ class GoogLeNet(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        stages, _, _ = self._forward_body(x)
-        return stages
+        return self._forward_body(x)[0]
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.forward_stages(x)[-1]
@@ -176,8 +173,9 @@ class GoogLeNet(nn.Module):
 
     def _forward_body(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return the feature maps, and the two maps that the auxiliary heads read."""
-        if self.transform_input:
-            x = _from_imagenet_to_unit_range(x)
+        if self.transform_input:  # from colors normalized by ImageNet's mean and standard deviation to colors from -1 to 1
+            statistics = enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
+            x = torch.cat([x[:, i : i + 1] * (std / 0.5) + (mean - 0.5) / 0.5 for i, (mean, std) in statistics], dim=1)
         stem = self.conv1(x)
         c2 = self.conv3(self.conv2(self.maxpool1(stem)))
         c3 = self.inception3b(self.inception3a(self.maxpool2(c2)))
@@ -186,15 +184,6 @@ class GoogLeNet(nn.Module):
         c4 = self.inception4e(after_4d)
         c5 = self.inception5b(self.inception5a(self.maxpool4(c4)))
         return [stem, c2, c3, c4, c5], after_4a, after_4d
-
-
-def _from_imagenet_to_unit_range(x: Tensor) -> Tensor:
-    """Convert colors normalized by ImageNet's mean and standard deviation to colors from -1 to 1."""
-    colors = [
-        x[:, i : i + 1] * (std / 0.5) + (mean - 0.5) / 0.5
-        for i, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
-    ]
-    return torch.cat(colors, dim=1)
 
 
 MODELS = {"googlenet": GoogLeNet}

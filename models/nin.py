@@ -47,11 +47,8 @@ class NetworkInNetwork(nn.Module):
         self.cccp5 = nn.Conv2d(192, 192, kernel_size=1)
         self.cccp6 = nn.Conv2d(192, n_classes, kernel_size=1)
         self.num_features = 192
-        self.feature_info = [
-            {"num_chs": 96, "reduction": 1, "module": "cccp2"},
-            {"num_chs": 192, "reduction": 2, "module": "cccp4"},
-            {"num_chs": 192, "reduction": 4, "module": "cccp5"},
-        ]
+        maps = ((96, 1, "cccp2"), (192, 2, "cccp4"), (192, 4, "cccp5"))
+        self.feature_info = [{"num_chs": channels, "reduction": reduction, "module": name} for channels, reduction, name in maps]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 assert module.bias is not None

@@ -28,7 +28,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.resnet import Stem, conv1x1, conv3x3, make_stem
+from models.resnet import DEPTHS, Stem, conv1x1, conv3x3, make_stem
 
 
 class PreActBasicBlock(nn.Module):
@@ -162,10 +162,4 @@ class PreActResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-MODELS = {
-    "preactresnet18": partial(PreActResNet, layers=(2, 2, 2, 2), bottleneck=False),
-    "preactresnet34": partial(PreActResNet, layers=(3, 4, 6, 3), bottleneck=False),
-    "preactresnet50": partial(PreActResNet, layers=(3, 4, 6, 3), bottleneck=True),
-    "preactresnet101": partial(PreActResNet, layers=(3, 4, 23, 3), bottleneck=True),
-    "preactresnet152": partial(PreActResNet, layers=(3, 8, 36, 3), bottleneck=True),
-}
+MODELS = {f"preactresnet{depth}": partial(PreActResNet, **blocks) for depth, blocks in DEPTHS.items()}

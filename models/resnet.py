@@ -47,7 +47,23 @@ def make_stem(in_channels: int, first_block: Stem) -> tuple[nn.Conv2d, nn.Module
     raise ValueError(f"first_block is {first_block!r}; it can be imagenet or cifar10")
 
 
-class BasicBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """y = relu(x + f(x)); `residual` computes f, and `downsample` changes the shape of x where f does."""
+
+    expansion: int  # the output has that many times `channels` channels
+    relu: nn.Module
+    downsample: nn.Module | None
+    drop_path: StochasticDepth
+
+    def residual(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.drop_path(self.residual(x)) + shortcut)
+
+
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions."""
 
     expansion = 1
@@ -62,14 +78,12 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
         self.drop_path = StochasticDepth(0.0, "row")
 
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+    def residual(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
-        return self.relu(self.drop_path(x) + shortcut)
+        return self.bn2(self.conv2(x))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
     """1x1 to fewer channels, 3x3 there, 1x1 to four times as many.
 
     The 3x3 convolution has `inner` channels (by default `channels`) in `groups` groups.
@@ -99,12 +113,10 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
         self.drop_path = StochasticDepth(0.0, "row")
 
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+    def residual(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
-        return self.relu(self.drop_path(x) + shortcut)
+        return self.bn3(self.conv3(x))
 
 
 class ResidualNetwork(nn.Module):
@@ -193,10 +205,11 @@ class ResNet(ResidualNetwork):
                 nn.init.zeros_(block.bn3.weight if isinstance(block, Bottleneck) else block.bn2.weight)
 
 
-MODELS = {
-    "resnet18": partial(ResNet, layers=(2, 2, 2, 2), bottleneck=False),
-    "resnet34": partial(ResNet, layers=(3, 4, 6, 3), bottleneck=False),
-    "resnet50": partial(ResNet, layers=(3, 4, 6, 3), bottleneck=True),
-    "resnet101": partial(ResNet, layers=(3, 4, 23, 3), bottleneck=True),
-    "resnet152": partial(ResNet, layers=(3, 8, 36, 3), bottleneck=True),
+DEPTHS: dict[int, dict[str, Any]] = {  # table 1
+    18: {"layers": (2, 2, 2, 2), "bottleneck": False},
+    34: {"layers": (3, 4, 6, 3), "bottleneck": False},
+    50: {"layers": (3, 4, 6, 3), "bottleneck": True},
+    101: {"layers": (3, 4, 23, 3), "bottleneck": True},
+    152: {"layers": (3, 8, 36, 3), "bottleneck": True},
 }
+MODELS = {f"resnet{depth}": partial(ResNet, **blocks) for depth, blocks in DEPTHS.items()}

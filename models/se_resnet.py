@@ -26,7 +26,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.resnet import BasicBlock, Bottleneck, ResidualNetwork, Stem
+from models.resnet import DEPTHS, BasicBlock, Bottleneck, ResidualBlock, ResidualNetwork, Stem
 
 REDUCTION = 16
 LEGACY_NAMES = (("layer0.", ""), (".se_module.", ".se."), ("last_linear.", "fc."))  # in timm's legacy_seresnet*, and here
@@ -46,37 +46,26 @@ class SqueezeExcitation(nn.Module):
         return x * scale.sigmoid()
 
 
-class SEBasicBlock(BasicBlock):
-    """Two 3x3 convolutions, then the scaling."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
-        super().__init__(in_channels, channels, stride)
-        self.se = SqueezeExcitation(channels)
-        self.downsample = downsample  # assigned last, so that the order of the weights is timm's
-        self.legacy = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.bn2(self.conv2(x))
-        x = self.se(self.relu(x) if self.legacy else x)
-        return self.relu(x + shortcut)
-
-
-class SEBottleneck(Bottleneck):
-    """1x1 to fewer channels, 3x3 there, 1x1 to four times as many, then the scaling."""
+class SEBlock(ResidualBlock):
+    """What the two blocks of ResNet become: they scale the channels of what they add."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__(in_channels, channels, stride)
         self.se = SqueezeExcitation(channels * self.expansion)
         self.downsample = downsample  # assigned last, so that the order of the weights is timm's
+        self.legacy = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.se(self.bn3(self.conv3(x)))
-        return self.relu(x + shortcut)
+    def residual(self, x: Tensor) -> Tensor:
+        x = super().residual(x)
+        return self.se(self.relu(x) if self.legacy else x)
+
+
+class SEBasicBlock(SEBlock, BasicBlock):
+    """Two 3x3 convolutions, then the scaling."""
+
+
+class SEBottleneck(SEBlock, Bottleneck):
+    """1x1 to fewer channels, 3x3 there, 1x1 to four times as many, then the scaling."""
 
 
 class SEResNet(ResidualNetwork):
@@ -113,18 +102,9 @@ class SEResNet(ResidualNetwork):
             return weights
         if not self.legacy:
             raise ValueError("these are weights of a legacy_seresnet, whose strides differ: they need legacy=True")
-        renamed = {}
-        for key, value in weights.items():
-            for theirs, ours in LEGACY_NAMES:
-                key = key.replace(theirs, ours)
-            renamed[key] = value
-        return renamed
+        for theirs, ours in LEGACY_NAMES:
+            weights = {key.replace(theirs, ours): value for key, value in weights.items()}
+        return weights
 
 
-MODELS = {
-    "se_resnet18": partial(SEResNet, layers=(2, 2, 2, 2), bottleneck=False),
-    "se_resnet34": partial(SEResNet, layers=(3, 4, 6, 3), bottleneck=False),
-    "se_resnet50": partial(SEResNet, layers=(3, 4, 6, 3), bottleneck=True),
-    "se_resnet101": partial(SEResNet, layers=(3, 4, 23, 3), bottleneck=True),
-    "se_resnet152": partial(SEResNet, layers=(3, 8, 36, 3), bottleneck=True),
-}
+MODELS = {f"se_resnet{depth}": partial(SEResNet, **blocks) for depth, blocks in DEPTHS.items()}

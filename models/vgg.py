@@ -117,13 +117,6 @@ def _convolutions(in_channels: int, layers: Sequence[int], batch_norm: bool) -> 
     return nn.Sequential(*modules), feature_info
 
 
-MODELS = {
-    "vgg11": partial(VGG, layers=(1, 1, 2, 2, 2), batch_norm=False),
-    "vgg11_bn": partial(VGG, layers=(1, 1, 2, 2, 2), batch_norm=True),
-    "vgg13": partial(VGG, layers=(2, 2, 2, 2, 2), batch_norm=False),
-    "vgg13_bn": partial(VGG, layers=(2, 2, 2, 2, 2), batch_norm=True),
-    "vgg16": partial(VGG, layers=(2, 2, 3, 3, 3), batch_norm=False),
-    "vgg16_bn": partial(VGG, layers=(2, 2, 3, 3, 3), batch_norm=True),
-    "vgg19": partial(VGG, layers=(2, 2, 4, 4, 4), batch_norm=False),
-    "vgg19_bn": partial(VGG, layers=(2, 2, 4, 4, 4), batch_norm=True),
-}
+LAYERS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # table 1: A, B, D, E
+MODELS = {f"vgg{depth}": partial(VGG, layers=layers, batch_norm=False) for depth, layers in LAYERS.items()}
+MODELS |= {f"vgg{depth}_bn": partial(VGG, layers=layers, batch_norm=True) for depth, layers in LAYERS.items()}

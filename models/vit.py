@@ -96,12 +96,7 @@ class VisionTransformer(nn.Module):
     HEAD = ("head",)
     CLASSIFIERS = ("head",)
     FIRST_CONV = "patch_embed.proj"
-    TIMM_NAMES = {
-        "vit_tiny": "vit_tiny_patch16_224",
-        "vit_small": "vit_small_patch16_224",
-        "vit_base": "vit_base_patch16_224",
-        "vit_large": "vit_large_patch16_224",
-    }
+    TIMM_NAMES = {f"vit_{size}": f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")}
 
     def __init__(
         self,
@@ -150,10 +145,8 @@ class VisionTransformer(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the tokens, B N D, the class token first."""
         if x.shape[-2:] != (self.img_size, self.img_size):
-            raise ValueError(
-                f"this model reads images of {self.img_size}x{self.img_size}, as its position embedding does; "
-                f"got {x.shape[-2]}x{x.shape[-1]}"
-            )
+            own = f"images of {self.img_size}x{self.img_size}, as its position embedding does"
+            raise ValueError(f"this model reads {own}; got {x.shape[-2]}x{x.shape[-1]}")
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.dropout(x + self.pos_embed)
@@ -167,22 +160,19 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def convert_pretrained(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resize the position embedding of weights for another image size."""
+        """Interpolate the grid of learned positions for another image size (section 3.2), except the class token's."""
         positions = weights.get("pos_embed")
         if positions is None or positions.shape == self.pos_embed.shape:
             return weights
-        return {**weights, "pos_embed": resize_positions(positions, self.side)}
-
-
-def resize_positions(positions: Tensor, side: int) -> Tensor:
-    """Interpolate the grid of learned positions (section 3.2); the class token's position stays unchanged."""
-    of_class, of_patches = positions[:, :1], positions[:, 1:]
-    old_side = math.isqrt(of_patches.shape[1])
-    if old_side**2 != of_patches.shape[1]:
-        raise ValueError(f"pos_embed holds {positions.shape[1]} positions, not those of a class token and a square of patches")
-    grid = of_patches.transpose(1, 2).unflatten(2, (old_side, old_side)).float()  # 1 N D -> 1 D H W
-    grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
-    return torch.cat([of_class, grid.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)  # 1 D H W -> 1 N D
+        of_class, of_patches = positions[:, :1], positions[:, 1:]
+        side = math.isqrt(of_patches.shape[1])
+        if side**2 != of_patches.shape[1]:
+            problem = f"{positions.shape[1]} positions, not those of a class token and a square of patches"
+            raise ValueError(f"pos_embed holds {problem}")
+        grid = of_patches.transpose(1, 2).unflatten(2, (side, side)).float()  # 1 N D -> 1 D H W
+        grid = F.interpolate(grid, size=(self.side, self.side), mode="bicubic", antialias=True)
+        patches = grid.flatten(2).transpose(1, 2).to(positions.dtype)  # 1 D H W -> 1 N D
+        return {**weights, "pos_embed": torch.cat([of_class, patches], dim=1)}
 
 
 MODELS = {

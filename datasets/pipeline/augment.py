@@ -71,7 +71,12 @@ class CropAndFlip:
                 self._epoch, (self._begin, self._mirrored) = epoch, self._drawn(epoch, every, every)
             begin, mirrored = self._begin.index_select(0, samples), self._mirrored.index_select(0, samples)
         images = self.windows.index_select(0, begin)
-        return _mirror_where(mirrored, images) if self.hflip else images
+        if not self.hflip:
+            return images
+        # torch.where is as fast per 8-byte element as per byte, so it gets long words
+        word = torch.int64 if images[0].numel() % 8 == 0 else images.dtype
+        as_they_are, flipped = (x.flatten(1).view(word) for x in (images, images.flip(-1)))
+        return torch.where(mirrored.unsqueeze(1), flipped, as_they_are).view(images.dtype).view(images.shape)
 
     def _drawn(self, epoch: int, samples: Tensor, counters: Tensor) -> tuple[Tensor, Tensor]:
         """Draw where each sample's window begins and whether it is mirrored."""
@@ -84,18 +89,9 @@ class CropAndFlip:
         return samples * self.image_bytes + y * self.row + x, mirrored
 
 
-def _mirror_where(mirrored: Tensor, images: Tensor) -> Tensor:
-    """Mirror the images that `mirrored` selects. torch.where is as fast per 8-byte element as per byte, so it gets long words."""
-    word = torch.int64 if images[0].numel() % 8 == 0 else images.dtype
-    as_they_are, flipped = (x.flatten(1).view(word) for x in (images, images.flip(-1)))
-    return torch.where(mirrored.unsqueeze(1), flipped, as_they_are).view(images.dtype).view(images.shape)
-
-
 class ColorJitter:
-    """Brightness, contrast and saturation, in this order, each changed by a factor from 1 - strength to 1 + strength.
-
-    The result of uint8 images is floats from 0 to 255: rounding would lose precision before normalization.
-    """
+    """Brightness, contrast and saturation, in this order, each changed by a factor from 1 - strength to 1 + strength. The result
+    of uint8 images is floats from 0 to 255: rounding would lose precision before normalization."""
 
     def __init__(self, strength: float, seed: int) -> None:
         self.strength, self.seed = strength, seed
@@ -128,12 +124,10 @@ class Cutout:
 
     def __call__(self, epoch: int, samples: Tensor, images: Tensor) -> Tensor:
         vertical, horizontal = draws(self.seed ^ CUTOUT, epoch, samples, 2)
-        rows = self._covered(below(vertical, images.shape[-2]), images.shape[-2])
-        columns = self._covered(below(horizontal, images.shape[-1]), images.shape[-1])
+        covered = []  # B x H, true for the rows that the square covers, and B x W
+        for bits, length in ((vertical, images.shape[-2]), (horizontal, images.shape[-1])):
+            begin = (below(bits, length) - self.side // 2).unsqueeze(1)
+            place = torch.arange(length, device=bits.device)
+            covered.append((place >= begin) & (place < begin + self.side))
+        rows, columns = covered
         return images.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0)
-
-    def _covered(self, center: Tensor, length: int) -> Tensor:
-        """Return B x length, true for the rows (or columns) that the square covers."""
-        begin = (center - self.side // 2).unsqueeze(1)
-        place = torch.arange(length, device=center.device)
-        return (place >= begin) & (place < begin + self.side)

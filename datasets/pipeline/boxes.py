@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from datasets.pipeline.augment import AUGMENT, ColorJitter
 from datasets.pipeline.counters import below, derive, draws
-from datasets.pipeline.images import UPRIGHT, ImageFile, Request, UnreadableImage, jitter, seeded
+from datasets.pipeline.images import UPRIGHT, ImageFile, Request, UnreadableImage, distorted, jitter
 from datasets.pipeline.loaders import EvalLoader, FileEvaluation, FileTraining, InMemoryEvaluation, TrainLoader
 from datasets.pipeline.order import Order
 from datasets.pipeline.places import shown
@@ -40,12 +40,8 @@ Batch = tuple[list[Tensor], list[Target]]
 
 
 def as_target(objects: Tensor) -> Target:
-    return {
-        "boxes": objects[:, :4].float(),
-        "labels": objects[:, CLASS].long(),
-        "iscrowd": objects[:, CROWD].bool(),
-        "area": objects[:, AREA].float(),
-    }
+    boxes, area = objects[:, :4].float(), objects[:, AREA].float()
+    return {"boxes": boxes, "labels": objects[:, CLASS].long(), "iscrowd": objects[:, CROWD].bool(), "area": area}
 
 
 def clipped(box: Sequence[float], width: float, height: float) -> list[float]:
@@ -81,12 +77,8 @@ class Unscaled:
     def undo(images: Tensor | Sequence[Tensor]) -> Tensor:
         """Pad the images of a batch to a common size, in white."""
         height, width = (max(image.shape[i] for image in images) for i in (-2, -1))
-        return torch.stack(
-            [F.pad(image, [0, width - image.shape[-1], 0, height - image.shape[-2]], value=1.0) for image in images]
-        )
-
-
-# In memory
+        missing = [(width - image.shape[-1], height - image.shape[-2]) for image in images]
+        return torch.stack([F.pad(image, [0, x, 0, y], value=1.0) for image, (x, y) in zip(images, missing, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -125,9 +117,6 @@ def _batch_of_tensors(images: Tensor, objects: Tensor) -> Batch:
     return list(images / 255), [as_target(of_image[of_image[:, CLASS] > 0]) for of_image in objects]
 
 
-# In files
-
-
 @dataclass(frozen=True)
 class BoxedFiles(Files):
     labels: list[np.ndarray]  # of each image M COLUMNS, float32
@@ -152,21 +141,16 @@ def _batch_of_lists(images: list[Tensor], objects: list[Tensor]) -> Batch:
 def opened(path: bytes, rows: np.ndarray, normalized: bool, exif_rotate: bool) -> tuple[ImageFile, np.ndarray]:
     """Open an image and return it with its rows in pixels. With `exif_rotate`, their boxes are those of the turned image."""
     file = ImageFile(os.fsdecode(path), exif_rotate)
-    if normalized:
-        return file, in_pixels(rows, file.width, file.height)
+    if normalized:  # fractions of the image's sides
+        scaled = rows.copy()
+        scaled[:, :4] *= (file.width, file.height, file.width, file.height)
+        scaled[:, AREA] = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
+        return file, scaled
     right, bottom = rows[:, 2:4].max(0, initial=0)
     if file.turn is not UPRIGHT and (right > file.width + TOLERANCE or bottom > file.height + TOLERANCE):
         size = f"{file.width}x{file.height} after data.exif_rotate turned it"
         raise UnreadableImage(f"{shown(file.path)} is {size}, and a box in it extends to {right:g} {bottom:g}")
     return file, rows
-
-
-def in_pixels(objects: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return the rows in pixels of rows whose boxes are fractions of an image's sides. The area is that of the box."""
-    scaled = objects.copy()
-    scaled[:, :4] *= (width, height, width, height)
-    scaled[:, AREA] = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
-    return scaled
 
 
 def read_for_evaluation(request: Request, *, normalized: bool = False, exif_rotate: bool = False) -> tuple[Packed, Packed]:
@@ -187,17 +171,14 @@ class ReadForTraining:
 
     def __call__(self, request: Request) -> tuple[Packed, Packed]:
         (bits,) = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), 1)
-        images, objects = [], []
-        flips = (below(bits, 2) == 1).tolist()
+        images, objects, flips = [], [], (below(bits, 2) == 1).tolist()
         for path, rows, sample, is_mirrored in zip(request.paths, request.targets, request.samples.tolist(), flips, strict=True):
             file, rows = opened(path, rows, self.normalized, self.exif_rotate)
             image = tv_tensors.Image(file.tensor())
             boxes = tv_tensors.BoundingBoxes(torch.from_numpy(rows[:, :4]), format="XYXY", canvas_size=tuple(image.shape[-2:]))
             if self.hflip and is_mirrored:
                 image, boxes = (v2.functional.horizontal_flip(part) for part in (image, boxes))
-            for distort in self.jitter:
-                with seeded(derive(self.seed, AUGMENT, request.epoch, sample)):
-                    image = distort(image)
+            image = distorted(image, self.jitter, derive(self.seed, AUGMENT, request.epoch, sample))
             images.append(image.as_subclass(Tensor))
             objects.append(torch.cat([boxes.as_subclass(Tensor), torch.from_numpy(rows[:, 4:])], dim=1))
         return Packed.of(images), Packed.of(objects)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -43,7 +43,6 @@ N_SAMPLED = 100  # files whose orientation is looked at before a training
 MOST_DROPPED = 32  # rows or columns, in _part
 MOST_OBLONG = 4  # times as long as wide: of longer images, evaluations scale only the center
 PILLOW_MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels, an error, is at twice the size of the warning
 
@@ -105,10 +104,8 @@ class Request:
 
 class ImageFile:
     """A file, or a part of one (places.py), in memory. The size of its image is available before the pixels are decoded.
-
-    `exif_rotate` turns it as the camera's EXIF data say. Published accuracies were measured without. Pillow does it by itself
-    for TIFF and HEIC.
-    """
+    `exif_rotate` turns it as the camera's EXIF data say. Published accuracies were measured without. Pillow does it by itself for
+    TIFF and HEIC."""
 
     def __init__(self, path: str, exif_rotate: bool = False) -> None:
         self.path = path
@@ -125,7 +122,12 @@ class ImageFile:
                 raise Image.DecompressionBombError
             if not self.columns * self.rows:
                 raise ValueError("it has no pixels")
-        self.turn = self._turn() if exif_rotate else UPRIGHT
+        self.turn = UPRIGHT
+        if exif_rotate:
+            with suppress(Exception):  # damaged EXIF data raise exceptions of many types, and the picture may be fine
+                image = self._opened()
+                orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+                self.turn = UPRIGHT if image.format == "TIFF" else TURNS.get(orientation, UPRIGHT)
         self.height, self.width = (self.columns, self.rows) if self.turn.transposed else (self.rows, self.columns)
 
     def decode(self) -> Image.Image:
@@ -139,10 +141,8 @@ class ImageFile:
 
     def pixels(self, shrink: int = 1, n_rows: int | None = None) -> np.ndarray:
         """Decode to H W C in RGB, not turned. For most JPEGs, `shrink` 2, 4 or 8 saves time by decoding at that fraction of the
-        size, and `n_rows` by decoding only the upper rows, and a few more of which the last ones may be inexact.
-
-        libjpeg-turbo decodes plain JPEGs, with the settings of Pillow and faster. Pillow decides about those with flaws.
-        """
+        size, and `n_rows` by decoding only the upper rows, and a few more of which the last ones may be inexact. libjpeg-turbo
+        decodes plain JPEGs, with the settings of Pillow and faster. Pillow decides about those with flaws."""
         if self.is_plain_jpeg:
             data, height = self._with_rows((n_rows or self.rows) + shrink)
             shape = (-(-height // shrink), -(-self.columns // shrink))
@@ -159,7 +159,12 @@ class ImageFile:
         with self._naming_the_file():
             image = self._opened()
             image.load()
-            return image if image.mode == "RGB" else _in_8_bits(image).convert("RGB")
+            if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+                raise ValueError(f"its gray levels are numbers of mode {image.mode}, of unknown range; 8 and 16 bits can be read")
+            if image.mode.startswith("I"):  # 16 bits, which `convert` would clip; in color, Pillow has dropped the lower 8
+                levels, highest = np.array(image, np.uint32), 2 ** getattr(image, "tag_v2", {}).get(258, (16,))[0] - 1
+                image = Image.fromarray(((levels * 255 + highest // 2) // highest).astype(np.uint8))
+            return image if image.mode == "RGB" else image.convert("RGB")
 
     def turned(self, pixels: Tensor) -> Tensor:
         """Turn a part of the decoded image, C H W."""
@@ -184,18 +189,12 @@ class ImageFile:
         return b"".join((before, frame % (n.to_bytes(2, "big"), width), after)), n
 
     def _opened(self) -> Image.Image:
-        is_heif = HAS_HEIF and self.data[4:8] == b"ftyp"
-        if is_heif:
-            _register_heif()
-        return Image.open(io.BytesIO(self.data), formats=(*IMAGE_FORMATS, "HEIF") if is_heif else IMAGE_FORMATS)
+        if HAS_HEIF and self.data[4:8] == b"ftyp":
+            from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]  # optional
 
-    def _turn(self) -> Turn:
-        try:
-            image = self._opened()
-            orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
-            return UPRIGHT if image.format == "TIFF" else TURNS.get(orientation, UPRIGHT)
-        except Exception:  # damaged EXIF data raise exceptions of many types, and the picture may be fine
-            return UPRIGHT
+            register_heif_opener()
+            return Image.open(io.BytesIO(self.data), formats=(*IMAGE_FORMATS, "HEIF"))
+        return Image.open(io.BytesIO(self.data), formats=IMAGE_FORMATS)
 
     @contextmanager
     def _naming_the_file(self) -> Iterator[None]:
@@ -207,24 +206,6 @@ class ImageFile:
             raise UnreadableImage(f"{shown(self.path)}: this image can't be read ({problem})") from error
         except Exception as error:  # Pillow's decoders raise exceptions of any type
             raise UnreadableImage(f"{shown(self.path)}: this image can't be read ({problem_of(error)})") from error
-
-
-@cache
-def _register_heif() -> None:
-    import pillow_heif  # type: ignore[import-not-found, unused-ignore]  # optional
-
-    pillow_heif.register_heif_opener()
-
-
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Scale gray levels of 16 bits, which `convert` would clip. In color, Pillow has already dropped the lower 8 bits."""
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
-        return image
-    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # of a TIFF
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise ValueError(f"its gray levels are numbers of mode {image.mode}, of unknown range; 8 and 16 bits can be read")
-    levels, highest = np.array(image, np.uint32), 2**bits - 1
-    return Image.fromarray(((levels * 255 + highest // 2) // highest).astype(np.uint8))
 
 
 def log_rotated(paths: np.ndarray) -> None:
@@ -250,8 +231,7 @@ class EvaluationImages:
 
     @classmethod
     def of(cls, prepare: Preparation) -> "EvaluationImages":
-        options = prepare.img_size, prepare.crop_pct, prepare.interpolation, prepare.exif_rotate, prepare.resize_by_torch
-        return cls(*options)
+        return cls(prepare.img_size, prepare.crop_pct, prepare.interpolation, prepare.exif_rotate, prepare.resize_by_torch)
 
     def __call__(self, request: Request, out: Tensor) -> None:
         for path, into in zip(request.paths, out, strict=True):
@@ -311,7 +291,10 @@ class TrainingImages:
         self.scale, self.hflip, self.interpolation, self.seed = prepare.scale, prepare.hflip, prepare.interpolation, seed
         self.erasing, self.exif_rotate = prepare.erasing, prepare.exif_rotate
         self.mean = torch.tensor(prepare.mean).mul(255).round().to(torch.uint8).view(3, 1, 1)
-        self.distortions = _distortions(prepare.policy, prepare.magnitude, prepare.color_jitter)
+        randaugment, bilinear = partial(v2.RandAugment, magnitude=prepare.magnitude), v2.InterpolationMode.BILINEAR
+        policies = {"randaugment": randaugment, "trivialaugment": v2.TrivialAugmentWide, "augmix": v2.AugMix}
+        policy = [policies[prepare.policy](interpolation=bilinear)] if prepare.policy else []
+        self.distortions = [*policy, *jitter(prepare.color_jitter)]
 
     def __call__(self, request: Request, out: Tensor) -> None:
         bits = draws(self.seed ^ AUGMENT, request.epoch, torch.from_numpy(request.samples), self.ERASE.stop)
@@ -320,13 +303,15 @@ class TrainingImages:
             image = self._cropped(ImageFile(os.fsdecode(path), self.exif_rotate), out.shape[-1], of_sample[self.CROP])
             if self.hflip and of_sample[self.FLIP] < 0.5:
                 image = image.flip(-1)
-            if self.distortions:
-                with seeded(derive(self.seed, AUGMENT, request.epoch, sample)):
-                    for distort in self.distortions:
-                        image = distort(image)
+            image = distorted(image, self.distortions, derive(self.seed, AUGMENT, request.epoch, sample))
             np.copyto(into.numpy(), image.numpy())
-            if self.erasing:
-                self._erase(into, *of_sample[self.ERASE])
+            draw, area, ratio, y, x = of_sample[self.ERASE]
+            if draw < self.erasing:  # fill 2 % to 33 % of the area, of an aspect ratio from 0.3 to 1 / 0.3, with the mean color
+                img_size = out.shape[-1]
+                side, stretch = img_size * math.sqrt(0.02 + 0.31 * area), 0.3 ** (ratio - 0.5)
+                height, width = (min(round(length), img_size) for length in (side * stretch, side / stretch))
+                top, left = int(y * (img_size - height + 1)), int(x * (img_size - width + 1))
+                into[:, top : top + height, left : left + width] = self.mean
 
     def _cropped(self, file: ImageFile, img_size: int, numbers: Sequence[float]) -> Tensor:
         box = random_box(file.height, file.width, self.scale, numbers)
@@ -341,23 +326,11 @@ class TrainingImages:
             return file.turned(_part(crop, box, scale, img_size, self.interpolation))
         return file.turned(_interpolated(torch.from_numpy(crop).permute(2, 0, 1), self.interpolation, size=(img_size, img_size)))
 
-    def _erase(self, image: Tensor, draw: float, area: float, ratio: float, y: float, x: float) -> None:
-        """Fill a rectangle, of 2 % to 33 % of the area and an aspect ratio from 0.3 to 1 / 0.3, with the mean color."""
-        if draw >= self.erasing:
-            return
-        img_size = image.shape[-1]
-        side, stretch = img_size * math.sqrt(0.02 + 0.31 * area), 0.3 ** (ratio - 0.5)
-        height, width = (min(round(length), img_size) for length in (side * stretch, side / stretch))
-        top, left = int(y * (img_size - height + 1)), int(x * (img_size - width + 1))
-        image[:, top : top + height, left : left + width] = self.mean
-
 
 def _part(crop: np.ndarray, box: Box, shrink: int, size: int, interpolation: str) -> Tensor:
-    """Scale a box of a picture that was decoded at 1 / `shrink` of its size. `crop` has the pixels that the box touches.
-
-    The box may begin at a fraction of a pixel, but torch's kernel begins at a whole one. So a few more rows and columns are
-    computed, as many as begin closest to a whole pixel, and dropped. The center of the box is then exact, and its ends nearly.
-    """
+    """Scale a box of a picture that was decoded at 1 / `shrink` of its size. `crop` has the pixels that the box touches. The box
+    may begin at a fraction of a pixel, but torch's kernel begins at a whole one. So a few more rows and columns are computed, as
+    many as begin closest to a whole pixel, and dropped. The center of the box is then exact, and its ends nearly."""
     dropped, padding, factors = [], [], []
     for first, n_pixels in (box[::2], box[1::2]):
         offset, length = first % shrink / shrink, n_pixels / shrink
@@ -373,10 +346,8 @@ def _part(crop: np.ndarray, box: Box, shrink: int, size: int, interpolation: str
 
 def random_box(height: int, width: int, scale: tuple[float, float], numbers: Sequence[float]) -> Box:
     """Draw a box as torchvision's RandomResizedCrop does: its area within `scale`, its aspect ratio from 3/4 to 4/3, anywhere.
-
     `numbers` are uniform from 0 to 1: two for the position, then an area and a ratio for each try. If no box fits, return the
-    largest centered one with an allowed ratio.
-    """
+    largest centered one with an allowed ratio."""
     y, x, *tries = numbers
     low, high = scale
     for area, ratio in zip(tries[::2], tries[1::2], strict=True):
@@ -389,27 +360,20 @@ def random_box(height: int, width: int, scale: tuple[float, float], numbers: Seq
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def _distortions(policy: str | None, magnitude: int, color_jitter: float) -> list[v2.Transform]:
-    bilinear = v2.InterpolationMode.BILINEAR
-    policies = {
-        "randaugment": lambda: v2.RandAugment(magnitude=magnitude, interpolation=bilinear),
-        "trivialaugment": lambda: v2.TrivialAugmentWide(interpolation=bilinear),
-        "augmix": lambda: v2.AugMix(interpolation=bilinear),
-    }
-    return [*([policies[policy]()] if policy else []), *jitter(color_jitter)]
-
-
 def jitter(strength: float) -> list[v2.Transform]:
     """Return the change of brightness, contrast and saturation, or nothing for strength 0."""
     return [v2.ColorJitter(strength, strength, strength)] if strength else []
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generator, from which torchvision draws, and restore its state afterwards."""
+def distorted(image: Tensor, distortions: Sequence[v2.Transform], seed: int) -> Tensor:
+    """Apply the distortions. They draw from torch's global generator, which is seeded for them and restored afterwards."""
+    if not distortions:
+        return image
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
-        yield
+        for distort in distortions:
+            image = distort(image)
     finally:
         torch.set_rng_state(state)
+    return image

@@ -31,10 +31,8 @@ def part_of_name(name: str) -> int | None:
 
 
 class Labels:
-    """The labels of samples. Each distinct one is checked once, and an error names the place where it occurs first.
-
-    `several`: a sample may have any number of labels. `place` is the word for a sample's place in its file, such as line.
-    """
+    """The labels of samples. Each distinct one is checked once, and an error names the place where it occurs first. `several`: a
+    sample may have any number of labels. `place` is the word for a sample's place in its file, such as line."""
 
     def __init__(self, several: bool, place: str) -> None:
         self.several, self.place = several, place
@@ -48,7 +46,13 @@ class Labels:
         for label in labels:
             code = self._codes.get(label) if isinstance(label, Hashable) else None
             if code is None:
-                self._values.append(self._checked(label, file, place))
+                if len(self._values) >= MAX_CLASSES:
+                    raise self.error(file, place, f"the labels are more than {MAX_CLASSES:,} different ones")
+                if label is None or label != label or (isinstance(label, str) and not label.strip()):
+                    raise self.error(file, place, "the label is missing")
+                if not isinstance(label, (str, int)) and not (isinstance(label, float) and label.is_integer()):
+                    raise self.error(file, place, f"the label {first_line(repr(label))} is neither text nor a whole number")
+                self._values.append(label.strip() if isinstance(label, str) else int(label))
                 self._first.append((file, place))
                 code = self._codes[label] = len(self._codes)
             self._of_samples.append(code)
@@ -58,10 +62,8 @@ class Labels:
         return MalformedFile(file, f"{self.place} {one_line(str(place))}: {problem}")
 
     def targets(self, names: Sequence[str] | None, n_classes: int | None) -> tuple[Tensor, tuple[str, ...]]:
-        """Return the targets of a task, and the names of its classes.
-
-        Whole numbers are classes: indices of `names`, if these are known. Otherwise the classes are the labels in sorted order.
-        """
+        """Return the targets of a task, and the names of its classes. Whole numbers are classes: indices of `names`, if these are
+        known. Otherwise the classes are the labels in sorted order."""
         values, whole = self._values, [WHOLE.fullmatch(str(value)) for value in self._values]
         if names is None and all(whole):
             whole_numbers = [int(match[1]) for match in whole if match]
@@ -85,25 +87,12 @@ class Labels:
         targets[torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), torch.from_numpy(found)] = 1
         return targets, tuple(names)
 
-    def _checked(self, label: Any, file: Path, place: int | str) -> str | int:
-        if len(self._values) >= MAX_CLASSES:
-            raise self.error(file, place, f"the labels are more than {MAX_CLASSES:,} different ones")
-        if label is None or label != label or (isinstance(label, str) and not label.strip()):
-            raise self.error(file, place, "the label is missing")
-        if isinstance(label, float) and label.is_integer():
-            return int(label)
-        if not isinstance(label, (str, int)):
-            raise self.error(file, place, f"the label {first_line(repr(label))} is neither text nor a whole number")
-        return label.strip() if isinstance(label, str) else int(label)
-
 
 def make_splits(
     files: Files, parts: np.ndarray, classes: tuple[str, ...], source: Source, test_ratio: float, where: Path
 ) -> Loaded:
-    """Divide samples by `parts`: TRAIN, VALID or TEST of each. If all are for training, hold out a test split, class by class.
-
-    A class that only another split has is an error.
-    """
+    """Divide samples by `parts`: TRAIN, VALID or TEST of each. If all are for training, hold out a test split, class by class. A
+    class that only another split has is an error."""
     members = {name: torch.from_numpy(np.flatnonzero(parts == i)) for i, name in enumerate(PARTS)}
     by_part = {name: files.subset(indices) for name, indices in members.items() if len(indices)}
     if "train" not in by_part:

@@ -1,6 +1,7 @@
 """Loaders: batches for training and for evaluation, of images in memory or in files."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -116,18 +117,15 @@ class InMemoryEvaluation:
         yield from map(self.finish, self.images.split(self.batch_size), self.targets.split(self.batch_size))
 
 
+@dataclass(eq=False)
 class FileTraining:
     """Batches that `read` makes of requests. One iteration serves the whole run, so that workers start only once."""
 
-    def __init__(
-        self,
-        split: Files,
-        order: Order,
-        read: Callable[[Iterator[Request]], Iterator[Batch]],
-        normalize: Normalization,
-        repeats: int = 1,
-    ) -> None:
-        self.split, self.order, self.read, self.normalize, self.repeats = split, order, read, normalize, repeats
+    split: Files
+    order: Order
+    read: Callable[[Iterator[Request]], Iterator[Batch]]
+    normalize: Normalization
+    repeats: int = 1
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         return self.read(self._requests(first, last))

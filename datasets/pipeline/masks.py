@@ -29,8 +29,8 @@ from torchvision.transforms import v2
 from datasets.pipeline.augment import AUGMENT, ColorJitter, CropAndFlip
 from datasets.pipeline.cores import usable_cores
 from datasets.pipeline.counters import derive, draws
-from datasets.pipeline.images import UPRIGHT, ImageFile, Request, UnreadableImage, jitter, problem_of, read_image_file, seeded
-from datasets.pipeline.loaders import EvalLoader, FileEvaluation, FileTraining, InMemoryEvaluation, TrainLoader
+from datasets.pipeline.images import UPRIGHT, ImageFile, Request, UnreadableImage, distorted, jitter, problem_of, read_image_file
+from datasets.pipeline.loaders import EvalLoader, FileEvaluation, FileTraining, TrainLoader
 from datasets.pipeline.order import Order
 from datasets.pipeline.preparation import Preparation
 from datasets.pipeline.splits import Files, Images, warn_of_absent_classes
@@ -53,19 +53,12 @@ def fitted(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-# In memory
-
-
 @dataclass(frozen=True)
 class MaskedImages(Images):
     labels: Tensor  # N H W, uint8
 
     def train_loader(self, order: Order, prepare: Preparation, workers: Workers, device: torch.device) -> TrainLoader:
         return InMemoryMaskTraining(self, order, prepare, device)
-
-    def eval_loader(self, batch_size: int, prepare: Preparation, workers: Workers, device: torch.device) -> EvalLoader:
-        normalize = prepare.normalize(device)
-        return InMemoryEvaluation(self, batch_size, lambda images, masks: (normalize(images), masks), device)
 
 
 class InMemoryMaskTraining:
@@ -87,9 +80,6 @@ class InMemoryMaskTraining:
             if masks.shape[-2:] != self.normalize.size:
                 masks = F.interpolate(masks.unsqueeze(1), self.normalize.size, mode="nearest-exact").squeeze(1)
             yield self.normalize(images), masks
-
-
-# In files
 
 
 class Palette(NamedTuple):
@@ -161,9 +151,7 @@ class ReadForTraining:
         images, masks = [], []
         for path, of_mask, sample, drawn in zip(request.paths, request.targets, request.samples.tolist(), numbers, strict=True):
             image, mask = self._cut(*self.read_pair(path, of_mask), *drawn)
-            for distort in self.jitter:
-                with seeded(derive(self.seed, AUGMENT, request.epoch, sample)):
-                    image = distort(image)
+            image = distorted(image, self.jitter, derive(self.seed, AUGMENT, request.epoch, sample))
             images.append(padded(image, self.side, self.fill))
             masks.append(padded(mask, self.side, IGNORED))
         return torch.stack(images), torch.stack(masks)
@@ -190,19 +178,21 @@ def padded(part: Tensor, side: int, fill: int | list[int]) -> Tensor:
 
 
 def read_pair(
-    path: bytes,
-    of_mask: bytes,
-    *,
-    ignored: int,
-    palette: Palette | None = None,
-    exif_rotate: bool = False,
+    path: bytes, of_mask: bytes, *, ignored: int, palette: Palette | None = None, exif_rotate: bool = False
 ) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     """Read an image and its mask. With `exif_rotate`, the mask is that of the turned image; it is not turned itself."""
-    file, mask = ImageFile(os.fsdecode(path), exif_rotate), read_mask(os.fsdecode(of_mask), palette)
-    if problem := _size_mismatch(os.fsdecode(of_mask), mask, file):
-        raise UnreadableImage(problem)
+    file, mask = _opened(os.fsdecode(path), os.fsdecode(of_mask), palette, exif_rotate)
     mask[mask == ignored] = IGNORED
     return tv_tensors.Image(file.tensor()), tv_tensors.Mask(torch.from_numpy(mask))
+
+
+def _opened(path: str, of_mask: str, palette: Palette | None, exif_rotate: bool) -> tuple[ImageFile, np.ndarray]:
+    """Open an image and read its mask. UnreadableImage if they differ in size."""
+    image, mask = ImageFile(path, exif_rotate), read_mask(of_mask, palette)
+    if mask.shape == (image.height, image.width):
+        return image, mask
+    size, turned = f"{image.width}x{image.height}", " after data.exif_rotate turned it" if image.turn is not UPRIGHT else ""
+    raise UnreadableImage(f"{of_mask} is {mask.shape[1]}x{mask.shape[0]}, and its image {path} is {size}{turned}")
 
 
 def read_mask(path: str, palette: Palette | None = None) -> np.ndarray:
@@ -219,31 +209,32 @@ def read_mask(path: str, palette: Palette | None = None) -> np.ndarray:
         raise UnreadableImage(f"{one_line(path)}: this mask can't be read ({problem_of(error)})") from error
 
 
-# Checks before training
-
-
 def check_masks(parts: Mapping[str, MaskedFiles], classes: Sequence[str], exif_rotate: bool = False) -> None:
-    """Raise OSError for the first mask that differs in size from its image or has a label that is out of range.
-
-    Classes that no pixel of a part has are named in a warning.
-    """
+    """Raise OSError for the first mask that differs in size from its image or has a label that is out of range. Classes that no
+    pixel of a part has are named in a warning."""
     for part, split in parts.items():
         found = _labels_of_checked(split, len(classes), exif_rotate)
         warn_of_absent_classes("pixel", part, [name for label, name in enumerate(classes) if label not in found])
 
 
 def _labels_of_checked(split: MaskedFiles, n_classes: int, exif_rotate: bool) -> set[int]:
-    """Return the labels that occur.
-
-    Masks that passed are not read again: a digest of the files' names, sizes and times is kept in their folder, if writable.
-    """
+    """Return the labels that occur. Masks that passed are not read again: a digest of the files' names, sizes and times is kept
+    in their folder, if writable."""
     names = [os.fsdecode(name) for name in (*split.paths, *split.labels)]
     facts = [(name, status.st_size, status.st_mtime_ns) for name, status in ((name, os.stat(name)) for name in names)]
     palette = [part.tolist() for part in split.palette or ()]
     content = json.dumps([n_classes, split.ignored, palette, exif_rotate, facts])
     digest = hashlib.sha256(content.encode()).hexdigest().encode()
-    note = Path(os.fsdecode(split.labels[0])).parent / CHECKED
-    passed = _passed_before(note)
+    note, passed = Path(os.fsdecode(split.labels[0])).parent / CHECKED, dict[bytes, bytes]()
+    if note.exists():
+        try:
+            noted = read_limited(note, MAX_LINE * MAX_PASSED)
+            if PASSED.sub(b"", noted):
+                raise MalformedFile(note, "it is damaged")
+            lines = PASSED.finditer(noted)
+            passed = {line[1]: line[2] for line in lines if line[2] is not None}  # None: written by an older version
+        except OSError as error:
+            log.warning("%s; the masks are checked again", error)
     if digest in passed:
         return {int(label) for label in passed[digest].split(b",") if label}
     found: set[int] = set()
@@ -261,38 +252,16 @@ def _labels_of_checked(split: MaskedFiles, n_classes: int, exif_rotate: bool) ->
     return found
 
 
-def _passed_before(note: Path) -> dict[bytes, bytes]:
-    if not note.exists():
-        return {}
-    try:
-        content = read_limited(note, MAX_LINE * MAX_PASSED)
-        if PASSED.sub(b"", content):
-            raise MalformedFile(note, "it is damaged")
-    except OSError as error:
-        log.warning("%s; the masks are checked again", error)
-        return {}
-    return {line[1]: line[2] for line in PASSED.finditer(content) if line[2] is not None}  # None: written by an older version
-
-
 def labels_of_mask(split: MaskedFiles, i: int, n_classes: int, exif_rotate: bool = False) -> list[int]:
     """Return the labels of a mask, without the ignored one. UnreadableImage if it doesn't fit its image or the classes."""
     of_mask = os.fsdecode(split.labels[i])
-    image, mask = ImageFile(os.fsdecode(split.paths[i]), exif_rotate), read_mask(of_mask, split.palette)
-    if problem := _size_mismatch(of_mask, mask, image):
-        raise UnreadableImage(problem)
+    _, mask = _opened(os.fsdecode(split.paths[i]), of_mask, split.palette, exif_rotate)
     found = [label for label in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist() if label != split.ignored]
     if found and found[-1] >= n_classes:
         label = next(label for label in found if label >= n_classes)
         classes = f"there are {n_classes} classes, 0 to {n_classes - 1}, and {split.ignored} is ignored"
         raise UnreadableImage(f"{of_mask}: the label {label} is out of range; {classes}")
     return found
-
-
-def _size_mismatch(of_mask: str, mask: np.ndarray, image: ImageFile) -> str | None:
-    if mask.shape == (image.height, image.width):
-        return None
-    turned = " after data.exif_rotate turned it" if image.turn is not UPRIGHT else ""
-    return f"{of_mask} is {mask.shape[1]}x{mask.shape[0]}, and its image {image.path} is {image.width}x{image.height}{turned}"
 
 
 def highest_label(split: MaskedFiles) -> int:

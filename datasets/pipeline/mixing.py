@@ -41,10 +41,15 @@ class Mixing:
         alpha = self.cutmix if use_cutmix else self.mixup
         share = float(random.beta(alpha, alpha))  # of the image itself
         if use_cutmix:
-            top, bottom, left, right = _box(random, share, images.shape[-2], images.shape[-1])
+            # a box of (1 - share) of the area around a uniform center; it is clipped at the image's edge as in the paper
+            (height, width), side = images.shape[-2:], (1 - share) ** 0.5
+            y, x = int(random.integers(height)), int(random.integers(width))
+            half_height, half_width = int(height * side) // 2, int(width * side) // 2
+            top, bottom = max(0, y - half_height), min(height, y + half_height)
+            left, right = max(0, x - half_width), min(width, x + half_width)
             mixed = images.clone()
             mixed[..., top:bottom, left:right] = self._reversed(images[..., top:bottom, left:right])
-            share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
+            share = 1 - (bottom - top) * (right - left) / (height * width)
         else:
             mixed = torch.lerp(self._reversed(images), images, share)
         return mixed, torch.lerp(self._reversed(soft), soft, share)
@@ -59,11 +64,3 @@ class Mixing:
         for work in dist.batch_isend_irecv(operations):
             work.wait()
         return received.flip(0)
-
-
-def _box(random: np.random.Generator, share: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """Draw a box of (1 - share) of the area around a uniform center; it is clipped at the image's edge as in the paper."""
-    side = (1 - share) ** 0.5
-    y, x = int(random.integers(height)), int(random.integers(width))
-    half_height, half_width = int(height * side) // 2, int(width * side) // 2
-    return max(0, y - half_height), min(height, y + half_height), max(0, x - half_width), min(width, x + half_width)

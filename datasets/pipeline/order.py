@@ -33,23 +33,19 @@ class Order:
 
     def samples(self, step: int) -> Tensor:
         """Return the indices of this rank's part of the global batch."""
-        self._draw(self.epoch(step))
-        return self._samples[self._part(step)]
+        return self._of_step(step)[0]
 
     def counters(self, step: int) -> Tensor:
         """Return a number for each of `samples` that no other draw of this epoch has. Random augmentation depends on it."""
-        self._draw(self.epoch(step))
-        return self._counters[self._part(step)]
+        return self._of_step(step)[1]
 
-    def _part(self, step: int) -> slice:
+    def _of_step(self, step: int) -> tuple[Tensor, Tensor]:
+        if self._epoch != self.epoch(step):
+            self._epoch = self.epoch(step)
+            self._samples, self._counters = (drawn.to(self.device) for drawn in self._drawn(self._epoch))
         per_rank = self.batch_size // self.world_size
         first = step % self.steps_per_epoch * self.batch_size + self.rank * per_rank
-        return slice(first, first + per_rank)
-
-    def _draw(self, epoch: int) -> None:
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._samples, self._counters = (drawn.to(self.device) for drawn in self._drawn(epoch))
+        return self._samples[first : first + per_rank], self._counters[first : first + per_rank]
 
     def _drawn(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the samples of an epoch and their counters."""
@@ -59,11 +55,9 @@ class Order:
 
 @dataclass
 class BalancedOrder(Order):
-    """An order in which every class is equally frequent. An epoch has as many samples as without balancing.
-
-    A class goes through its samples in a shuffled order, then in another one, and so on across epochs. So a sample of a class is
-    drawn as often as the others, and every sample is drawn in the end, also those of a class that is larger than its share.
-    """
+    """An order in which every class is equally frequent. An epoch has as many samples as without balancing. A class goes through
+    its samples in a shuffled order, then in another one, and so on across epochs. So a sample of a class is drawn as often as the
+    others, and every sample is drawn in the end, also those of a class that is larger than its share."""
 
     repeats_samples: ClassVar[bool] = True
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -76,12 +70,11 @@ class BalancedOrder(Order):
         for label, of_class in zip(classes.tolist(), members, strict=True):
             slots = torch.arange(epoch * n_slots, (epoch + 1) * n_slots)
             rounds, places = slots // len(of_class), slots % len(of_class)
-            drawn = torch.cat(
-                [
-                    of_class[_permutation(len(of_class), self.seed, BALANCED, label, number)[places[rounds == number]]]
-                    for number in range(int(rounds[0]), int(rounds[-1]) + 1)
-                ]
-            )
+            parts = []
+            for number in range(int(rounds[0]), int(rounds[-1]) + 1):
+                shuffled = of_class[_permutation(len(of_class), self.seed, BALANCED, label, number)]
+                parts.append(shuffled[places[rounds == number]])
+            drawn = torch.cat(parts)
             samples.append(drawn)
             counters.append(drawn + self.n_samples * (rounds - rounds[0]))
         shuffled = _permutation(n_slots * len(classes), self.seed, ORDER, epoch)[: self.n_samples]

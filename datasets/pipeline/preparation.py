@@ -15,10 +15,6 @@ class Growth:
     n_epochs: float  # until the full size is reached
     step: int
 
-    def size(self, epoch: int, full: int) -> int:
-        missing = (full - self.first) * max(0.0, 1 - epoch / self.n_epochs)
-        return full - round(missing / self.step) * self.step
-
 
 @dataclass(frozen=True)
 class Preparation:
@@ -47,7 +43,10 @@ class Preparation:
 
     def size(self, epoch: int) -> int:
         """Height and width of the training images of an epoch."""
-        return self.growth.size(epoch, self.img_size) if self.growth is not None else self.img_size
+        if self.growth is None:
+            return self.img_size
+        missing = (self.img_size - self.growth.first) * max(0.0, 1 - epoch / self.growth.n_epochs)
+        return self.img_size - round(missing / self.growth.step) * self.growth.step
 
     def normalize(self, device: torch.device) -> Normalize:
         return Normalize(self.mean, self.std, self.img_size, device)

@@ -50,14 +50,8 @@ class Workers:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of a DataLoader."""
-        if not self.num_workers:
-            return {"num_workers": 0}
-        return {
-            "num_workers": self.num_workers,
-            "prefetch_factor": self.prefetch_factor,
-            "timeout": self.timeout,
-            "worker_init_fn": _start_worker,
-        }
+        of_workers = {"prefetch_factor": self.prefetch_factor, "timeout": self.timeout, "worker_init_fn": _start_worker}
+        return {"num_workers": self.num_workers, **(of_workers if self.num_workers else {})}
 
     def move(self, tensor: Tensor, device: torch.device) -> Tensor:
         """Copy to the device. Afterwards the caller may overwrite `tensor`, unless the device is the CPU."""
@@ -76,10 +70,8 @@ class WorkersFailed(OSError):
 
 
 def _start_worker(worker_id: int) -> None:
-    """Ignore signals: Ctrl-C reaches every process of the terminal, and the parent needs its batches to finish the step.
-
-    Linux kills the worker when its parent dies, also while the worker reads from a disk that does not answer.
-    """
+    """Ignore signals: Ctrl-C reaches every process of the terminal, and the parent needs its batches to finish the step. Linux
+    kills the worker when its parent dies, also while the worker reads from a disk that does not answer."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -99,11 +91,9 @@ def _report_unless_hung_up(kind: type[BaseException], error: BaseException, trac
 
 
 def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers: Workers) -> Iterator[Any]:
-    """Yield the result of `read` for each request, in order, computed by worker processes.
-
-    The workers are killed when the iteration ends, or at exit if it was abandoned. torch would ask them to end and wait, at exit
-    without a limit, which hangs with a worker that hangs or ignores signals.
-    """
+    """Yield the result of `read` for each request, in order, computed by worker processes. The workers are killed when the
+    iteration ends, or at exit if it was abandoned. torch would ask them to end and wait, at exit without a limit, which hangs
+    with a worker that hangs or ignores signals."""
     loader: DataLoader = DataLoader(_Reader(read), sampler=requests, batch_size=None, **workers.options())
     others = set(multiprocessing.active_children())
     results = _Results(loader) if workers.num_workers else iter(loader)
@@ -148,11 +138,9 @@ class _Results(_MultiProcessingDataLoaderIter):
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block signals in this thread and in processes that it starts: a worker must not get one before it can ignore it.
-
-    Take back torch's handler of SIGCHLD, which would report a dead worker as a RuntimeError of whatever the main thread is doing,
-    such as writing a checkpoint. `_Results` looks for dead workers itself.
-    """
+    """Block signals in this thread and in processes that it starts: a worker must not get one before it can ignore it. Take back
+    torch's handler of SIGCHLD, which would report a dead worker as a RuntimeError of whatever the main thread is doing, such as
+    writing a checkpoint. `_Results` looks for dead workers itself."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -201,6 +189,7 @@ def _kill(workers: set[BaseProcess]) -> None:
         worker.join()
 
 
+@dataclass(eq=False)
 class CroppedBatches:
     """Batches of images that `read` crops to one size, into memory shared with the workers; normalized on the training device.
 
@@ -209,15 +198,13 @@ class CroppedBatches:
     width of an epoch's images.
     """
 
-    def __init__(
-        self,
-        read: Callable[[Request, Tensor], None],
-        size: Callable[[int], int],
-        normalize: Normalize,
-        workers: Workers,
-        device: torch.device,
-    ) -> None:
-        self.read, self.size, self.normalize, self.workers, self.device = read, size, normalize, workers, device
+    read: Callable[[Request, Tensor], None]
+    size: Callable[[int], int]
+    normalize: Normalize
+    workers: Workers
+    device: torch.device
+
+    def __post_init__(self) -> None:
         self.memory = ReusedMemory()
 
     def __call__(self, requests: Iterator[Request]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -251,8 +238,7 @@ class CroppedBatches:
 
     def _normalize_on_cpu(self, images: Tensor) -> Tensor:
         """Normalize one image at a time, which stays in the cache, in one thread: the workers use the other cores."""
-        batch = self.memory.take(images.shape)
-        n_threads = torch.get_num_threads()
+        batch, n_threads = self.memory.take(images.shape), torch.get_num_threads()
         torch.set_num_threads(1)
         for image, normalized in zip(images, batch, strict=True):
             self.normalize(image, out=normalized, size=(image.shape[-2], image.shape[-1]))

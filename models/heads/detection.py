@@ -71,11 +71,9 @@ def create_detector(
     pretrained: str | Path | bool = False,
     **kwargs: Any,
 ) -> FCOS | FasterRCNN:
-    """Build the backbone `name` under a detector. `n_classes` counts class 0, the background.
-
-    The shorter side of an image is scaled to `img_size`, but the longer one to at most `max_size` (None: 5/3 of img_size).
-    `pretrained` holds the weights of a classification network, for the backbone, or those of a whole detector.
-    """
+    """Build the backbone `name` under a detector. `n_classes` counts class 0, the background. The shorter side of an image is
+    scaled to `img_size`, but the longer one to at most `max_size` (None: 5/3 of img_size). `pretrained` holds the weights of a
+    classification network, for the backbone, or those of a whole detector."""
     if head == "fcos" and (width % GROUPS or width == GROUPS):
         raise ValueError(f"width {width}: FCOS normalizes its channels in {GROUPS} groups; use 64, 96, 128, ...")
     whole = holds_whole_network(pretrained)
@@ -84,12 +82,8 @@ def create_detector(
     first_conv = layer_names(backbone, "FIRST_CONV", "first_conv")[0]
     n_maps = n_maps or N_MAPS[head]
     pyramid = Pyramid(backbone, n_maps, width, two_more=head == "fcos")
-    options: dict[str, Any] = {
-        "min_size": img_size,
-        "max_size": max_size or round(img_size * 1333 / 800),
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
+    options: dict[str, Any] = {"min_size": img_size, "max_size": max_size or round(img_size * 1333 / 800)}
+    options |= {"image_mean": list(mean), "image_std": list(std)}
     if score_threshold is not None:
         options["score_thresh" if head == "fcos" else "box_score_thresh"] = score_threshold
     if head == "fcos":

@@ -35,10 +35,8 @@ def trim(backbone: Any, out_indices: Sequence[int] | None = None) -> FeatureInfo
     selected = range(len(available)) if out_indices is None else out_indices
     for index in selected:
         if not -len(available) <= index < len(available):
-            raise ValueError(
-                f"{type(backbone).__name__} has {len(available)} feature maps (0 to {len(available) - 1}), "
-                f"but out_indices contains {index}"
-            )
+            there = f"{len(available)} feature maps (0 to {len(available) - 1})"
+            raise ValueError(f"{type(backbone).__name__} has {there}, but out_indices contains {index}")
     info = FeatureInfo(available, [index % len(available) for index in selected])
     if _is_from_timm(backbone):
         backbone.prune_intermediate_layers(list(info.out_indices), prune_head=True)

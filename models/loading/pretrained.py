@@ -32,10 +32,8 @@ PLACES = ("", "model.safetensors")  # the file itself, or in a checkpoint folder
 
 
 def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> dict[str, int]:
-    """Load weights into `model` from `source`: a file, or true for the published ones.
-
-    Return the tensors of the head that were skipped because they are for other classes, each with its length.
-    """
+    """Load weights into `model` from `source`: a file, or true for the published ones. Return the tensors of the head that were
+    skipped because they are for other classes, each with its length."""
     if isinstance(source, bool):
         weights, origin = _published(model, name), f"the published weights of {name}"
         set_as_published(model)
@@ -46,10 +44,8 @@ def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> d
     except ValueError as error:
         raise ValueError(f"{name} can't load {origin}: {error}") from error
     notes = {"skipped": skipped, "missing, left at their initial values": initial, "adapted": adapted}
-    log.log(
-        logging.WARNING if skipped or initial else logging.INFO,
-        "; ".join([f"weights from {origin}", *(f"{note}: {', '.join(keys)}" for note, keys in notes.items() if keys)]),
-    )
+    phrases = [f"weights from {origin}", *(f"{note}: {', '.join(keys)}" for note, keys in notes.items() if keys)]
+    log.log(logging.WARNING if skipped or initial else logging.INFO, "; ".join(phrases))
     return skipped
 
 
@@ -75,10 +71,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             break
     if isinstance(content, dict):
         content.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
-    is_state_dict = isinstance(content, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    )
-    if not is_state_dict or not content:
+    entries = content.items() if isinstance(content, dict) else ()
+    if not entries or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         raise ValueError(f"{file} holds no state dict (looked under {', '.join(WRAPPERS)} and at the top)")
     while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in content)), None):
         content = {key.removeprefix(prefix): value for key, value in content.items()}
@@ -102,32 +96,25 @@ def _read(file: Path) -> Any:
 
 
 def _load_matching(model: nn.Module, given: dict[str, Tensor]) -> tuple[dict[str, int], list[str], list[str]]:
-    """Load the weights that fit the model.
-
-    Return the tensors of the file that were skipped (with their lengths), the tensors of the model that keep their initial
-    values, and those that were adapted. Anything but the head that doesn't match raises ValueError.
-    """
+    """Load the weights that fit the model. Return the tensors of the file that were skipped (with their lengths), the tensors of
+    the model that keep their initial values, and those that were adapted. Anything but the head that doesn't match raises
+    ValueError."""
     own, weights = model.state_dict(), _convert(model, given)
     for key in (f"{layer}.weight" for layer in layer_names(model, "FIRST_CONV", "first_conv")):
         if key in weights and key in own:
             weights = {**weights, key: _to_channels(weights[key], own[key].shape)}
 
-    in_head = {key for key in own.keys() | weights.keys() if key.startswith(_head_prefixes(model))}
+    of_head = tuple(f"{module}." for module in layer_names(model, "HEAD", "classifier"))
+    in_head = {key for key in own.keys() | weights.keys() if key.startswith(of_head)}
     reshaped = [key for key, value in weights.items() if key in own and own[key].shape != value.shape]
     replaced = {key.rpartition(".")[0] for key in reshaped if key in in_head}  # a layer is loaded as a whole or not at all
-    skipped = {
-        key: len(value) if value.ndim else 0
-        for key, value in weights.items()
-        if key in in_head and (key not in own or key.rpartition(".")[0] in replaced)
-    }
+    of_others = [key for key in weights if key in in_head and (key not in own or key.rpartition(".")[0] in replaced)]
+    skipped = {key: len(weights[key]) if weights[key].ndim else 0 for key in of_others}
     fitting = {key: value for key, value in weights.items() if key not in skipped and key not in reshaped}
     missing, unexpected = model.load_state_dict(fitting, strict=False)
 
-    problems = [
-        f"{key} is {tuple(weights[key].shape)} in the file and {tuple(own[key].shape)} in the model"
-        for key in reshaped
-        if key not in skipped
-    ]
+    shapes = [(key, tuple(weights[key].shape), tuple(own[key].shape)) for key in reshaped if key not in skipped]
+    problems = [f"{key} is {theirs} in the file and {ours} in the model" for key, theirs, ours in shapes]
     problems += [f"{key} is missing" for key in missing if key not in in_head and key not in reshaped]
     problems += [f"{key} is unknown" for key in unexpected]
     if problems:
@@ -135,10 +122,6 @@ def _load_matching(model: nn.Module, given: dict[str, Tensor]) -> tuple[dict[str
     initial = [key for key in missing if key in in_head and key not in skipped]
     adapted = [key for key in fitting if key in given and given[key].shape != fitting[key].shape]
     return skipped, initial, adapted
-
-
-def _head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    return tuple(f"{module}." for module in layer_names(model, "HEAD", "classifier"))
 
 
 def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,10 +139,8 @@ def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_channels(weight: Tensor, shape: torch.Size) -> Tensor:
-    """Adapt a first convolution to the image's channels.
-
-    One channel gets the sum over the colors; more get the colors in turn, scaled so that activations keep their size.
-    """
+    """Adapt a first convolution to the image's channels. One channel gets the sum over the colors; more get the colors in turn,
+    scaled so that activations keep their size."""
     if weight.ndim != 4 or weight.shape[1] == shape[1]:
         return weight
     if shape[1] == 1:
@@ -182,10 +163,8 @@ def _published(model: nn.Module, name: str) -> dict[str, Tensor]:
             _require_hub(getattr(timm.get_pretrained_cfg(timm_name), "hf_hub_id", None))
             return timm.create_model(timm_name, pretrained=True).state_dict()
     except Exception as error:  # the network and the hub's client raise errors of many types
-        raise OSError(
-            f"the published weights of {name} can't be fetched ({error}); "
-            "download them elsewhere and give model.pretrained the file"
-        ) from error
+        advice = "download them elsewhere and give model.pretrained the file"
+        raise OSError(f"the published weights of {name} can't be fetched ({error}); {advice}") from error
     finally:
         socket.setdefaulttimeout(default_timeout)
     raise ValueError(f"nobody publishes weights for {name}; give model.pretrained a file")

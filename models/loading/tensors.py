@@ -27,21 +27,11 @@ MAX_DEPTH, MAX_VALUES = 50, 1_000_000  # of the plain values around the tensors
 MAX_SHARING = 4  # all tensors together, relative to the file: tied weights share their storage
 FAILURES: tuple[type[Exception], ...] = (*ERRORS, zipfile.BadZipFile, safetensors.SafetensorError)
 LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # the magic number and the protocol of torch.save until 1.5
-STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
-    "UntypedStorage": torch.uint8,  # of newer types, which each tensor names
-}
+STORAGES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16}
+STORAGES |= {"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32}
+STORAGES |= {"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
+STORAGES |= {"ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128}
+STORAGES |= {"UntypedStorage": torch.uint8}  # of newer types, which each tensor names
 
 
 def load_pickled(file: BinaryIO) -> Any:
@@ -122,10 +112,8 @@ class _Reader(PlainUnpickler):
         numbers = (offset, *size, *stride)
         if not all(type(number) is int and number >= 0 for number in numbers) or len(size) != len(stride):
             raise ValueError("a tensor has no valid shape")
-        n_bytes, end = (
-            math.prod(size) * dtype.itemsize,
-            offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)),
-        )
+        n_bytes = math.prod(size) * dtype.itemsize
+        end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if n_bytes and max(n_bytes, (end + 1) * dtype.itemsize) > len(storage.data):
             raise ValueError("a tensor is larger than its storage")
         self.n_left -= n_bytes
@@ -166,8 +154,7 @@ def _load_legacy(file: BinaryIO) -> Any:
     """Read the format of torch.save until 1.5: pickles one after the other, and then the storages."""
     file.seek(0)
     content = file.read()
-    pickles, storages = io.BytesIO(content[:MAX_PICKLE]), dict[str, Tensor]()
-    n_left = len(content)
+    pickles, storages, n_left = io.BytesIO(content[:MAX_PICKLE]), dict[str, Tensor](), len(content)
 
     def storage_of(key: Any, size: int) -> Tensor:
         nonlocal n_left
@@ -187,9 +174,8 @@ def _load_legacy(file: BinaryIO) -> Any:
         raise ValueError("it is not a file of torch.save")
     _, value, keys = read(), read(), read()
     position = pickles.tell()
-    for key in keys:
+    for storage in (storages[key] for key in keys):
         position += 8  # the number of elements
-        storage = storages[key]
         part = memoryview(content)[position : position + len(storage)]
         storage.copy_(torch.frombuffer(bytearray(part), dtype=torch.uint8) if len(storage) else storage)
         position += len(storage)
