@@ -45,8 +45,10 @@ Listing = dict[str, np.ndarray]  # of each split: names, relative to the data fo
 
 
 def load(source: Source, *, in_memory: bool = False, exclude: str | None = None, test_ratio: float = 0.2) -> Loaded:
-    """`exclude` names a file with one line for each image to skip, as tools/verify_dataset.py writes it. Without a folder for
-    validation or test, `test_ratio` of each class is held out, the same images for the same seed."""
+    """`exclude` names a file with one line for each image to skip, as tools/verify_dataset.py writes it.
+
+    Without a folder for validation or test, `test_ratio` of each class is held out, the same images for the same seed.
+    """
     root = source.root
     folders = class_folders(root)
     listing = _listing(root, folders)
@@ -65,9 +67,11 @@ def load(source: Source, *, in_memory: bool = False, exclude: str | None = None,
 
 
 def class_folders(root: Path) -> Folders:
-    """Return the class folders of each split by name; if there are no splits, those in `root` as train. OSError if a split has no
-    class folders, or classes that train doesn't have. A folder with the name of a split is one if it holds folders. Where none
-    is, it may be a class."""
+    """Return the class folders of each split by name; if there are no splits, those in `root` as train. OSError if a split has
+    no class folders, or classes that train doesn't have.
+
+    A folder with the name of a split is one if it holds folders. Where none is, it may be a class.
+    """
 
     def folders_in(folder: Path) -> dict[str, Path]:
         return {name: folder / name for name in _entries(folder)[0]}
@@ -170,8 +174,10 @@ def _scan(root: Path, folders: Folders) -> tuple[Listing, int]:
 
 
 def _tree(top: Path, above: tuple[Path, ...]) -> list[tuple[str, int, list[str]]]:
-    """Return each folder from `top` down, with its time and the names of its files, in the order of torchvision's ImageFolder. A
-    folder that several links lead to counts once, and those `above` don't count, so that a cycle of links ends."""
+    """Return each folder from `top` down, with its time and the names of its files, in the order of torchvision's ImageFolder.
+
+    A folder that several links lead to counts once, and those `above` don't count, so that a cycle of links ends.
+    """
     seen = {(status.st_dev, status.st_ino) for status in map(os.stat, above)}
     found, waiting = [], [str(top)]
     while waiting:

@@ -58,8 +58,10 @@ def load_objects(
     difficulty: float = 0.5,
     max_objects: int = 3,
 ) -> Loaded:
-    """Load several objects per image. Masks and boxes have one more class: 0, background. `size` null generates images at the
-    size that the model sees, data.img_size; another size is resized to that."""
+    """Load several objects per image. Masks and boxes have one more class: 0, background.
+
+    `size` null generates images at the size that the model sees, data.img_size; another size is resized to that.
+    """
     if n_train < 1 or n_test < 1:
         raise ValueError(f"n_train and n_test are {n_train} and {n_test}; they must be at least 1")
     size = next(given for given in (size, source.img_size, IMG_SIZE) if given is not None)

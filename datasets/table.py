@@ -59,9 +59,11 @@ def load(
     split_column: str | None = None,
     test_ratio: float = 0.2,
 ) -> Loaded:
-    """Columns that are null are found by their names. `path_format` makes a path of a value, for example photos/{}.jpg. For the
-    task multilabel, one of `label_columns` holds lists, or text with `label_separator`; several hold 0 and 1. Without a split for
-    validation or testing, `test_ratio` of the samples are held out, the same ones for the same seed."""
+    """Columns that are null are found by their names. `path_format` makes a path of a value, for example photos/{}.jpg.
+
+    For the task multilabel, one of `label_columns` holds lists, or text with `label_separator`; several hold 0 and 1. Without a
+    split for validation or testing, `test_ratio` of the samples are held out, the same ones for the same seed.
+    """
     root = downloaded(source) if source.root.parts[:1] == ("hf:",) else source.root  # Path has merged the slashes of hf://
     tables = [(part, (Parquet if file.suffix.lower() == ".parquet" else Csv)(file)) for part, file in find_tables(root)]
     first = tables[0][1]

@@ -90,8 +90,10 @@ class CropAndFlip:
 
 
 class ColorJitter:
-    """Brightness, contrast and saturation, in this order, each changed by a factor from 1 - strength to 1 + strength. The result
-    of uint8 images is floats from 0 to 255: rounding would lose precision before normalization."""
+    """Brightness, contrast and saturation, in this order, each changed by a factor from 1 - strength to 1 + strength.
+
+    The result of uint8 images is floats from 0 to 255: rounding would lose precision before normalization.
+    """
 
     def __init__(self, strength: float, seed: int) -> None:
         self.strength, self.seed = strength, seed

@@ -15,8 +15,10 @@ TIMEOUT = 5.0  # seconds without a response
 
 
 def missing_files(files: Sequence[tuple[Path, str]], *, verify: bool) -> list[Path]:
-    """Return the paths of (path, md5) that are missing or, if `verify`, differ from the published file. A pipe or device raises
-    MalformedFile: a download would not replace it, but write into it."""
+    """Return the paths of (path, md5) that are missing or, if `verify`, differ from the published file.
+
+    A pipe or device raises MalformedFile: a download would not replace it, but write into it.
+    """
     for path, _ in files:
         if path.exists() and not path.is_file():
             raise MalformedFile(path, "it is not a regular file")

@@ -104,8 +104,10 @@ class Request:
 
 class ImageFile:
     """A file, or a part of one (places.py), in memory. The size of its image is available before the pixels are decoded.
-    `exif_rotate` turns it as the camera's EXIF data say. Published accuracies were measured without. Pillow does it by itself for
-    TIFF and HEIC."""
+
+    `exif_rotate` turns it as the camera's EXIF data say. Published accuracies were measured without. Pillow does it by itself
+    for TIFF and HEIC.
+    """
 
     def __init__(self, path: str, exif_rotate: bool = False) -> None:
         self.path = path
@@ -141,8 +143,10 @@ class ImageFile:
 
     def pixels(self, shrink: int = 1, n_rows: int | None = None) -> np.ndarray:
         """Decode to H W C in RGB, not turned. For most JPEGs, `shrink` 2, 4 or 8 saves time by decoding at that fraction of the
-        size, and `n_rows` by decoding only the upper rows, and a few more of which the last ones may be inexact. libjpeg-turbo
-        decodes plain JPEGs, with the settings of Pillow and faster. Pillow decides about those with flaws."""
+        size, and `n_rows` by decoding only the upper rows, and a few more of which the last ones may be inexact.
+
+        libjpeg-turbo decodes plain JPEGs, with the settings of Pillow and faster. Pillow decides about those with flaws.
+        """
         if self.is_plain_jpeg:
             data, height = self._with_rows((n_rows or self.rows) + shrink)
             shape = (-(-height // shrink), -(-self.columns // shrink))
@@ -328,9 +332,11 @@ class TrainingImages:
 
 
 def _part(crop: np.ndarray, box: Box, shrink: int, size: int, interpolation: str) -> Tensor:
-    """Scale a box of a picture that was decoded at 1 / `shrink` of its size. `crop` has the pixels that the box touches. The box
-    may begin at a fraction of a pixel, but torch's kernel begins at a whole one. So a few more rows and columns are computed, as
-    many as begin closest to a whole pixel, and dropped. The center of the box is then exact, and its ends nearly."""
+    """Scale a box of a picture that was decoded at 1 / `shrink` of its size. `crop` has the pixels that the box touches.
+
+    The box may begin at a fraction of a pixel, but torch's kernel begins at a whole one. So a few more rows and columns are
+    computed, as many as begin closest to a whole pixel, and dropped. The center of the box is then exact, and its ends nearly.
+    """
     dropped, padding, factors = [], [], []
     for first, n_pixels in (box[::2], box[1::2]):
         offset, length = first % shrink / shrink, n_pixels / shrink
@@ -346,8 +352,10 @@ def _part(crop: np.ndarray, box: Box, shrink: int, size: int, interpolation: str
 
 def random_box(height: int, width: int, scale: tuple[float, float], numbers: Sequence[float]) -> Box:
     """Draw a box as torchvision's RandomResizedCrop does: its area within `scale`, its aspect ratio from 3/4 to 4/3, anywhere.
+
     `numbers` are uniform from 0 to 1: two for the position, then an area and a ratio for each try. If no box fits, return the
-    largest centered one with an allowed ratio."""
+    largest centered one with an allowed ratio.
+    """
     y, x, *tries = numbers
     low, high = scale
     for area, ratio in zip(tries[::2], tries[1::2], strict=True):

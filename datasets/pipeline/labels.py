@@ -31,8 +31,10 @@ def part_of_name(name: str) -> int | None:
 
 
 class Labels:
-    """The labels of samples. Each distinct one is checked once, and an error names the place where it occurs first. `several`: a
-    sample may have any number of labels. `place` is the word for a sample's place in its file, such as line."""
+    """The labels of samples. Each distinct one is checked once, and an error names the place where it occurs first.
+
+    `several`: a sample may have any number of labels. `place` is the word for a sample's place in its file, such as line.
+    """
 
     def __init__(self, several: bool, place: str) -> None:
         self.several, self.place = several, place
@@ -62,8 +64,10 @@ class Labels:
         return MalformedFile(file, f"{self.place} {one_line(str(place))}: {problem}")
 
     def targets(self, names: Sequence[str] | None, n_classes: int | None) -> tuple[Tensor, tuple[str, ...]]:
-        """Return the targets of a task, and the names of its classes. Whole numbers are classes: indices of `names`, if these are
-        known. Otherwise the classes are the labels in sorted order."""
+        """Return the targets of a task, and the names of its classes.
+
+        Whole numbers are classes: indices of `names`, if these are known. Otherwise the classes are the labels in sorted order.
+        """
         values, whole = self._values, [WHOLE.fullmatch(str(value)) for value in self._values]
         if names is None and all(whole):
             whole_numbers = [int(match[1]) for match in whole if match]
@@ -91,8 +95,10 @@ class Labels:
 def make_splits(
     files: Files, parts: np.ndarray, classes: tuple[str, ...], source: Source, test_ratio: float, where: Path
 ) -> Loaded:
-    """Divide samples by `parts`: TRAIN, VALID or TEST of each. If all are for training, hold out a test split, class by class. A
-    class that only another split has is an error."""
+    """Divide samples by `parts`: TRAIN, VALID or TEST of each. If all are for training, hold out a test split, class by class.
+
+    A class that only another split has is an error.
+    """
     members = {name: torch.from_numpy(np.flatnonzero(parts == i)) for i, name in enumerate(PARTS)}
     by_part = {name: files.subset(indices) for name, indices in members.items() if len(indices)}
     if "train" not in by_part:

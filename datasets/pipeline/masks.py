@@ -210,16 +210,20 @@ def read_mask(path: str, palette: Palette | None = None) -> np.ndarray:
 
 
 def check_masks(parts: Mapping[str, MaskedFiles], classes: Sequence[str], exif_rotate: bool = False) -> None:
-    """Raise OSError for the first mask that differs in size from its image or has a label that is out of range. Classes that no
-    pixel of a part has are named in a warning."""
+    """Raise OSError for the first mask that differs in size from its image or has a label that is out of range.
+
+    Classes that no pixel of a part has are named in a warning.
+    """
     for part, split in parts.items():
         found = _labels_of_checked(split, len(classes), exif_rotate)
         warn_of_absent_classes("pixel", part, [name for label, name in enumerate(classes) if label not in found])
 
 
 def _labels_of_checked(split: MaskedFiles, n_classes: int, exif_rotate: bool) -> set[int]:
-    """Return the labels that occur. Masks that passed are not read again: a digest of the files' names, sizes and times is kept
-    in their folder, if writable."""
+    """Return the labels that occur.
+
+    Masks that passed are not read again: a digest of the files' names, sizes and times is kept in their folder, if writable.
+    """
     names = [os.fsdecode(name) for name in (*split.paths, *split.labels)]
     facts = [(name, status.st_size, status.st_mtime_ns) for name, status in ((name, os.stat(name)) for name in names)]
     palette = [part.tolist() for part in split.palette or ()]

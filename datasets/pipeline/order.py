@@ -55,9 +55,11 @@ class Order:
 
 @dataclass
 class BalancedOrder(Order):
-    """An order in which every class is equally frequent. An epoch has as many samples as without balancing. A class goes through
-    its samples in a shuffled order, then in another one, and so on across epochs. So a sample of a class is drawn as often as the
-    others, and every sample is drawn in the end, also those of a class that is larger than its share."""
+    """An order in which every class is equally frequent. An epoch has as many samples as without balancing.
+
+    A class goes through its samples in a shuffled order, then in another one, and so on across epochs. So a sample of a class is
+    drawn as often as the others, and every sample is drawn in the end, also those of a class that is larger than its share.
+    """
 
     repeats_samples: ClassVar[bool] = True
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))

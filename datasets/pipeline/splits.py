@@ -33,8 +33,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Files:
-    """A split whose images are files. The paths are one array of bytes: every worker process would copy a list of a million
-    strings as it reads them."""
+    """A split whose images are files.
+
+    The paths are one array of bytes: every worker process would copy a list of a million strings as it reads them.
+    """
 
     paths: np.ndarray  # N, bytes: files or parts of files, as places.py writes them
     labels: Any  # N, int64 tensor; the subclasses in masks.py and boxes.py hold other targets

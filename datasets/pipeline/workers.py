@@ -70,8 +70,10 @@ class WorkersFailed(OSError):
 
 
 def _start_worker(worker_id: int) -> None:
-    """Ignore signals: Ctrl-C reaches every process of the terminal, and the parent needs its batches to finish the step. Linux
-    kills the worker when its parent dies, also while the worker reads from a disk that does not answer."""
+    """Ignore signals: Ctrl-C reaches every process of the terminal, and the parent needs its batches to finish the step.
+
+    Linux kills the worker when its parent dies, also while the worker reads from a disk that does not answer.
+    """
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -91,9 +93,11 @@ def _report_unless_hung_up(kind: type[BaseException], error: BaseException, trac
 
 
 def read_in_workers(read: Callable[[Any], Any], requests: Iterator[Any], workers: Workers) -> Iterator[Any]:
-    """Yield the result of `read` for each request, in order, computed by worker processes. The workers are killed when the
-    iteration ends, or at exit if it was abandoned. torch would ask them to end and wait, at exit without a limit, which hangs
-    with a worker that hangs or ignores signals."""
+    """Yield the result of `read` for each request, in order, computed by worker processes.
+
+    The workers are killed when the iteration ends, or at exit if it was abandoned. torch would ask them to end and wait, at exit
+    without a limit, which hangs with a worker that hangs or ignores signals.
+    """
     loader: DataLoader = DataLoader(_Reader(read), sampler=requests, batch_size=None, **workers.options())
     others = set(multiprocessing.active_children())
     results = _Results(loader) if workers.num_workers else iter(loader)
@@ -138,9 +142,11 @@ class _Results(_MultiProcessingDataLoaderIter):
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block signals in this thread and in processes that it starts: a worker must not get one before it can ignore it. Take back
-    torch's handler of SIGCHLD, which would report a dead worker as a RuntimeError of whatever the main thread is doing, such as
-    writing a checkpoint. `_Results` looks for dead workers itself."""
+    """Block signals in this thread and in processes that it starts: a worker must not get one before it can ignore it.
+
+    Take back torch's handler of SIGCHLD, which would report a dead worker as a RuntimeError of whatever the main thread is doing,
+    such as writing a checkpoint. `_Results` looks for dead workers itself.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

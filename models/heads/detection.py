@@ -71,9 +71,11 @@ def create_detector(
     pretrained: str | Path | bool = False,
     **kwargs: Any,
 ) -> FCOS | FasterRCNN:
-    """Build the backbone `name` under a detector. `n_classes` counts class 0, the background. The shorter side of an image is
-    scaled to `img_size`, but the longer one to at most `max_size` (None: 5/3 of img_size). `pretrained` holds the weights of a
-    classification network, for the backbone, or those of a whole detector."""
+    """Build the backbone `name` under a detector. `n_classes` counts class 0, the background.
+
+    The shorter side of an image is scaled to `img_size`, but the longer one to at most `max_size` (None: 5/3 of img_size).
+    `pretrained` holds the weights of a classification network, for the backbone, or those of a whole detector.
+    """
     if head == "fcos" and (width % GROUPS or width == GROUPS):
         raise ValueError(f"width {width}: FCOS normalizes its channels in {GROUPS} groups; use 64, 96, 128, ...")
     whole = holds_whole_network(pretrained)

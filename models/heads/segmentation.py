@@ -46,8 +46,10 @@ class MultiResolutionHead(nn.Sequential):
 
 
 class Segmenter(nn.Module):
-    """A backbone and a head that return the logits of every pixel, B C H W. With an auxiliary head the output in training mode is
-    (logits, auxiliary logits)."""
+    """A backbone and a head that return the logits of every pixel, B C H W.
+
+    With an auxiliary head the output in training mode is (logits, auxiliary logits).
+    """
 
     HEAD = ("classifier", "aux_classifier")
 

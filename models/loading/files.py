@@ -61,8 +61,10 @@ def read_json(path: Path | str, limit: int = MAX_BYTES, *, follow_link: bool = T
 
 
 def linked_folder(link: Path) -> Path | None:
-    """Return the checkpoint that `latest` or `best` refers to; None if that folder doesn't exist. It is a symlink or, where there
-    are none, a text file with the name of a step folder; after a copy, it may be a folder itself."""
+    """Return the checkpoint that `latest` or `best` refers to; None if that folder doesn't exist.
+
+    It is a symlink or, where there are none, a text file with the name of a step folder; after a copy, it may be a folder itself.
+    """
     if link.is_symlink():
         name = os.readlink(link)
     elif link.is_file() and link.stat().st_size < 100:
@@ -74,8 +76,10 @@ def linked_folder(link: Path) -> Path | None:
 
 
 def replace_file(path: Path, write: bytes | Callable[[Path], Any]) -> None:
-    """Replace a file: write a temporary one beside it, fsync it, rename it, and fsync the folder. `write` is the content, or a
-    function that writes it to the path that it gets. A symlink at `path` is replaced, not followed."""
+    """Replace a file: write a temporary one beside it, fsync it, rename it, and fsync the folder.
+
+    `write` is the content, or a function that writes it to the path that it gets. A symlink at `path` is replaced, not followed.
+    """
     part = temporary(path)
     part.unlink(missing_ok=True)
     try:

@@ -32,8 +32,10 @@ PLACES = ("", "model.safetensors")  # the file itself, or in a checkpoint folder
 
 
 def load_pretrained(model: nn.Module, name: str, source: str | Path | bool) -> dict[str, int]:
-    """Load weights into `model` from `source`: a file, or true for the published ones. Return the tensors of the head that were
-    skipped because they are for other classes, each with its length."""
+    """Load weights into `model` from `source`: a file, or true for the published ones.
+
+    Return the tensors of the head that were skipped because they are for other classes, each with its length.
+    """
     if isinstance(source, bool):
         weights, origin = _published(model, name), f"the published weights of {name}"
         set_as_published(model)
@@ -96,9 +98,11 @@ def _read(file: Path) -> Any:
 
 
 def _load_matching(model: nn.Module, given: dict[str, Tensor]) -> tuple[dict[str, int], list[str], list[str]]:
-    """Load the weights that fit the model. Return the tensors of the file that were skipped (with their lengths), the tensors of
-    the model that keep their initial values, and those that were adapted. Anything but the head that doesn't match raises
-    ValueError."""
+    """Load the weights that fit the model.
+
+    Return the tensors of the file that were skipped (with their lengths), the tensors of the model that keep their initial
+    values, and those that were adapted. Anything but the head that doesn't match raises ValueError.
+    """
     own, weights = model.state_dict(), _convert(model, given)
     for key in (f"{layer}.weight" for layer in layer_names(model, "FIRST_CONV", "first_conv")):
         if key in weights and key in own:
@@ -139,8 +143,10 @@ def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_channels(weight: Tensor, shape: torch.Size) -> Tensor:
-    """Adapt a first convolution to the image's channels. One channel gets the sum over the colors; more get the colors in turn,
-    scaled so that activations keep their size."""
+    """Adapt a first convolution to the image's channels.
+
+    One channel gets the sum over the colors; more get the colors in turn, scaled so that activations keep their size.
+    """
     if weight.ndim != 4 or weight.shape[1] == shape[1]:
         return weight
     if shape[1] == 1:

@@ -12,8 +12,10 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Generic[Key, Entry]):
-    """The entries of one table, such as MODELS, in every module directly in a package, and in plugins. `entries_of` turns a
-    module's table into a mapping from names (or other keys) to entries."""
+    """The entries of one table, such as MODELS, in every module directly in a package, and in plugins.
+
+    `entries_of` turns a module's table into a mapping from names (or other keys) to entries.
+    """
 
     def __init__(self, kind: str, package: str, table: str, entries_of: Callable[[Any], Mapping[Key, Entry]]) -> None:
         self.kind, self.package, self.table = kind, package, table

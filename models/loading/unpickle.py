@@ -29,9 +29,11 @@ class Ignored:
 
 
 class PlainUnpickler(pickle._Unpickler):
-    """Makes plain values. `known` maps the other names that a file may use to what is called instead of them. Objects of `known`
-    may have a method `build(state)`. Memory and time are proportional to the size of the content: the unpickler in C would take
-    gigabytes for a memo's index, and crash on objects that it hashes or fills without a check."""
+    """Makes plain values. `known` maps the other names that a file may use to what is called instead of them.
+
+    Objects of `known` may have a method `build(state)`. Memory and time are proportional to the size of the content: the
+    unpickler in C would take gigabytes for a memo's index, and crash on objects that it hashes or fills without a check.
+    """
 
     stack: list[Any]  # of the base class
     pop_mark: Callable[[], list[Any]]
