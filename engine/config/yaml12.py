@@ -46,8 +46,7 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
-        base = {"0o": 8, "0x": 16}.get(node.value[:2], 10)
-        return int(node.value, base)
+        return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
 
 
 class Dumper(yaml.SafeDumper):
@@ -76,13 +75,14 @@ def parse(text: str) -> Any:
     loader = None
     try:
         loader = Loader(text)
-        node = loader.get_single_node()
-        if node is None:
+        if (node := loader.get_single_node()) is None:
             return None
         _measure(node, {}, depth=0)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise ValueError(_one_line(error)) from error
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else problem) from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     finally:
@@ -112,9 +112,3 @@ def _measure(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
         raise ValueError(TOO_LARGE)
     known[id(node)] = size
     return size
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else problem
