@@ -64,8 +64,10 @@ INITIALIZATION = 8  # separates this use of the seed from the others
 class Catalog:
     """The signatures that a config is resolved with: `resolve(layers, Catalog())`."""
 
-    def task(self, name: str) -> TaskKind:
-        return find_task(name)
+    task = staticmethod(find_task)
+    model = staticmethod(model_signature)
+    describes_network = staticmethod(describes_network)
+    optimizer_arguments = staticmethod(arguments_of_any_optimizer)
 
     def dataset(self, name: str, targets: str) -> tuple[DatasetSpec, inspect.Signature]:
         spec = find_dataset(name, targets)
@@ -77,26 +79,14 @@ class Catalog:
         specs = DATASETS.entries.values()
         return frozenset(option for spec in specs for option in inspect.signature(spec.load).parameters)
 
-    def model(self, name: str) -> inspect.Signature | None:
-        return model_signature(name)
-
-    def describes_network(self, argument: str) -> bool:
-        return describes_network(argument)
-
-    def model_arguments(self) -> frozenset[str]:
-        return _arguments_of_any_model()
+    @staticmethod
+    @cache
+    def model_arguments() -> frozenset[str]:
+        signatures = [signature for name in list_models() if (signature := model_signature(name)) is not None]
+        return frozenset(argument for signature in signatures for argument in signature.parameters)
 
     def optimizer(self, name: str) -> inspect.Signature:
         return inspect.signature(find_optimizer(name))
-
-    def optimizer_arguments(self) -> frozenset[str]:
-        return arguments_of_any_optimizer()
-
-
-@cache
-def _arguments_of_any_model() -> frozenset[str]:
-    signatures = (model_signature(name) for name in list_models())
-    return frozenset(argument for signature in signatures if signature is not None for argument in signature.parameters)
 
 
 @dataclass
@@ -148,19 +138,14 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     split = data.splits["train"]
     fingerprint_of_data = start_fingerprint(data) if accelerator.is_main_process else None
     make_order = partial(BalancedOrder, labels=split.labels) if config.data.sampler == "balanced" else Order
-    order = make_order(
-        len(split),
-        train.batch_size // repeats,
-        config.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        device=accelerator.device if isinstance(split, Images) else "cpu",
-    )
+    device = accelerator.device if isinstance(split, Images) else "cpu"
+    ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    order = make_order(len(split), train.batch_size // repeats, config.seed, device=device, **ranks)
     if order.steps_per_epoch == 0:
         samples = f"the {order.n_samples} training samples of {data.spec.name}"
         problem = f"{train.batch_size} is more than {samples}: an epoch would have no step"
-        ranks = accelerator.num_processes
-        raise ConfigError("train.batch_size", problem, f"the largest here is {order.n_samples // ranks * ranks * repeats}")
+        largest = order.n_samples // accelerator.num_processes * accelerator.num_processes * repeats
+        raise ConfigError("train.batch_size", problem, f"the largest here is {largest}")
     _log_absent_classes(data)
     if isinstance(split, Files) and not config.data.exif_rotate and accelerator.is_main_process:
         log_rotated(split.paths)
@@ -174,7 +159,10 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     ema = make_average(model, train, accelerator)
     optimizer, configured = make_optimizer(train.optim, train.base_lr, model)
     training_model, optimizer = accelerator.prepare(model, optimizer)
-    _check_parts(data, model, accelerator)
+    for name, part in data.splits.items():
+        if len(part) < accelerator.num_processes and is_sharded(model):  # every forward of sharded weights needs all ranks
+            problem = f"the {name} split has {len(part)} samples for {accelerator.num_processes} ranks"
+            raise ConfigError("data", f"{problem}; FSDP needs one on each")
     if train.compile:
         training_model = _compiled(training_model, train, config.model.name, sizes_vary=data.spec.targets == "boxes")
 
@@ -258,7 +246,22 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
     loaded = read_here[0] if read_here else read_data(config)
     check_n_classes(config.data.n_classes, config.data.name, len(loaded.classes))
     img_size = config.data.img_size or spec.img_size
-    splits = _split(loaded, config.data.valid_ratio, config.seed)
+    valid_ratio = config.data.valid_ratio
+    if loaded.valid is not None:
+        if valid_ratio is not None:
+            raise ConfigError("data.valid_ratio", "the data already has a validation split", "null uses that")
+        splits = {"train": loaded.train, "valid": loaded.valid, "test": loaded.test}
+    elif valid_ratio is None:
+        log.info("no separate validation split (data.valid_ratio is null): the best checkpoint is chosen on the test split")
+        splits = {"train": loaded.train, "valid": loaded.test}
+    else:
+        try:
+            train, valid = hold_out(loaded.train, valid_ratio, config.seed, by_class=loaded.by_class)
+        except ValueError as error:
+            raise ConfigError("data.valid_ratio", str(error)) from error
+        sizes = len(valid), len(loaded.train)
+        log.info("validation uses %d of the %d training samples; the test split is used once, at the end", *sizes)
+        splits = {"train": train, "valid": valid, "test": loaded.test}
     prepare, evaluation_workers = preparation(config, spec, config.eval.img_size or img_size), workers(config)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     per_device = config.eval.batch_size or config.train.micro_batch_size or -(-config.train.batch_size // world_size)
@@ -290,14 +293,6 @@ def _log_absent_classes(data: Data) -> None:
             log.warning("the %s split has no image of %d of the %d classes: %s", name, len(absent), len(counts), some)
 
 
-def _check_parts(data: Data, model: nn.Module, accelerator: Accelerator) -> None:
-    """Refuse a split that leaves a rank without a sample if the weights are sharded: every forward needs all ranks."""
-    for name, split in data.splits.items():
-        if len(split) < accelerator.num_processes and is_sharded(model):
-            problem = f"the {name} split has {len(split)} samples for {accelerator.num_processes} ranks"
-            raise ConfigError("data", f"{problem}; FSDP needs one on each")
-
-
 def described_data(config: Config, classes: Collection[str]) -> Data:
     """Return what is known of the data without reading it; there are no splits."""
     spec = dataset_spec(config)
@@ -306,24 +301,6 @@ def described_data(config: Config, classes: Collection[str]) -> Data:
         raise KeyError(split)
 
     return Data(spec, tuple(classes), config.data.img_size or spec.img_size, splits={}, loader=no_loader)
-
-
-def _split(loaded: Loaded, valid_ratio: float | None, seed: int) -> dict[str, Split]:
-    if loaded.valid is not None:
-        if valid_ratio is not None:
-            raise ConfigError("data.valid_ratio", "the data already has a validation split", "null uses that")
-        return {"train": loaded.train, "valid": loaded.valid, "test": loaded.test}
-    if valid_ratio is None:
-        log.info("no separate validation split (data.valid_ratio is null): the best checkpoint is chosen on the test split")
-        return {"train": loaded.train, "valid": loaded.test}
-    try:
-        train, valid = hold_out(loaded.train, valid_ratio, seed, by_class=loaded.by_class)
-    except ValueError as error:
-        raise ConfigError("data.valid_ratio", str(error)) from error
-    log.info(
-        "validation uses %d of the %d training samples; the test split is used once, at the end", len(valid), len(loaded.train)
-    )
-    return {"train": train, "valid": valid, "test": loaded.test}
 
 
 def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: Growth | None = None) -> Preparation:
@@ -377,13 +354,9 @@ def build_model(config: Config, data: Data) -> nn.Module:
     torch.manual_seed(config.seed)
     pretrained = config.model.pretrained
     try:
-        return task_kind(config).create_model(
-            config,
-            n_classes=len(data.classes),
-            in_channels=data.spec.channels,
-            img_size=data.img_size,
-            pretrained=str(Path(pretrained).expanduser()) if isinstance(pretrained, str) else pretrained,
-        )
+        sizes = {"n_classes": len(data.classes), "in_channels": data.spec.channels, "img_size": data.img_size}
+        weights = str(Path(pretrained).expanduser()) if isinstance(pretrained, str) else pretrained
+        return task_kind(config).create_model(config, **sizes, pretrained=weights)
     except OSError as error:
         raise RunError(f"model.pretrained: {error}") from error
     except (ValueError, TypeError) as error:
@@ -404,7 +377,17 @@ def _prepared_model(model: nn.Module, config: Config, data: Data, accelerator: A
     _initialize_from_data(model, config, data, accelerator)
     _check_sizes(model, config, data)
     if train.sync_batchnorm:
-        model = _synchronized(model, config.model.name, accelerator)
+        from timm.layers import convert_sync_batchnorm  # torch's own loses the activation of timm's BatchNormAct2d
+
+        device = accelerator.device.type
+        if device != "cuda":
+            raise ConfigError("train.sync_batchnorm", f"needs GPUs, and this run is on {device}", "leave it out here")
+        if accelerator.num_processes == 1:
+            log.warning("train.sync_batchnorm has no effect on a single device")
+        try:
+            model = convert_sync_batchnorm(model)
+        except TypeError as error:  # a norm whose scale is not a parameter
+            raise ConfigError("train.sync_batchnorm", f"the norms of {config.model.name} can't be synchronized") from error
     if train.aux_weight != type(train)().aux_weight and len(getattr(model, "CLASSIFIERS", ())) == 1:
         log.warning("train.aux_weight has no effect on %s, which has no auxiliary head", config.model.name)
     try:
@@ -426,9 +409,8 @@ def _compiled(model: nn.Module, train: TrainConfig, name: str, *, sizes_vary: bo
     """
     options: dict[str, Any] = {"mode": train.compile_mode}
     if sizes_vary:
-        log.warning(
-            "train.compile: images of many sizes share graphs that depend on the first ones, so resuming is not bit exact"
-        )
+        problem = "images of many sizes share graphs that depend on the first ones, so resuming is not bit exact"
+        log.warning("train.compile: %s", problem)
     else:
         if train.compile_mode == "max-autotune":
             log.warning("train.compile_mode max-autotune chooses kernels by their speed, so resuming is not bit exact")
@@ -474,19 +456,3 @@ def _check_sizes(model: nn.Module, config: Config, data: Data) -> None:
             problem = f"{size}: model.name {config.model.name} was built for data.img_size {data.img_size} and can't take it"
             raise ConfigError(key, f"{problem}: {str(error).splitlines()[0]}") from error
     model.train(was_training)
-
-
-def _synchronized(model: nn.Module, name: str, accelerator: Accelerator) -> nn.Module:
-    """Replace each BatchNorm by one of the same name that sees the batches of all devices."""
-    from timm.layers import convert_sync_batchnorm  # torch's own loses the activation of timm's BatchNormAct2d
-
-    if accelerator.device.type != "cuda":
-        raise ConfigError(
-            "train.sync_batchnorm", f"needs GPUs, and this run is on {accelerator.device.type}", "leave it out here"
-        )
-    if accelerator.num_processes == 1:
-        log.warning("train.sync_batchnorm has no effect on a single device")
-    try:
-        return convert_sync_batchnorm(model)
-    except TypeError as error:  # a norm whose scale is not a parameter
-        raise ConfigError("train.sync_batchnorm", f"the norms of {name} can't be synchronized") from error

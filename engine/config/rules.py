@@ -232,7 +232,7 @@ def learning_rate_falls(draft: Draft) -> None:
 # Data and augmentation
 
 
-def ranges(draft: Draft) -> None:
+def data_values(draft: Draft) -> None:
     scale, zoom, std = draft["augment.scale"], draft["augment.zoom"], draft["data.std"]
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise ConfigError("augment.scale", f"expected two numbers, 0 < low <= high <= 1; got {scale}")
@@ -240,9 +240,6 @@ def ranges(draft: Draft) -> None:
         raise ConfigError("augment.zoom", f"expected two numbers, 0 < low <= high; got {zoom}")
     if min(std or [1]) <= 0:
         raise ConfigError("data.std", f"must be above 0, got {std}")
-
-
-def data_of_the_dataset(draft: Draft) -> None:
     for key in ("data.mean", "data.std"):
         if draft[key] is not None and len(draft[key]) != draft.dataset.channels:
             raise ConfigError(key, f"{len(draft[key])} numbers; {draft.dataset.name} has {draft.dataset.channels} channels")
@@ -394,8 +391,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     warmup_and_cooldown_fit,
     schedule_keys_without_effect,
     learning_rate_falls,
-    ranges,
-    data_of_the_dataset,
+    data_values,
     loss_of_the_task,
     one_kind_of_averaging,
     keys_of_other_tasks,

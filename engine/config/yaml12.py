@@ -13,15 +13,12 @@ MAX_NODES = 20_000  # with aliases expanded; a config has hundreds
 MAX_DEPTH = 50
 TOO_LARGE = f"it expands to more than {MAX_NODES:,} values"
 
+FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 SCALARS = (  # tag, pattern, first characters
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
+    ("float", FLOAT, "-+.0123456789"),
     ("merge", r"<<", "<"),
 )
 

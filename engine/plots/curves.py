@@ -63,11 +63,10 @@ def _panels(logged: Iterable[str], is_one: bool) -> dict[str, list[str]]:
     logged = list(logged)
     metric = monitored_in(logged)
     parts = PARTS if is_one else ("train", "valid")
+    auxiliary = "loss of the auxiliary heads" + ("" if is_one else " (dashed: the second)")
     panels = {
         "loss": [f"{part}/loss" for part in parts],
-        "loss of the auxiliary heads" + ("" if is_one else " (dashed: the second)"): [
-            key for key in logged if key.startswith(AUXILIARY)
-        ],
+        auxiliary: [key for key in logged if key.startswith(AUXILIARY)],
         f"{metric} (%)": [f"{part}/{metric}" for part in parts],
         "learning rate": ["train/lr"],
     }
