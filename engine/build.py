@@ -14,21 +14,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
+from datasets.pipeline import loaders
 from datasets.pipeline.catalog import DATASETS
 from datasets.pipeline.cores import cores_per_rank
 from datasets.pipeline.counters import derive
 from datasets.pipeline.fingerprint import Fingerprint, fingerprint
 from datasets.pipeline.images import log_rotated
-from datasets.pipeline.loaders import (
-    EvalLoader,
-    Growth,
-    InMemoryTraining,
-    Preparation,
-    TrainLoader,
-    Workers,
-    eval_loader,
-    train_loader,
-)
 from datasets.pipeline.mixing import Mixing
 from datasets.pipeline.order import BalancedOrder, Order
 from datasets.pipeline.splits import Files, Images, hold_out
@@ -97,7 +88,7 @@ class Data:
     classes: tuple[str, ...]
     img_size: int
     splits: dict[str, Split]  # train, valid and, where it is a split apart from valid, test
-    loader: Callable[..., EvalLoader]  # loader(split) reads this rank's part; loader(split, n) the first n samples on every rank
+    loader: Callable[..., loaders.EvalLoader]  # loader(split): this rank's part; loader(split, n): on all ranks, the first n
     category_ids: tuple[int | None, ...] | None = None  # of each class in the files, where they aren't 0, 1, ...
     root: Path = Path()  # the folder of its files
 
@@ -112,7 +103,7 @@ class Run:
     model: nn.Module  # without wrappers
     state: TrainState
     update: Update
-    train_loader: TrainLoader
+    train_loader: loaders.TrainLoader
     mix: Mixing | None
     steps_per_epoch: int
     n_steps: int
@@ -120,10 +111,7 @@ class Run:
     eval_freq: int
     save_freq: int
     batch_size: int
-    mix_epochs: int | None = None
-    patience: int | None = None
-    eval_first: bool = False
-    profile: int = 0
+    config: Config
     max_eval_batches: int | None = None
     fingerprint: Future[Fingerprint] | None = None  # of the data, on rank 0
 
@@ -146,7 +134,11 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
         problem = f"{train.batch_size} is more than {samples}: an epoch would have no step"
         largest = order.n_samples // accelerator.num_processes * accelerator.num_processes * repeats
         raise ConfigError("train.batch_size", problem, f"the largest here is {largest}")
-    _log_absent_classes(data)
+    for name, part in data.splits.items() if data.spec.targets in ("classes", "labels") else ():
+        counts = part.labels.bincount(minlength=len(data.classes)) if part.labels.ndim == 1 else part.labels.sum(0)
+        if absent := [of_class for of_class, n in zip(data.classes, counts.tolist(), strict=True) if n == 0]:
+            some = ", ".join([*absent[:5], *(["..."] if len(absent) > 5 else [])])
+            log.warning("the %s split has no image of %d of the %d classes: %s", name, len(absent), len(counts), some)
     if isinstance(split, Files) and not config.data.exif_rotate and accelerator.is_main_process:
         log_rotated(split.paths)
 
@@ -170,10 +162,10 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     growth = None
     if config.augment.resize_from is not None:
         n_epochs = config.augment.resize_epochs or n_steps / order.steps_per_epoch
-        growth = Growth(config.augment.resize_from, n_epochs, config.augment.resize_step)
+        growth = loaders.Growth(config.augment.resize_from, n_epochs, config.augment.resize_step)
     prepare = preparation(config, data.spec, data.img_size, growth)
-    loader = train_loader(data.splits["train"], order, prepare, workers(config), accelerator.device)
-    if isinstance(loader, InMemoryTraining):
+    loader = loaders.train_loader(data.splits["train"], order, prepare, workers(config), accelerator.device)
+    if isinstance(loader, loaders.InMemoryTraining):
         data.splits["train"] = loader.split  # shares the loader's memory
     if accelerator.device.type == "cpu":
         keep_freed_memory(of_any_size=train.keep_memory)  # only now: memory that reading the data took goes back to the system
@@ -204,10 +196,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
         eval_freq=train.eval_freq or order.steps_per_epoch,
         save_freq=train.save_freq or order.steps_per_epoch,
         batch_size=train.batch_size,
-        mix_epochs=config.augment.mix_epochs,
-        patience=train.patience,
-        eval_first=train.eval_first,
-        profile=train.profile,
+        config=config,
         fingerprint=fingerprint_of_data,
     )
 
@@ -267,11 +256,11 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
     per_device = config.eval.batch_size or config.train.micro_batch_size or -(-config.train.batch_size // world_size)
 
     @cache
-    def loader(split: str, first: int | None = None) -> EvalLoader:
+    def loader(split: str, first: int | None = None) -> loaders.EvalLoader:
         part, of = splits[split], (rank, world_size)
         if first is not None:
             part, of = part.subset(torch.arange(min(first, len(part)))), (0, 1)
-        return eval_loader(part, per_device, *of, prepare, evaluation_workers, accelerator.device)
+        return loaders.eval_loader(part, per_device, *of, prepare, evaluation_workers, accelerator.device)
 
     classes = tuple(printable(name) for name in loaded.classes)
     return Data(spec, classes, img_size, splits, loader, loaded.category_ids, data_source(config).root)
@@ -285,55 +274,42 @@ def start_fingerprint(data: Data) -> Future[Fingerprint]:
     return future
 
 
-def _log_absent_classes(data: Data) -> None:
-    for name, split in data.splits.items() if data.spec.targets in ("classes", "labels") else ():
-        counts = split.labels.bincount(minlength=len(data.classes)) if split.labels.ndim == 1 else split.labels.sum(0)
-        if absent := [of_class for of_class, n in zip(data.classes, counts.tolist(), strict=True) if n == 0]:
-            some = ", ".join([*absent[:5], *(["..."] if len(absent) > 5 else [])])
-            log.warning("the %s split has no image of %d of the %d classes: %s", name, len(absent), len(counts), some)
-
-
 def described_data(config: Config, classes: Collection[str]) -> Data:
     """Return what is known of the data without reading it; there are no splits."""
     spec = dataset_spec(config)
 
-    def no_loader(split: str) -> EvalLoader:
+    def no_loader(split: str) -> loaders.EvalLoader:
         raise KeyError(split)
 
     return Data(spec, tuple(classes), config.data.img_size or spec.img_size, splits={}, loader=no_loader)
 
 
-def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: Growth | None = None) -> Preparation:
+def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: loaders.Growth | None = None) -> loaders.Preparation:
     augment = config.augment
-    return Preparation(
+    as_they_are = ("padding_mode", "cutout", "color_jitter", "crop_pct", "interpolation", "erasing", "repeats")
+    return loaders.Preparation(
         img_size=img_size,
         mean=tuple(config.data.mean or spec.mean),
         std=tuple(config.data.std or spec.std),
         augment=augment.enabled,
         crop_padding=spec.crop_padding if augment.crop_padding is None else augment.crop_padding,
-        padding_mode=augment.padding_mode,
         hflip=spec.hflip if augment.hflip is None else augment.hflip,
-        cutout=augment.cutout,
-        color_jitter=augment.color_jitter,
         scale=(augment.scale[0], augment.scale[1]),
         zoom=(augment.zoom[0], augment.zoom[1]),
-        crop_pct=augment.crop_pct,
-        interpolation=augment.interpolation,
         policy=augment.auto,
         magnitude=augment.auto_magnitude,
-        erasing=augment.erasing,
-        repeats=augment.repeats,
         growth=growth,
         exif_rotate=config.data.exif_rotate,
         resize_by_torch=config.eval.resize == "torch",
+        **{name: getattr(augment, name) for name in as_they_are},
     )
 
 
-def workers(config: Config) -> Workers:
+def workers(config: Config) -> loaders.Workers:
     loading = config.dataloader
     automatic = min(MAX_WORKERS, cores_per_rank())
     n_workers = loading.num_workers if isinstance(loading.num_workers, int) else automatic
-    return Workers(n_workers, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
+    return loaders.Workers(n_workers, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
 
 
 def _mixing(config: Config, n_classes: int, accelerator: Accelerator) -> Mixing | None:
@@ -436,7 +412,7 @@ def _initialize_from_data(model: nn.Module, config: Config, data: Data, accelera
     split, generator = data.splits["train"], torch.Generator().manual_seed(derive(config.seed, INITIALIZATION))
     chosen = torch.randperm(len(split), generator=generator)[:N_FOR_INITIALIZATION].sort().values
     prepare = preparation(config, data.spec, data.img_size)
-    loader = eval_loader(split.subset(chosen), 250, 0, 1, prepare, workers(config), accelerator.device)
+    loader = loaders.eval_loader(split.subset(chosen), 250, 0, 1, prepare, workers(config), accelerator.device)
     for module in modules:
         initialize: Any = module.initialize_from
         initialize(batch[0] for batch in readable(loader.batches()))

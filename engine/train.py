@@ -26,9 +26,9 @@ from engine.config.schema import flatten, to_dict, to_yaml
 from engine.devices.accelerator import make_accelerator, requested_precision
 from engine.devices.agreement import EXIT_CODES, Agreement, Interrupted, all_ranks, on_main
 from engine.devices.failures import explained
-from engine.devices.memory import peak_memory, reset_peak_memory
+from engine.devices.memory import peak_memory
 from engine.devices.sharding import is_sharded, load_weights
-from engine.evaluate import evaluate, readable, share_buffers
+from engine.evaluate import evaluate, readable
 from engine.plugins import loaded_plugins
 from engine.run.checkpoint import Checkpoint, Checkpoints
 from engine.run.folder import CONFIG, THRESHOLDS, Resumption, RunFolder, find_resumption, read_replaceable, remove_tree
@@ -72,7 +72,7 @@ def fit(run: Run, outputs: Outputs, agreement: Agreement) -> None:
     """Train from the state's step to the last one. A signal on any rank ends it after a checkpoint, by Interrupted."""
     state = run.state
     run.model.train()
-    if state.step == 0 and run.eval_first and not state.last_metrics:
+    if state.step == 0 and run.config.train.eval_first and not state.last_metrics:
         state.open_line = {}
     visible = run.accelerator.is_main_process and sys.stderr.isatty()
     options: Any = {"initial": state.step, "unit": "step", "dynamic_ncols": True, "leave": False, "disable": not visible}
@@ -80,7 +80,13 @@ def fit(run: Run, outputs: Outputs, agreement: Agreement) -> None:
         # an open line is due before the first step, or was left by a signal that came before the evaluation of its step
         if state.open_line is not None and evaluate_and_log(run, outputs, agreement):
             save(run, outputs)
-        for batch in profiled(run, outputs.folder, train_batches(run, first=state.step)):
+        batches = train_batches(run, first=state.step)
+        if n_profiled := run.config.train.profile:
+            from engine.devices.profiler import recorded
+
+            folder, rank = outputs.folder.path / "profile", run.accelerator.process_index
+            batches = recorded(batches, folder, rank=rank, n_updates=n_profiled, n_left=run.n_steps - state.step)
+        for batch in batches:
             if out_of_patience(run):
                 break
             if state.step == 0:
@@ -101,14 +107,16 @@ def fit(run: Run, outputs: Outputs, agreement: Agreement) -> None:
             if is_best or is_due(run, run.save_freq, state.step):
                 save(run, outputs)
     if out_of_patience(run):
-        log.info("step %d: %d evaluations without a better one (train.patience); the run ends", state.step, run.patience)
+        n = run.config.train.patience
+        log.info("step %d: %d evaluations without a better one (train.patience); the run ends", state.step, n)
         save(run, outputs, must=True)
 
 
 def train_batches(run: Run, first: int) -> Iterator[Any]:
     """Yield the batches of the updates from `first` on, mixed as the config says."""
+    mix_epochs = run.config.augment.mix_epochs
     for step, batch in enumerate(readable(run.train_loader.batches(first, run.n_steps)), start=first):
-        is_mixed = run.mix is not None and (run.mix_epochs is None or step < run.mix_epochs * run.steps_per_epoch)
+        is_mixed = mix_epochs is None or step < mix_epochs * run.steps_per_epoch
         yield run.mix(step, batch) if run.mix is not None and is_mixed else batch
 
 
@@ -117,7 +125,8 @@ def is_due(run: Run, freq: int, step: int) -> bool:
 
 
 def out_of_patience(run: Run) -> bool:
-    return run.patience is not None and run.state.evaluations_since_best >= run.patience
+    patience = run.config.train.patience
+    return patience is not None and run.state.evaluations_since_best >= patience
 
 
 def evaluate_and_log(run: Run, outputs: Outputs, agreement: Agreement) -> bool:
@@ -150,7 +159,8 @@ def evaluate_split(
     """
     task = run.task.with_tables("samples") if outputs is not None else run.task
     model: nn.Module = run.state.ema.module if averaged and run.state.ema is not None else run.model
-    share_buffers(model, run.accelerator)
+    for buffer in model.buffers() if run.accelerator.num_processes > 1 else ():
+        torch.distributed.broadcast(buffer, src=0)  # each rank's BatchNorm saw another last batch; a checkpoint saves rank 0's
     stop = agreement.stop if agreement is not None else None
     metrics = evaluate(model, run.data.loader(split), task, run.accelerator, max_batches=run.max_eval_batches, stop=stop)
     samples = metrics.pop("samples", None)
@@ -234,7 +244,14 @@ def train(
     set_up_terminal(is_main=os.environ.get("RANK", "0") == "0")
     with located(config.origins):
         accelerator = make_accelerator(config.train, deterministic=config.deterministic)
-        config = _with_precision(config)
+        precision, by = requested_precision(config.train), "neither train.precision nor the launcher asks for another"
+        if config.train.precision is not None:
+            by = f"train.precision, {config.origin('train.precision').name}"
+        elif precision != "fp32":
+            by = "the launcher's mixed precision, as train.precision is null"
+        notes = (*config.notes, f"precision {precision}: {by}", *(() if config.deterministic else (NOT_DETERMINISTIC,)))
+        settled: Any = precision  # make_accelerator has checked it
+        config = replace(config, train=replace(config.train, precision=settled), notes=notes)
         with Agreement(config.train.timeout, config.train.time_limit) as agreement:
             try:
                 build_run = partial(build, config, accelerator, model=model, task=task)
@@ -243,7 +260,8 @@ def train(
                 resumption = find_resumption(resume, exp_dir) if isinstance(resume, str) else resume
                 opened = _open_folder(accelerator, exp_dir, resumption, may_hold_a_run=may_hold_a_run or resume == "auto")
                 with opened as folder, located(config.origins), explained(config.train, accelerator):
-                    reset_peak_memory(accelerator.device)
+                    if accelerator.device.type == "cuda":  # several runs may share a process
+                        torch.cuda.reset_peak_memory_stats(accelerator.device)
                     return _train_in(folder, config, agreement, resumption, build_run)
             except Interrupted as interruption:
                 log.info("interrupted by %s before the first step; nothing was changed", interruption)
@@ -264,12 +282,12 @@ def _train_in(
     checkpoint = checkpoints.load(resumption.which) if resumption is not None else None
     if checkpoint is not None:
         run.state.restore(checkpoint, accelerator.process_index, accelerator.num_processes)
-        if (earlier := _finished_before(run, config, folder)) is not None:
+        if (earlier := _finished_before(run, folder)) is not None:
             return earlier
     outputs = Outputs(folder, Clock(run.state.step), checkpoints)
     agreement.begin()
-    on_main(accelerator, lambda: _start(run, config, outputs, checkpoint))
-    log.info("%s", _first_line(config, run, folder, resumed=resumption is not None))
+    on_main(accelerator, lambda: _start(run, outputs, checkpoint))
+    log.info("%s", _first_line(run, folder, resumed=resumption is not None))
     result = Result(folder.path)
     try:
         with explained(config.train, accelerator):
@@ -286,7 +304,7 @@ def _train_in(
         raise
     finally:
         result.step, result.best, result.last = run.state.step, run.state.best_metrics, run.state.last_metrics
-        _finish(run, config, outputs, agreement, result)
+        _finish(run, outputs, agreement, result)
     if result.status == "completed":
         log.info("%s", final_table(result, run.task.monitor, run.state.best_step, run.state.elapsed))
     else:
@@ -294,9 +312,9 @@ def _train_in(
     return result
 
 
-def _start(run: Run, config: ResolvedConfig, outputs: Outputs, checkpoint: Checkpoint | None) -> None:
+def _start(run: Run, outputs: Outputs, checkpoint: Checkpoint | None) -> None:
     """Write the files of the run's start, and open those of its metrics."""
-    folder, values = outputs.folder, to_dict(config)
+    config, folder, values = run.config, outputs.folder, to_dict(run.config)
     data = run.fingerprint.result() if run.fingerprint is not None else {}
     environment = describe_environment(run.accelerator, config.train.precision, loaded_plugins(), data)
     try:
@@ -312,28 +330,16 @@ def _start(run: Run, config: ResolvedConfig, outputs: Outputs, checkpoint: Check
     outputs.trackers = Trackers(config.tracking, values, folder)
 
 
-def _finished_before(run: Run, config: ResolvedConfig, folder: RunFolder) -> Result | None:
+def _finished_before(run: Run, folder: RunFolder) -> Result | None:
     """Return the result of a run that is complete already, and say how to continue it. Its files stay as they are."""
     results = on_main(run.accelerator, lambda: read_replaceable(folder.path, "results.json", dict))
     state, is_done = run.state, run.state.step >= run.n_steps or out_of_patience(run)
     if not is_done or results.get("status") != "completed" or results.get("step") != state.step:
         return None
-    key = "patience" if state.step < run.n_steps else "n_steps" if config.train.n_steps is not None else "n_epochs"
+    key = "patience" if state.step < run.n_steps else "n_steps" if run.config.train.n_steps is not None else "n_epochs"
     log.info("nothing left to do: %s is complete at step %d; --train.%s N continues it", folder.path, state.step, key)
     test = results["test"] if isinstance(results.get("test"), dict) else {}
     return Result(folder.path, step=state.step, best=state.best_metrics, last=state.last_metrics, test=test)
-
-
-def _with_precision(config: ResolvedConfig) -> ResolvedConfig:
-    """Enter the precision that the launcher decides, and note who decided."""
-    precision, by = requested_precision(config.train), "neither train.precision nor the launcher asks for another"
-    if config.train.precision is not None:
-        by = f"train.precision, {config.origin('train.precision').name}"
-    elif precision != "fp32":
-        by = "the launcher's mixed precision, as train.precision is null"
-    notes = (*config.notes, f"precision {precision}: {by}", *(() if config.deterministic else (NOT_DETERMINISTIC,)))
-    settled: Any = precision  # make_accelerator has checked it
-    return replace(config, train=replace(config.train, precision=settled), notes=notes)
 
 
 @contextmanager
@@ -432,7 +438,7 @@ def _test_best(run: Run, outputs: Outputs, agreement: Agreement) -> dict[str, fl
     return metrics
 
 
-def _finish(run: Run, config: ResolvedConfig, outputs: Outputs, agreement: Agreement, result: Result) -> None:
+def _finish(run: Run, outputs: Outputs, agreement: Agreement, result: Result) -> None:
     """Write results.json, draw figures if the run is completed, and close all outputs. Nothing here makes a run fail."""
     state, clock, macs = run.state, outputs.clock, None
     if run.accelerator.is_main_process:
@@ -459,7 +465,7 @@ def _finish(run: Run, config: ResolvedConfig, outputs: Outputs, agreement: Agree
         write_results(outputs.folder, results)
     if result.status == "completed":
         agreement.progress()
-        _draw(run, config, outputs)
+        _draw(run, outputs)
     agreement.progress()
     outputs.close(result.status)
 
@@ -473,8 +479,8 @@ def _log_notes(config: ResolvedConfig) -> None:
         log.log(level, "%s", note.removeprefix("warning: "))
 
 
-def _first_line(config: ResolvedConfig, run: Run, folder: RunFolder, *, resumed: bool) -> str:
-    device, data, n_ranks = run.accelerator.device.type, run.data, run.accelerator.num_processes
+def _first_line(run: Run, folder: RunFolder, *, resumed: bool) -> str:
+    config, device, data, n_ranks = run.config, run.accelerator.device.type, run.data, run.accelerator.num_processes
     return (
         f"{f'resuming at step {run.state.step}' if resumed else 'training'}: "
         f"{config.model.name} ({millions(_n_params(run))} parameters) on {data.spec.name} "
@@ -482,16 +488,6 @@ def _first_line(config: ResolvedConfig, run: Run, folder: RunFolder, *, resumed:
         f"{run.n_steps:,} steps = {run.n_steps / run.steps_per_epoch:.4g} epochs of batch {run.batch_size}, "
         f"{config.train.precision} on {f'{n_ranks} x {device}' if n_ranks > 1 else device}; run folder {folder.path}"
     )
-
-
-def profiled(run: Run, folder: RunFolder, batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the batches; with train.profile, record a trace of some updates."""
-    if not run.profile:
-        return batches
-    from engine.devices.profiler import recorded
-
-    rank, n_left = run.accelerator.process_index, run.n_steps - run.state.step
-    return recorded(batches, folder.path / "profile", rank=rank, n_updates=run.profile, n_left=n_left)
 
 
 def show_batch(run: Run, outputs: Outputs, batch: Any) -> None:
@@ -504,7 +500,7 @@ def show_batch(run: Run, outputs: Outputs, batch: Any) -> None:
     outputs.clock.start_window(run.state.step)
 
 
-def _draw(run: Run, config: ResolvedConfig, outputs: Outputs) -> None:
+def _draw(run: Run, outputs: Outputs) -> None:
     """Write figures/predictions.png, figures/curves.png and TensorBoard's hyperparameters."""
     if outputs.metrics is not None or is_sharded(run.model):  # sharded weights need all ranks to predict
         with warned("figures/predictions.png can't be drawn"):
@@ -516,12 +512,12 @@ def _draw(run: Run, config: ResolvedConfig, outputs: Outputs) -> None:
         from engine.plots.curves import draw_curves
         from engine.plots.style import new_figure, save_figure
 
-        title = f"{config.model.name} on {run.data.spec.name}"
+        title = f"{run.config.model.name} on {run.data.spec.name}"
         draw_curves(curves := new_figure(), {title: read_metrics(path)}, title=title)
         save_figure(curves, path / "figures" / "curves.png")
     if state.best_metrics:
         best = {f"hparam/{monitor}": state.best_metrics[f"valid/{monitor}"]}
-        outputs.metrics.hyperparameters(to_dict(config), best, state.step)
+        outputs.metrics.hyperparameters(to_dict(run.config), best, state.step)
 
 
 @torch.no_grad()

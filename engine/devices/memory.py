@@ -31,12 +31,6 @@ def keep_freed_memory(*, of_any_size: bool) -> None:
         libc.mallopt(TRIM_THRESHOLD, 256 * MIB)
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring the peak anew, where several runs share a process; on a CPU it stays that of the process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def peak_memory(device: torch.device) -> float:
     """Return the peak in MiB: of tensors on an NVIDIA GPU, otherwise of this process without its workers."""
     status = Path("/proc/self/status")

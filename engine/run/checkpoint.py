@@ -112,7 +112,7 @@ class Checkpoints:
                 if part.exists():
                     remove_tree(part)
                 raise
-        self._link_both(step, best_step)
+        self._link(step, best_step)
         for path in committed_checkpoints(self.run_dir)[: -self.keep_last]:
             if best_step is None or path.name != f"step-{best_step:06d}":
                 removed = path.with_name(f".{path.name}.pruned")
@@ -161,7 +161,7 @@ class Checkpoints:
             elif int(path.name.removeprefix("step-")) > step:
                 self._set_aside(path, f"the run continues from step {step}")
         prune_samples(self.run_dir)
-        self._link_both(step, best_step)
+        self._link(step, best_step)
 
     def _set_aside(self, path: Path, reason: str) -> None:
         aside = self.folder / "set-aside"
@@ -170,26 +170,26 @@ class Checkpoints:
         path.rename(aside / f"{path.name}-{n}")
         log.warning("%s is set aside, because %s", path, reason)
 
-    def _link_both(self, latest: int, best: int | None) -> None:
-        self._link("latest", latest)
-        if best is not None and (self.folder / f"step-{best:06d}").exists():
-            self._link("best", best)
-
-    def _link(self, name: str, step: int) -> None:
-        link, target = self.folder / name, f"step-{step:06d}"
-        if link.is_dir() and not link.is_symlink():
-            self._set_aside(link, "it is a copy of a checkpoint instead of a link to one")
-        part = temporary(link)
-        part.unlink(missing_ok=True)
-        try:
-            part.symlink_to(target, target_is_directory=True)
-        except OSError as error:
-            if error.errno not in NO_SYMLINKS:
-                raise
-            warn_once(f"{self.folder} can't hold links ({error.strerror}); latest and best are text files with a folder's name")
-            replace_file(link, f"{target}\n".encode())
-        else:
-            part.replace(link)
+    def _link(self, latest: int, best: int | None) -> None:
+        """Point `latest`, and `best` if there is one, to the folders of these steps."""
+        for name, step in (("latest", latest), ("best", best)):
+            if step is None or (name == "best" and not (self.folder / f"step-{step:06d}").exists()):
+                continue
+            link, target = self.folder / name, f"step-{step:06d}"
+            if link.is_dir() and not link.is_symlink():
+                self._set_aside(link, "it is a copy of a checkpoint instead of a link to one")
+            part = temporary(link)
+            part.unlink(missing_ok=True)
+            try:
+                part.symlink_to(target, target_is_directory=True)
+            except OSError as error:
+                if error.errno not in NO_SYMLINKS:
+                    raise
+                problem = f"{self.folder} can't hold links ({error.strerror})"
+                warn_once(f"{problem}; latest and best are text files with a folder's name")
+                replace_file(link, f"{target}\n".encode())
+            else:
+                part.replace(link)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -46,7 +46,15 @@ class Detection(BuiltInTask):
         return AveragePrecision(self)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        return predict(model, batch)
+        """Predict images of one size together: padding to the size of others would make predictions depend on the batch."""
+        found: list[Prediction] = [{}] * len(batch[0])
+        of_size: dict[torch.Size, list[int]] = {}
+        for i, image in enumerate(batch[0]):
+            of_size.setdefault(image.shape, []).append(i)
+        for places in of_size.values():
+            for i, prediction in zip(places, model([batch[0][i] for i in places]), strict=True):
+                found[i] = prediction
+        return found
 
     def _draw_on(self, figure: "Figure", images: Tensor, batch: Batch, predictions: Sequence[Prediction] | None) -> None:
         from engine.plots.overlays import draw_boxes
@@ -67,18 +75,6 @@ class Detection(BuiltInTask):
         ]
 
 
-def predict(model: nn.Module, batch: Batch) -> list[Prediction]:
-    """Predict images of one size together: padding to the size of others would make predictions depend on the batch."""
-    found: list[Prediction] = [{}] * len(batch[0])
-    of_size: dict[torch.Size, list[int]] = {}
-    for i, image in enumerate(batch[0]):
-        of_size.setdefault(image.shape, []).append(i)
-    for places in of_size.values():
-        for i, prediction in zip(places, model([batch[0][i] for i in places]), strict=True):
-            found[i] = prediction
-    return found
-
-
 def learned_from(target: Target) -> dict[str, Tensor]:
     """Return the target without crowds, from which nothing is learned."""
     single = ~target["iscrowd"]
@@ -92,11 +88,11 @@ class AveragePrecision:
     """
 
     def __init__(self, task: Detection) -> None:
-        self.classes, self.tables = task.classes, task.tables
+        self.task, self.classes, self.tables = task, task.classes, task.tables
         self._found: list[tuple[Prediction, Target]] = []
 
     def update(self, model: nn.Module, batch: Batch) -> None:
-        for prediction, target in zip(predict(model, batch), batch[1], strict=True):
+        for prediction, target in zip(self.task.predict(model, batch), batch[1], strict=True):
             found = {name: value.cpu() for name, value in prediction.items()}
             self._found.append((found, {name: value.cpu() for name, value in target.items()}))
 
