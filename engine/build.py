@@ -353,17 +353,7 @@ def _prepared_model(model: nn.Module, config: Config, data: Data, accelerator: A
     _initialize_from_data(model, config, data, accelerator)
     _check_sizes(model, config, data)
     if train.sync_batchnorm:
-        from timm.layers import convert_sync_batchnorm  # torch's own loses the activation of timm's BatchNormAct2d
-
-        device = accelerator.device.type
-        if device != "cuda":
-            raise ConfigError("train.sync_batchnorm", f"needs GPUs, and this run is on {device}", "leave it out here")
-        if accelerator.num_processes == 1:
-            log.warning("train.sync_batchnorm has no effect on a single device")
-        try:
-            model = convert_sync_batchnorm(model)
-        except TypeError as error:  # a norm whose scale is not a parameter
-            raise ConfigError("train.sync_batchnorm", f"the norms of {config.model.name} can't be synchronized") from error
+        model = _synchronized(model, config.model.name, accelerator)
     if train.aux_weight != type(train)().aux_weight and len(getattr(model, "CLASSIFIERS", ())) == 1:
         log.warning("train.aux_weight has no effect on %s, which has no auxiliary head", config.model.name)
     try:
@@ -432,3 +422,18 @@ def _check_sizes(model: nn.Module, config: Config, data: Data) -> None:
             problem = f"{size}: model.name {config.model.name} was built for data.img_size {data.img_size} and can't take it"
             raise ConfigError(key, f"{problem}: {str(error).splitlines()[0]}") from error
     model.train(was_training)
+
+
+def _synchronized(model: nn.Module, name: str, accelerator: Accelerator) -> nn.Module:
+    """Replace each BatchNorm by one of the same name that sees the batches of all devices."""
+    from timm.layers import convert_sync_batchnorm  # torch's own loses the activation of timm's BatchNormAct2d
+
+    device = accelerator.device.type
+    if device != "cuda":
+        raise ConfigError("train.sync_batchnorm", f"needs GPUs, and this run is on {device}", "leave it out here")
+    if accelerator.num_processes == 1:
+        log.warning("train.sync_batchnorm has no effect on a single device")
+    try:
+        return convert_sync_batchnorm(model)
+    except TypeError as error:  # a norm whose scale is not a parameter
+        raise ConfigError("train.sync_batchnorm", f"the norms of {name} can't be synchronized") from error

@@ -80,13 +80,7 @@ def fit(run: Run, outputs: Outputs, agreement: Agreement) -> None:
         # an open line is due before the first step, or was left by a signal that came before the evaluation of its step
         if state.open_line is not None and evaluate_and_log(run, outputs, agreement):
             save(run, outputs)
-        batches = train_batches(run, first=state.step)
-        if n_profiled := run.config.train.profile:
-            from engine.devices.profiler import recorded
-
-            folder, rank = outputs.folder.path / "profile", run.accelerator.process_index
-            batches = recorded(batches, folder, rank=rank, n_updates=n_profiled, n_left=run.n_steps - state.step)
-        for batch in batches:
+        for batch in profiled(run, outputs.folder, train_batches(run, first=state.step)):
             if out_of_patience(run):
                 break
             if state.step == 0:
@@ -488,6 +482,16 @@ def _first_line(run: Run, folder: RunFolder, *, resumed: bool) -> str:
         f"{run.n_steps:,} steps = {run.n_steps / run.steps_per_epoch:.4g} epochs of batch {run.batch_size}, "
         f"{config.train.precision} on {f'{n_ranks} x {device}' if n_ranks > 1 else device}; run folder {folder.path}"
     )
+
+
+def profiled(run: Run, folder: RunFolder, batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches; with train.profile, record a trace of some updates."""
+    if not run.config.train.profile:
+        return batches
+    from engine.devices.profiler import recorded
+
+    rank, n_left = run.accelerator.process_index, run.n_steps - run.state.step
+    return recorded(batches, folder.path / "profile", rank=rank, n_updates=run.config.train.profile, n_left=n_left)
 
 
 def show_batch(run: Run, outputs: Outputs, batch: Any) -> None:
