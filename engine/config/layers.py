@@ -24,10 +24,7 @@ class Layer:
 
 
 def read_layers(path: str | Path | None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> list[Layer]:
-    """Read the config at `path` (LeNet on digits without one) with its bases, lowest first; `overrides` come last.
-
-    Overrides are a mapping, {"train.optim.lr": 0.01}, or words of a command line, ["--train.optim.lr", "0.01"].
-    """
+    """Read the config at `path` (LeNet on digits without one) with its bases, lowest first; `overrides` come last."""
     files = _Files()
     files.collect((Path(path) if path is not None else DEFAULT_CONFIG).expanduser())
     layers = [Layer(Origin(rank, str(file)), values) for rank, (file, values) in enumerate(files.values, start=1)]
