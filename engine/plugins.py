@@ -10,7 +10,6 @@ import importlib.util
 import sys
 import traceback
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from engine.config.command_line import OverrideParser
@@ -38,8 +37,6 @@ class _Load(argparse.Action):
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), value])
 
 
-TABLES = ("MODELS", "DATASETS", "TASKS")
-
 _loaded: dict[Path, str] = {}  # each file with the sha256 of what was run
 
 
@@ -48,33 +45,7 @@ def load_plugin(path: str | Path) -> None:
     file = Path(path).expanduser().resolve()
     if file in _loaded:
         return
-    module, digest = _run(file, option=f"--plugin {path}")
-    tables = {name: getattr(module, name) for name in TABLES if hasattr(module, name)}
-    if not tables:
-        raise ConfigError(f"--plugin {path}", f"it has none of the tables {', '.join(TABLES)}, so it offers nothing")
-    try:
-        _register(tables, str(path))
-    except ValueError as error:
-        raise ConfigError(f"--plugin {error}; give it another name") from error
-    _loaded[file] = digest
-
-
-def loaded_plugins() -> dict[str, str]:
-    """Return the files with the sha256 of each, for the record of a run."""
-    return {str(file): digest for file, digest in _loaded.items()}
-
-
-def require_run_plugins(run_dir: Path) -> None:
-    """Require the plugins that the run was started with. They are recognized by file name, so they may have moved."""
-    environment = read_replaceable(run_dir, ENVIRONMENT, dict)
-    names = {file.name for file in _loaded}
-    for path in plugins_in(environment):
-        if Path(path).name not in names:
-            raise ConfigError(f"{run_dir} was trained with a plugin; add --plugin {path}")
-
-
-def _run(file: Path, option: str) -> tuple[ModuleType, str]:
-    name = f"plugin_{file.stem}"
+    option, name = f"--plugin {path}", f"plugin_{file.stem}"
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -90,14 +61,31 @@ def _run(file: Path, option: str) -> tuple[ModuleType, str]:
         del sys.modules[name]
         line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
         raise ConfigError(option, f"doesn't import ({type(error).__name__}: {error}, line {line})") from error
-    return module, hashlib.sha256(content).hexdigest()
-
-
-def _register(tables: dict[str, object], source: str) -> None:
     from datasets.pipeline.catalog import DATASETS  # imports torch, which --help does without
     from engine.tasks import TASKS
     from models.loading.factory import MODELS
 
     registries: dict[str, Registry] = {"MODELS": MODELS, "DATASETS": DATASETS, "TASKS": TASKS}
-    for name, table in tables.items():
-        registries[name].register(table, source)
+    tables = {name: getattr(module, name) for name in registries if hasattr(module, name)}
+    if not tables:
+        raise ConfigError(option, f"it has none of the tables {', '.join(registries)}, so it offers nothing")
+    try:
+        for name, table in tables.items():
+            registries[name].register(table, str(path))
+    except ValueError as error:
+        raise ConfigError(f"--plugin {error}; give it another name") from error
+    _loaded[file] = hashlib.sha256(content).hexdigest()
+
+
+def loaded_plugins() -> dict[str, str]:
+    """Return the files with the sha256 of each, for the record of a run."""
+    return {str(file): digest for file, digest in _loaded.items()}
+
+
+def require_run_plugins(run_dir: Path) -> None:
+    """Require the plugins that the run was started with. They are recognized by file name, so they may have moved."""
+    environment = read_replaceable(run_dir, ENVIRONMENT, dict)
+    names = {file.name for file in _loaded}
+    for path in plugins_in(environment):
+        if Path(path).name not in names:
+            raise ConfigError(f"{run_dir} was trained with a plugin; add --plugin {path}")

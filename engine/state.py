@@ -89,9 +89,8 @@ class TrainState:
     def note_evaluation(self, metrics: dict[str, float], monitor: str) -> bool:
         """Remember an evaluation; return whether it is the best so far."""
         self.last_metrics = metrics
-        is_best = all(map(math.isfinite, metrics.values())) and (
-            not self.best_metrics or metrics[monitor] > self.best_metrics[monitor]
-        )
+        is_higher = not self.best_metrics or metrics[monitor] > self.best_metrics[monitor]
+        is_best = is_higher and all(map(math.isfinite, metrics.values()))
         self.evaluations_since_best += 1
         if is_best:
             self.best_step, self.best_metrics, self.evaluations_since_best = self.step, metrics, 0
@@ -129,12 +128,20 @@ class TrainState:
                 raise ValueError(f"its training state is not of step {checkpoint.step}")
             self.load_state_dict(checkpoint.train_state, rank, world_size)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            raise RunError(
-                f"{checkpoint.path} doesn't fit the config: {first_line(str(error)) or type(error).__name__}"
-            ) from error
+            problem = first_line(str(error)) or type(error).__name__
+            raise RunError(f"{checkpoint.path} doesn't fit the config: {problem}") from error
 
     def load_state_dict(self, saved: dict[str, Any], rank: int, world_size: int) -> None:
-        _require_valid(saved, self.optimizer)
+        for name, is_valid in COUNTERS.items():  # a value of a wrong type would end the training later
+            if not is_valid(saved[name]):
+                raise ValueError(f"{name} of its training state is not valid")
+        windows = saved["windows"]
+        if not all(isinstance(sums, Tensor) and sums.ndim == 1 and sums.is_floating_point() for sums in windows.values()):
+            raise ValueError("the sums since its last log line are not valid")
+        for group, restored in zip(self.optimizer.param_groups, saved["optimizer"]["param_groups"], strict=True):
+            for name, value in restored.items():
+                if name != "params" and not _is_alike(group.get(name), value):
+                    raise ValueError(f"{first_line(name)} of its optimizer is not valid")
         options = [{name: group[name] for name in self.configured} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(sharded_state(self.optimizer, saved["optimizer"]))
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
@@ -143,7 +150,7 @@ class TrainState:
             self.scaler.load_state_dict(saved["scaler"])
         for name in COUNTERS:
             setattr(self, name, saved[name])
-        for name, sums in saved["windows"].items():
+        for name, sums in windows.items():
             if len(sums) == world_size:
                 self.window[name] = sums[rank].clone()
             else:  # another number of ranks: the first one takes the whole sum
@@ -162,19 +169,6 @@ def _numbers(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _numbers(item)
-
-
-def _require_valid(saved: dict[str, Any], optimizer: Optimizer) -> None:
-    """Raise ValueError if a saved value is of a type that would end the training later."""
-    for name, is_valid in COUNTERS.items():
-        if not is_valid(saved[name]):
-            raise ValueError(f"{name} of its training state is not valid")
-    if not all(isinstance(sums, Tensor) and sums.ndim == 1 and sums.is_floating_point() for sums in saved["windows"].values()):
-        raise ValueError("the sums since its last log line are not valid")
-    for group, restored in zip(optimizer.param_groups, saved["optimizer"]["param_groups"], strict=True):
-        for name, value in restored.items():
-            if name != "params" and not _is_alike(group.get(name), value):
-                raise ValueError(f"{first_line(name)} of its optimizer is not valid")
 
 
 def _is_alike(a: Any, b: Any) -> bool:

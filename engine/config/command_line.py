@@ -10,8 +10,7 @@ from typing import Any, NoReturn
 from engine.config import yaml12
 from engine.config.errors import ConfigError, RunError
 from engine.config.schema import keys
-from engine.config.suggestions import nearest, nearest_key
-from engine.config.text import printable
+from engine.config.text import nearest, nearest_key, printable
 
 MAX_LINE = 4_000  # characters of an error message, which may quote a file
 
@@ -84,7 +83,10 @@ def parse_overrides(tokens: Sequence[str], declared: Collection[str] = ()) -> di
         name, equals, text = token.removeprefix("--").partition("=")
         if not token.startswith("--") and not equals:
             raise ConfigError(f"{token}: expected --key value or key=value (a list with spaces in it needs quotes)")
-        _require_key(name, declared)
+        sections = {key.partition(".")[0] for key in keys()}
+        if not name or name.partition(".")[0] not in sections:
+            hint = nearest(f"--{name}", declared) or nearest_key(name, keys(), sorted(sections))
+            raise ConfigError(f"--{name}", "no such option or config key", hint)
         if not equals:
             if not tokens or _is_option(tokens[0]):
                 raise ConfigError(f"--{name}: needs a value")
@@ -99,10 +101,3 @@ def parse_overrides(tokens: Sequence[str], declared: Collection[str] = ()) -> di
 def _is_option(token: str) -> bool:
     """Tell -c and --key from the values -1, -1e-4 and -.inf."""
     return token.startswith("--") or (len(token) > 1 and token[0] == "-" and not (token[1].isdigit() or token[1] == "."))
-
-
-def _require_key(name: str, declared: Collection[str]) -> None:
-    sections = {key.partition(".")[0] for key in keys()}
-    if not name or name.partition(".")[0] not in sections:
-        hint = nearest(f"--{name}", declared) or nearest_key(name, keys(), sorted(sections))
-        raise ConfigError(f"--{name}", "no such option or config key", hint)

@@ -4,25 +4,30 @@
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config.draft import DatasetFacts, Draft, TaskFacts
 from engine.config.errors import ConfigError, Origin, located
-from engine.config.interpolation import check_references
 from engine.config.layers import DEFAULT, Layer
-from engine.config.rules import RULES
+from engine.config.rules import RULES, DatasetFacts, Draft, TaskFacts
 from engine.config.schema import REQUIRED, Config, flatten, keys, leaves, to_dict
-from engine.config.suggestions import nearest, nearest_key
+from engine.config.text import nearest, nearest_key
 from engine.config.types import as_float, mismatch, out_of_bounds, unusable
 
 SET_BY_ENGINE = ("n_classes", "in_channels", "img_size", "pretrained", "features_only", "out_indices")  # arguments of a model
 OPEN_SECTIONS = ("data", "model", "train.optim", "distill")  # their further keys are arguments
+
+# Values may refer to others of the same config. OmegaConf follows such references; before it does, they are checked: no resolver
+# (such as `oc.env`) is ever called, and references that lead to references can't multiply without bound.
+REFERENCE = re.compile(r"\$\{([A-Za-z_][\w-]*(?:\.[\w-]+)*)\}")
+MAX_LOOKUPS = 1_000  # for one config, every reference followed; a long text counts once per 100 characters
+MAX_DEPTH = 20  # of references that lead to references
 
 T = TypeVar("T")
 
@@ -69,14 +74,18 @@ def resolve(layers: Sequence[Layer], catalog: Catalog) -> ResolvedConfig:
         _check_keys(layer.values, Config, "", layer.origin)
         origins |= dict.fromkeys(flatten(layer.values), layer.origin)
     with located(origins):
-        values, arguments = _typed(_merged(layers))
+        values, arguments = _merged(layers)
         task = _find("task", catalog.task, values["task"])
         dataset, options = _find("data.name", catalog.dataset, values["data.name"], task.targets)
         draft = Draft(values, arguments, origins, task, dataset)
-        _drop_arguments_of_other_datasets(draft, options, catalog)
+        given = arguments["data"]
+        for name in sorted((given.keys() - options.parameters.keys()) & catalog.dataset_arguments()):
+            if draft.origin(f"data.{name}").rank < draft.origin("data.name").rank:  # it was written for another dataset
+                del given[name]
+                draft.warn(f"data.{name}", f"is dropped: {dataset.name} does not take it")
         for rule in RULES:
             rule(draft)
-        check_arguments("data", arguments["data"], options)
+        check_arguments("data", given, options)
         _settle_model_arguments(draft, catalog)
         _settle_optimizer_arguments(draft, catalog)
         _check_teacher(draft, catalog)
@@ -125,35 +134,71 @@ def _check_keys(values: dict[str, Any], section: type, prefix: str, origin: Orig
                 raise ConfigError(path, f"is a section, which holds keys; got {value!r}", origin=origin.name)
 
 
-def _merged(layers: Sequence[Layer]) -> dict[str, Any]:
+def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the values of the schema's keys, checked for type and bounds, and the arguments of the open sections."""
     try:
         merged = OmegaConf.merge(to_dict(Config()), *(layer.values for layer in layers))
-        check_references(OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]  # of a mapping, a dict
-        return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]  # likewise
+        check_references(OmegaConf.to_container(merged, resolve=False))
+        values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(getattr(error, "full_key", None) or "the config", str(error).splitlines()[0]) from error
-
-
-def _typed(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the values of the schema's keys, checked for type and bounds, and the arguments of the open sections."""
     flat: dict[str, Any] = {}
-    for key, hint in leaves():
+    for key, hint, bounds in leaves():
         value = _at(values, key)
         if value == REQUIRED:
             raise ConfigError(key, "must be given")
-        if problem := mismatch(value, hint) or out_of_bounds(value, BOUNDS_OF[key]):
+        if problem := mismatch(value, hint) or out_of_bounds(value, bounds):
             raise ConfigError(key, problem)
         flat[key] = as_float(value, hint)
     arguments = {}
     for section in OPEN_SECTIONS:
-        in_section = _at(values, section)
-        arguments[section] = {name: value for name, value in in_section.items() if f"{section}.{name}" not in SECTION_KEYS}
+        arguments[section] = {name: value for name, value in _at(values, section).items() if f"{section}.{name}" not in flat}
     return flat, arguments
 
 
+def check_references(values: Any) -> None:
+    """Raise ConfigError for a reference to anything but a key, for a circle of them, and for one that expands without bound."""
+    known: dict[str, int | None] = {}
+
+    def lookups(value: Any, path: str, depth: int = 0) -> int:
+        """Count the references that resolving `value`, at `path`, follows."""
+        if path in known:
+            if (n := known[path]) is None:
+                raise ConfigError(path, "refers to itself")
+            return n
+        if depth > MAX_DEPTH:
+            raise ConfigError(path, f"more than {MAX_DEPTH} references lead to it, one by way of the other")
+        known[path] = None
+        n = 0
+        if isinstance(value, dict):
+            n = sum(lookups(item, f"{path}.{key}".lstrip("."), depth) for key, item in value.items())
+        elif isinstance(value, list):
+            n = sum(lookups(item, f"{path}.{i}", depth) for i, item in enumerate(value))
+        elif isinstance(value, str):
+            targets = REFERENCE.findall(value)
+            if len(targets) != value.count("${"):
+                problem = f"{value!r} is not a reference to another key"
+                raise ConfigError(path, problem, "only ${section.key} of the same config is read")
+            for target in targets:
+                text = _at(values, target)
+                n += 1 + lookups(text, target, depth + 1) + (len(text) // 100 if isinstance(text, str) else 0)
+        if n > MAX_LOOKUPS:
+            raise ConfigError(path or "the config", f"its references expand to more than {MAX_LOOKUPS:,} values")
+        known[path] = n
+        return n
+
+    lookups(values, "")
+
+
 def _at(values: Any, key: str) -> Any:
+    """Return the value at a dotted key, or None for a missing key, which OmegaConf reports."""
     for part in key.split("."):
-        values = values[part]
+        if isinstance(values, list) and part.isdigit() and int(part) < len(values):
+            values = values[int(part)]
+        elif isinstance(values, dict):
+            values = values.get(part)
+        else:
+            return None
     return values
 
 
@@ -170,15 +215,6 @@ def check_arguments(section: str, given: Mapping[str, Any], signature: inspect.S
             problem = mismatch(value, parameter.annotation)
             if problem and value != parameter.default:
                 raise ConfigError(f"{section}.{name}", problem)
-
-
-def _drop_arguments_of_other_datasets(draft: Draft, options: inspect.Signature, catalog: Catalog) -> None:
-    """Drop, with a warning, arguments that were written for another dataset: below data.name, which this one doesn't accept."""
-    given, name = draft.arguments["data"], draft.dataset.name
-    for argument in sorted((given.keys() - options.parameters.keys()) & catalog.dataset_arguments()):
-        if draft.origin(f"data.{argument}").rank < draft.origin("data.name").rank:
-            del given[argument]
-            draft.warn(f"data.{argument}", f"is dropped: {name} does not take it")
 
 
 def _settle_model_arguments(draft: Draft, catalog: Catalog) -> None:
@@ -253,18 +289,3 @@ def _frozen(draft: Draft) -> ResolvedConfig:
         return built
 
     return ResolvedConfig(**build(Config), origins=draft.origins, notes=tuple(draft.notes))
-
-
-def _bounds(section: type, prefix: str = "") -> dict[str, Mapping[str, float]]:
-    bounds: dict[str, Mapping[str, float]] = {}
-    hints = get_type_hints(section)
-    for spec in fields(section):
-        if is_dataclass(hints[spec.name]):
-            bounds |= _bounds(hints[spec.name], f"{prefix}{spec.name}.")
-        else:
-            bounds[f"{prefix}{spec.name}"] = spec.metadata["bounds"]
-    return bounds
-
-
-BOUNDS_OF = _bounds(Config)
-SECTION_KEYS = set(BOUNDS_OF) | {key.rpartition(".")[0] for key in BOUNDS_OF}

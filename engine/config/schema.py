@@ -44,8 +44,7 @@ class DataConfig:
         None, "share of the training split that is held out for validation; null: validate on the test split", above=0, below=1
     )
     sampler: Literal["shuffled", "balanced"] = key(
-        "shuffled",
-        "classification: shuffled: an epoch has every training image once; balanced: every class equally often",
+        "shuffled", "classification: shuffled: an epoch has every training image once; balanced: every class equally often"
     )
     args: dict[str, Any] = open_section("options of the dataset")
 
@@ -210,9 +209,7 @@ class TrainConfig:
     profile: int = key(0, "updates to record with torch's profiler, after the first 11, into profile/ of the run folder", least=0)
     sync_batchnorm: bool = key(False, "synchronize BatchNorm over all GPUs")
     num_threads: int | None = key(
-        None,
-        "torch's CPU threads per process; null: torch's choice, at most one per core that it may use",
-        least=1,
+        None, "torch's CPU threads per process; null: torch's choice, at most one per core that it may use", least=1
     )
     keep_memory: bool = key(
         False,
@@ -336,33 +333,30 @@ WITHOUT_EFFECT_ON_WEIGHTS += ("train.profile", "train.keep_memory", "dataloader.
 WITHOUT_EFFECT_ON_WEIGHTS += ("data.dataroot", "data.verify", "data.download")
 
 
-def leaves(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every key of the schema, dotted, with its type. The open `args` of a section are none."""
-    for name, hint in get_type_hints(section).items():
-        if is_dataclass(hint):
-            yield from leaves(hint, f"{prefix}{name}.")  # type: ignore[arg-type]  # a type hint is a class, not an instance
-        elif name != "args":
-            yield f"{prefix}{name}", hint
+def leaves(section: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, float]]]:
+    """Yield every key of the schema, dotted, with its type and its bounds. The open `args` of a section are none."""
+    hints = get_type_hints(section)
+    for spec in fields(section):
+        if is_dataclass(hint := hints[spec.name]):
+            yield from leaves(hint, f"{prefix}{spec.name}.")  # type: ignore[arg-type]  # a type hint is a class, not an instance
+        elif spec.name != "args":
+            yield f"{prefix}{spec.name}", hint, spec.metadata["bounds"]
 
 
 def keys() -> list[str]:
     """Return every key of the schema, dotted."""
-    return [key for key, _ in leaves()]
+    return [key for key, _, _ in leaves()]
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return the config as plain values, in the layout of a config file."""
-    return _plain(config, Config)
-
-
-def _plain(value: Any, section: type) -> dict[str, Any]:
+def to_dict(config: Any, section: type = Config) -> dict[str, Any]:
+    """Return a config or a section of it as plain values, in the layout of a config file."""
     plain: dict[str, Any] = {}
     for spec in fields(section):
-        item = getattr(value, spec.name)
+        item = getattr(config, spec.name)
         if spec.name == "args":
             plain.update(item)
         else:
-            plain[spec.name] = _plain(item, type(item)) if is_dataclass(item) else item
+            plain[spec.name] = to_dict(item, type(item)) if is_dataclass(item) else item
     return plain
 
 

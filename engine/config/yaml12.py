@@ -13,15 +13,12 @@ MAX_NODES = 20_000  # with aliases expanded; a config has hundreds
 MAX_DEPTH = 50
 TOO_LARGE = f"it expands to more than {MAX_NODES:,} values"
 
+FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 SCALARS = (  # tag, pattern, first characters
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
+    ("float", FLOAT, "-+.0123456789"),
     ("merge", r"<<", "<"),
 )
 
@@ -46,8 +43,7 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
-        base = {"0o": 8, "0x": 16}.get(node.value[:2], 10)
-        return int(node.value, base)
+        return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
 
 
 class Dumper(yaml.SafeDumper):
@@ -76,13 +72,14 @@ def parse(text: str) -> Any:
     loader = None
     try:
         loader = Loader(text)
-        node = loader.get_single_node()
-        if node is None:
+        if (node := loader.get_single_node()) is None:
             return None
         _measure(node, {}, depth=0)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise ValueError(_one_line(error)) from error
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else problem) from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     finally:
@@ -112,9 +109,3 @@ def _measure(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
         raise ValueError(TOO_LARGE)
     known[id(node)] = size
     return size
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{problem} (line {mark.line + 1}, column {mark.column + 1})" if mark else problem

@@ -31,7 +31,12 @@ def make_accelerator(train: TrainConfig, *, deterministic: bool = False) -> Acce
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
-    _check_fsdp(has_device)
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        asks = "the launcher asks for FSDP"
+        if not has_device:
+            raise ConfigError(f"{asks}, which shards a model over GPUs, but there are no GPUs: launch without it")
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise ConfigError(f"{asks} version 1, whose checkpoints are not supported: fsdp_version: 2")
     AcceleratorState._reset_state()  # a second training in one process may need another precision
     handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout))] if train.timeout else []
     accelerator = Accelerator(
@@ -59,12 +64,3 @@ def requested_precision(train: TrainConfig) -> str:
     """Return train.precision, or the launcher's, or fp32."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return train.precision or (launched if launched != "no" else "fp32")
-
-
-def _check_fsdp(has_device: bool) -> None:
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return
-    if not has_device:
-        raise ConfigError("the launcher asks for FSDP, which shards a model over GPUs, but there are no GPUs: launch without it")
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ConfigError("the launcher asks for FSDP version 1, whose checkpoints are not supported: fsdp_version: 2")

@@ -25,12 +25,12 @@ from engine.config.schema import Config
 from engine.devices.accelerator import make_accelerator
 from engine.evaluate import evaluate
 from engine.plugins import require_run_plugins
-from engine.run.checkpoint import InvalidCheckpoint, read_checkpoint
+from engine.run.checkpoint import read_checkpoint
 from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, THRESHOLDS, find_checkpoint, read_replaceable
 from engine.tasks import HasThresholds, Task
 from models import model_signature, published_with
 from models.loading.files import MalformedFile, read_json
-from models.loading.pretrained import Published, label_names, n_classes_in, published_classes, set_as_published
+from models.loading.pretrained import label_names, n_classes_in, published_classes, set_as_published
 
 FOR_TRAINING_ONLY: dict[str, Any] = {"distill.teacher": None, "tracking.to": []}  # overrides for using a trained model
 
@@ -102,8 +102,14 @@ def load_trained(
     For a name, `config` describes the data (default: ImageNet), and the weights are the published ones or those of the file
     `model.pretrained`. With `averaged`, the weights are a run's moving average (train.ema).
     """
-    name = _model_name(source)
-    if name is not None:
+    name = str(source)
+    is_path = Path(name).expanduser().exists() or isinstance(source, Path)  # an existing file or folder is a path
+    is_path |= not name.startswith("timm/") and (os.sep in name or name.startswith((".", "~")))
+    if not is_path:
+        try:
+            model_signature(name)
+        except ValueError as error:
+            raise RunError(f"{name} is neither a run folder with a checkpoint, nor a checkpoint, and an {error}") from error
         if averaged:
             raise ConfigError(f"averaged weights belong to a run, and {source} is the name of a model")
         return _by_name(name, overrides, config)
@@ -113,29 +119,14 @@ def load_trained(
     return _from_run(folder, overrides, averaged)
 
 
-def _model_name(source: str | Path) -> str | None:
-    """Return `source` if it is the name of a model; None if it is a path. An existing file or folder is a path."""
-    name = str(source)
-    is_path = Path(name).expanduser().exists() or isinstance(source, Path)
-    is_path |= not name.startswith("timm/") and (os.sep in name or name.startswith((".", "~")))
-    if is_path:
-        return None
-    try:
-        model_signature(name)
-    except ValueError as error:
-        raise RunError(f"{name} is neither a run folder with a checkpoint, nor a checkpoint, and an {error}") from error
-    return name
-
-
 def _from_run(folder: Path, overrides: Mapping[str, Any], averaged: bool) -> Trained:
     run_dir = folder.parent.parent
     require_run_plugins(run_dir)
     config = load_config(run_dir / CONFIG, {**FOR_TRAINING_ONLY, **overrides})
-    try:
-        checkpoint = read_checkpoint(folder)
-    except InvalidCheckpoint as error:
-        raise RunError(str(error)) from error
-    weights = checkpoint.weights_of(averaged=averaged)
+    checkpoint = read_checkpoint(folder)
+    weights = checkpoint.ema_weights if averaged else checkpoint.weights
+    if weights is None:
+        raise RunError(f"{folder} has no averaged weights; train.ema makes them")
     accelerator = make_accelerator(config.train, deterministic=config.deterministic)
     written = read_replaceable(run_dir, CLASSES, list)
     classes = list(map(str, written)) or load_data(config, accelerator).classes
@@ -148,46 +139,24 @@ def _from_run(folder: Path, overrides: Mapping[str, Any], averaged: bool) -> Tra
         raise RunError(f"{folder} doesn't fit the config: {str(error).splitlines()[1].strip()}") from error
     trained = _trained(config, accelerator, model, classes, str(folder))
     if isinstance(trained.task, HasThresholds):
-        trained.task.set_thresholds(_thresholds(run_dir))
-    return replace(trained, checkpoint=folder, step=checkpoint.step, category_ids=_category_ids(run_dir, len(classes)))
-
-
-def _thresholds(run_dir: Path) -> dict[str, float]:
-    thresholds = read_replaceable(run_dir, THRESHOLDS, dict)
-    if not all(isinstance(value, float) and 0 <= value <= 1 for value in thresholds.values()):
-        raise RunError(f"{run_dir / THRESHOLDS}: a threshold is not a number from 0 to 1")
-    return thresholds
-
-
-def _category_ids(run_dir: Path, n_classes: int) -> list[int | None] | None:
-    path = run_dir / CATEGORY_IDS
+        thresholds = read_replaceable(run_dir, THRESHOLDS, dict)
+        if not all(isinstance(value, float) and 0 <= value <= 1 for value in thresholds.values()):
+            raise RunError(f"{run_dir / THRESHOLDS}: a threshold is not a number from 0 to 1")
+        trained.task.set_thresholds(thresholds)
+    ids, path = None, run_dir / CATEGORY_IDS
     try:
         ids = read_json(path)
-        if not isinstance(ids, list) or len(ids) != n_classes or not all(type(i) is int or i is None for i in ids):
-            raise MalformedFile(path, f"it is not a list of {n_classes} whole numbers")
+        if not isinstance(ids, list) or len(ids) != len(classes) or not all(type(i) is int or i is None for i in ids):
+            raise MalformedFile(path, f"it is not a list of {len(classes)} whole numbers")
     except FileNotFoundError:
-        return None
+        pass
     except OSError as error:
         raise RunError(str(error)) from error
-    return ids
+    return replace(trained, checkpoint=folder, step=checkpoint.step, category_ids=ids)
 
 
 def _by_name(name: str, overrides: Mapping[str, Any], path: str | Path | None) -> Trained:
-    config = _config_of(name, overrides, path)
-    accelerator = make_accelerator(config.train, deterministic=config.deterministic)
-    classes, category_ids = _classes_of(config, accelerator, has_data=path is not None)
-    pretrained = config.model.pretrained
-    weights = f"the {'published' if pretrained else 'initial'} weights of {name}" if isinstance(pretrained, bool) else pretrained
-    trained = _trained(config, accelerator, build_model(config, described_data(config, classes)), classes, weights)
-    return replace(trained, category_ids=category_ids)
-
-
-def _config_of(name: str, overrides: Mapping[str, Any], path: str | Path | None) -> Config:
-    """Return the config for a model by name.
-
-    For published weights images are prepared as they were trained with, unless options say otherwise; for a file of weights, as
-    the config says.
-    """
+    """Load a model by name. Images are prepared as for its published weights, unless options differ, or as the config says."""
     published, source = published_with(name), overrides.get("model.pretrained", True)
     if published is None and (path is None or source is True):
         hint = "--model.pretrained FILE names some, and -c CONFIG says for which data"
@@ -196,18 +165,19 @@ def _config_of(name: str, overrides: Mapping[str, Any], path: str | Path | None)
     given = {**overrides, "model.name": name, "model.pretrained": source}
     config = load_config(path, {**imagenet, **given})
     if published is not None and (path is None or source is True):
-        config = load_config(path, {**imagenet, **_prepared_as_published(config, published), **given})
-    return config
-
-
-def _prepared_as_published(config: Config, published: Published) -> dict[str, Any]:
-    spec = dataset_spec(config)
-    values: dict[str, Any] = {"data.img_size": published.img_size}
-    if spec.channels == len(published.mean):
-        values |= {"data.mean": list(published.mean), "data.std": list(published.std)}
-    if spec.in_files:
-        values |= {"augment.crop_pct": published.crop_pct, "augment.interpolation": published.interpolation}
-    return values
+        spec = dataset_spec(config)
+        prepared: dict[str, Any] = {"data.img_size": published.img_size}
+        if spec.channels == len(published.mean):
+            prepared |= {"data.mean": list(published.mean), "data.std": list(published.std)}
+        if spec.in_files:
+            prepared |= {"augment.crop_pct": published.crop_pct, "augment.interpolation": published.interpolation}
+        config = load_config(path, {**imagenet, **prepared, **given})
+    accelerator = make_accelerator(config.train, deterministic=config.deterministic)
+    classes, category_ids = _classes_of(config, accelerator, has_data=path is not None)
+    pretrained = config.model.pretrained
+    weights = f"the {'published' if pretrained else 'initial'} weights of {name}" if isinstance(pretrained, bool) else pretrained
+    trained = _trained(config, accelerator, build_model(config, described_data(config, classes)), classes, weights)
+    return replace(trained, category_ids=category_ids)
 
 
 def _classes_of(config: Config, accelerator: Accelerator, *, has_data: bool) -> tuple[Sequence[str], Sequence[int | None] | None]:

@@ -75,7 +75,11 @@ def load_teacher(
     path = Path(name).expanduser()
     state = torch.get_rng_state()  # the teacher's initial weights must not change the student's
     try:
-        teacher = _from_run(path, sizes, data) if path.exists() else _by_name(name, distill, sizes, data)
+        if path.exists():
+            teacher = _from_run(path, sizes, data)
+        else:
+            teacher = create_model(name, **sizes, **distill.args)
+            _require_same_classes(load_pretrained(teacher, name, distill.pretrained), sizes["n_classes"], data)
     except OSError as error:
         raise RunError(f"distill.pretrained: {error}") from error
     except (ValueError, TypeError) as error:
@@ -110,12 +114,6 @@ def _from_run(path: Path, sizes: dict[str, Any], data: DataConfig) -> nn.Module:
     same_images = trained_on["name"].lower() == data.name.lower()
     if not same_images or any(trained_on[key] != getattr(data, key) for key in ("mean", "std")):
         log.warning("the teacher learned from %s, normalized its way; here it sees %s", trained_on["name"], data.name)
-    return teacher
-
-
-def _by_name(name: str, distill: DistillConfig, sizes: dict[str, Any], data: DataConfig) -> nn.Module:
-    teacher = create_model(name, **sizes, **distill.args)
-    _require_same_classes(load_pretrained(teacher, name, distill.pretrained), sizes["n_classes"], data)
     return teacher
 
 

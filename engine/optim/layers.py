@@ -67,7 +67,11 @@ def stages(model: nn.Module) -> dict[str, list[str]]:
     if backbone is None:
         return {}
     if hasattr(backbone, "forward_stages"):
-        stage_of = _stages_of_family(backbone)
+        modules = [name for name, _ in backbone.named_modules()]  # a stage ends with the module that outputs its feature map
+        ends = [max(i for i, name in enumerate(modules) if _within(name, [info["module"]])) for info in backbone.feature_info]
+        layer_of = _layers_of_family(backbone)  # the stem is the first layer
+        positions = {name: modules.index(name.rpartition(".")[0]) for name in layer_of}
+        stage_of = {name: 1 + bisect_left(ends, positions[name]) if layer else 0 for name, layer in layer_of.items()}
     else:
         stage_of = _groups_of_timm(backbone, coarse=True)
         head = max(stage_of.values()) if backbone is model else None
@@ -100,7 +104,7 @@ def _within(name: str, modules: Sequence[str] | set[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def _backbone(model: nn.Module) -> tuple[str, nn.Module | None]:
+def _backbone(model: nn.Module) -> tuple[str, Any]:
     """Return the prefix of names and the network with stages: the model itself, or the backbone of a task's model."""
     for name, module in model.named_modules():
         if hasattr(module, "forward_stages") or hasattr(module, "group_matcher"):
@@ -134,16 +138,6 @@ def _in_sequence(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
             yield from _in_sequence(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", child
-
-
-def _stages_of_family(backbone: Any) -> dict[str, int]:
-    """Count stages, without the head. The stem is the first layer; a stage ends with the module that outputs its feature map."""
-    modules = [name for name, _ in backbone.named_modules()]
-    ends = [max(i for i, name in enumerate(modules) if _within(name, [info["module"]])) for info in backbone.feature_info]
-    return {
-        name: 1 + bisect_left(ends, modules.index(name.rpartition(".")[0])) if layer else 0
-        for name, layer in _layers_of_family(backbone).items()
-    }
 
 
 def _frozen_statistics(model: nn.Module) -> Iterator[nn.Module]:

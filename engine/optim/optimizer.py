@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from engine.config.errors import ConfigError
 from engine.config.schema import OptimConfig
-from engine.config.suggestions import nearest
+from engine.config.text import nearest
 from engine.optim.layers import classifier, layers
 
 # torch's Muon accepts matrices only; timm's flattens the weights of convolutions and updates norms and biases by AdamW
@@ -52,7 +52,22 @@ def parameter_groups(model: nn.Module, optim: OptimConfig, *, has_fallback: bool
     An optimizer that `has_fallback` uses it for the classifier too, as Muon's author advises
     (https://kellerjordan.github.io/posts/muon/); it chooses further ones by their shapes.
     """
-    scales = _lr_scales(model, optim)
+    scales = {name: 1.0 for name, _ in model.named_parameters()}  # learning rates as shares of train.optim.lr
+    if optim.layer_decay is not None:
+        try:
+            layer_of = layers(model)
+        except ValueError as error:
+            raise ConfigError("train.optim.layer_decay", str(error)) from error
+        last = max(layer_of.values())
+        scales = {name: optim.layer_decay ** (last - layer) for name, layer in layer_of.items()}
+    if optim.bias_lr is not None:
+        for name, parameter in model.named_parameters():
+            scales[name] *= optim.bias_lr / optim.lr if parameter.ndim <= 1 else 1
+    if optim.head_lr is not None:
+        try:
+            scales |= dict.fromkeys(classifier(model), optim.head_lr / optim.lr)
+        except ValueError as error:
+            raise ConfigError("train.optim.head_lr", str(error)) from error
     undecayed: set[str] = set()
     if not optim.decay_norm_and_bias:
         undecayed = {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
@@ -75,27 +90,6 @@ def parameter_groups(model: nn.Module, optim: OptimConfig, *, has_fallback: bool
             if name in left_to_fallback:
                 group["use_fallback"] = True
     return list(groups.values())
-
-
-def _lr_scales(model: nn.Module, optim: OptimConfig) -> dict[str, float]:
-    """Return the learning rate of each parameter as a share of train.optim.lr."""
-    scales = {name: 1.0 for name, _ in model.named_parameters()}
-    if optim.layer_decay is not None:
-        try:
-            layer_of = layers(model)
-        except ValueError as error:
-            raise ConfigError("train.optim.layer_decay", str(error)) from error
-        last = max(layer_of.values())
-        scales = {name: optim.layer_decay ** (last - layer) for name, layer in layer_of.items()}
-    if optim.bias_lr is not None:
-        for name, parameter in model.named_parameters():
-            scales[name] *= optim.bias_lr / optim.lr if parameter.ndim <= 1 else 1
-    if optim.head_lr is not None:
-        try:
-            scales |= dict.fromkeys(classifier(model), optim.head_lr / optim.lr)
-        except ValueError as error:
-            raise ConfigError("train.optim.head_lr", str(error)) from error
-    return scales
 
 
 @cache

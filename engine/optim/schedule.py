@@ -9,7 +9,6 @@ from collections.abc import Callable
 from engine.config.rules import check_t_max, phases_too_long
 from engine.config.schema import SchedConfig
 
-PHASES = ("warmup", "cooldown")
 Schedule = Callable[[int, float], float]  # (update, base learning rate) -> learning rate of this update
 
 
@@ -39,9 +38,8 @@ def warmup_and_cooldown(sched: SchedConfig, n_steps: int, steps_per_epoch: int) 
     warmup = sched.warmup_steps or round(sched.warmup_epochs * steps_per_epoch)
     cooldown = sched.cooldown_steps or round(sched.cooldown_epochs * steps_per_epoch)
     if cooldown and warmup + cooldown > n_steps:
-        given = {
-            f"train.sched.{phase}_{unit}": getattr(sched, f"{phase}_{unit}") for phase in PHASES for unit in ("steps", "epochs")
-        }
+        names = [f"{phase}_{unit}" for phase in ("warmup", "cooldown") for unit in ("steps", "epochs")]
+        given = {f"train.sched.{name}": getattr(sched, name) for name in names}
         raise phases_too_long(given, f"the run's {n_steps} updates")
     key = "train.sched.warmup_steps" if sched.warmup_steps else "train.sched.warmup_epochs"
     check_t_max(sched.type, sched.t_max, warmup, key, sched.warmup_steps or sched.warmup_epochs)

@@ -1,7 +1,7 @@
 """Curves of logged metrics."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -25,7 +25,16 @@ def draw_curves(
     With one run, colors distinguish training from validation. With several, colors distinguish the runs, and training is thin.
     """
     is_one = len(runs) == 1
-    panels = _panels(dict.fromkeys(key for history in runs.values() for line in history for key in line), is_one)
+    logged = list(dict.fromkeys(key for history in runs.values() for line in history for key in line))
+    metric, parts = monitored_in(logged), PARTS if is_one else ("train", "valid")
+    auxiliary = "loss of the auxiliary heads" + ("" if is_one else " (dashed: the second)")
+    panels = {  # y-axis label -> the keys drawn in the panel
+        "loss": [f"{part}/loss" for part in parts],
+        auxiliary: [key for key in logged if key.startswith(AUXILIARY)],
+        f"{metric} (%)": [f"{part}/{metric}" for part in parts],
+        "learning rate": ["train/lr"],
+    }
+    panels = {label: drawn for label, keys in panels.items() if (drawn := [key for key in keys if key in logged])}
     unit, label = 1, {"step": "update", "epoch": "epoch"}.get(x, "")
     if x == "time":
         longest = max((line["elapsed"] for history in runs.values() for line in history), default=0)
@@ -56,22 +65,6 @@ def draw_curves(
             figure.legend(handles=handles, loc="outside lower center", title="thin: training, thick: validation")
         if title:
             figure.suptitle(title)
-
-
-def _panels(logged: Iterable[str], is_one: bool) -> dict[str, list[str]]:
-    """y-axis label of each panel -> the keys drawn in it."""
-    logged = list(logged)
-    metric = monitored_in(logged)
-    parts = PARTS if is_one else ("train", "valid")
-    panels = {
-        "loss": [f"{part}/loss" for part in parts],
-        "loss of the auxiliary heads" + ("" if is_one else " (dashed: the second)"): [
-            key for key in logged if key.startswith(AUXILIARY)
-        ],
-        f"{metric} (%)": [f"{part}/{metric}" for part in parts],
-        "learning rate": ["train/lr"],
-    }
-    return {label: drawn for label, keys in panels.items() if (drawn := [key for key in keys if key in logged])}
 
 
 def _style(key: str, n: int, run: int, is_one: bool) -> dict[str, Any]:

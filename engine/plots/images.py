@@ -71,11 +71,6 @@ def show_image(axes: Axes, image: Tensor) -> None:
     axes.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
 
 
-def draw_classes(figure: Figure, images: Tensor, targets: Tensor, probabilities: Tensor, classes: Sequence[str]) -> None:
-    """Draw images with the predicted class and its probability, and the true class of mistakes."""
-    draw_images(figure, [Row("", images, *class_titles(probabilities, classes, targets))])
-
-
 def class_titles(
     probabilities: Tensor, classes: Sequence[str], targets: Tensor | None, names: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:

@@ -17,6 +17,9 @@ from torch import Tensor
 from datasets.pipeline.masks import IGNORED
 from engine.plots.images import Row, draw_images
 
+Tensors = Sequence[Tensor]  # images, or masks
+Objects = Sequence[dict[str, Tensor]]  # of each image
+
 COLUMNS = 4
 LEGEND_COLUMNS = 8
 OPACITY = 0.55  # of a mask over its image
@@ -40,13 +43,7 @@ def palette(n_classes: int) -> np.ndarray:
 # Masks
 
 
-def draw_masks(
-    figure: Figure,
-    images: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    predictions: Sequence[Tensor] | None,
-    classes: Sequence[str],
-) -> None:
+def draw_masks(figure: Figure, images: Tensors, masks: Tensors, predictions: Tensors | None, classes: Sequence[str]) -> None:
     """Draw each image (3 H W, from 0 to 1) with its mask and its prediction, if there are any, and a legend of their classes."""
     rows, drawn = [Row("image", images)], []
     if any((mask != IGNORED).any() for mask in masks):
@@ -63,9 +60,7 @@ def draw_masks(
     figure.set_figheight(figure.get_figheight() + 0.25 * -(-len(handles) // LEGEND_COLUMNS))
 
 
-def mask_row(
-    name: str, images: Sequence[Tensor], masks: Sequence[Tensor], classes: Sequence[str], titles: Sequence[str] = ()
-) -> Row:
+def mask_row(name: str, images: Tensors, masks: Tensors, classes: Sequence[str], titles: Sequence[str] = ()) -> Row:
     return Row(name, [blend_mask(image, mask, len(classes)) for image, mask in zip(images, masks, strict=True)], titles)
 
 
@@ -88,11 +83,7 @@ def write_mask(mask: Tensor, path: Path) -> None:
 
 
 def draw_boxes(
-    figure: Figure,
-    images: Sequence[Tensor],
-    targets: Sequence[dict[str, Tensor]] | None,
-    predictions: Sequence[dict[str, Tensor]] | None,
-    classes: Sequence[str],
+    figure: Figure, images: Tensors, targets: Objects | None, predictions: Objects | None, classes: Sequence[str]
 ) -> None:
     """Draw each image twice, with its true and its predicted boxes, or once if only one of them is given."""
     given = (("objects", targets), ("found", predictions))
@@ -100,7 +91,7 @@ def draw_boxes(
     draw_images(figure, rows, columns=COLUMNS, side_by_side=True, size=2.2)
 
 
-def box_row(name: str, images: Sequence[Tensor], objects: Sequence[dict[str, Tensor]], classes: Sequence[str]) -> Row:
+def box_row(name: str, images: Tensors, objects: Objects, classes: Sequence[str]) -> Row:
     return Row(name, images, draw_over=lambda axes, i: add_boxes(axes, objects[i], classes))
 
 

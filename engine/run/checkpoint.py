@@ -45,7 +45,7 @@ from models.loading.tensors import ForbiddenContent, load_pickled, load_safetens
 
 log = logging.getLogger(__name__)
 
-Bytes = bytes | mmap
+Tensors = dict[str, Tensor]
 T = TypeVar("T")
 
 MAX_FAILED_SAVES = 3  # in a row
@@ -55,7 +55,7 @@ MAX_MANIFEST = 1_000_000  # bytes
 NO_SYMLINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # exFAT, Windows
 
 
-class InvalidCheckpoint(Exception):
+class InvalidCheckpoint(RunError):
     """A folder that is not an intact checkpoint."""
 
 
@@ -67,18 +67,11 @@ class NewerFormat(InvalidCheckpoint):
 class Checkpoint:
     path: Path
     step: int
-    weights: dict[str, Tensor]
+    weights: Tensors
     train_state: dict[str, Any]
-    ema_weights: dict[str, Tensor] | None = None
+    ema_weights: Tensors | None = None
     config: dict[str, Any] | None = None  # key -> value, dotted; None in old checkpoints
     data: dict[str, Any] | None = None  # fingerprint of the data; None in old checkpoints
-
-    def weights_of(self, *, averaged: bool) -> dict[str, Tensor]:
-        if not averaged:
-            return self.weights
-        if self.ema_weights is None:
-            raise RunError(f"{self.path} has no averaged weights; train.ema makes them")
-        return self.ema_weights
 
 
 class Checkpoints:
@@ -88,12 +81,7 @@ class Checkpoints:
         self.failed_saves = 0  # in a row
 
     def save(
-        self,
-        step: int,
-        weights: dict[str, Tensor],
-        train_state: dict[str, Any],
-        best_step: int | None,
-        ema_weights: dict[str, Tensor] | None = None,
+        self, step: int, weights: Tensors, train_state: dict[str, Any], best_step: int | None, ema_weights: Tensors | None = None
     ) -> None:
         """Commit step `step`, point the links to it, and prune what is older. A step that is committed already stays as it is."""
         target = self.folder / f"step-{step:06d}"
@@ -106,15 +94,31 @@ class Checkpoints:
                 files = {WEIGHTS: partial(_write_weights, weights), TRAIN_STATE: partial(_write_state, train_state)}
                 if ema_weights is not None:
                     files[EMA_WEIGHTS] = partial(_write_weights, ema_weights)
-                _write(part, step, files, {"config": self.config, "data": self.data})
+                if part.exists():
+                    remove_tree(part)
+                part.mkdir()
+                with ThreadPoolExecutor(len(files)) as pool:  # hashes one file while another is written
+                    digests = {name: pool.submit(_flushed, write, part / name) for name, write in files.items()}
+                manifest: dict[str, Any] = {"format": FORMAT, "step": step}
+                manifest["files"] = {name: digest.result() for name, digest in digests.items()}
+                manifest |= {"config": self.config, "data": self.data}
+                manifest["digest"] = _manifest_digest(manifest)
+                content = json.dumps(manifest, indent=2).encode()
+                _flushed(lambda path: path.write_bytes(content), part / MANIFEST)
+                fsync_folder(part)
                 part.rename(target)
                 fsync_folder(self.folder)
             except BaseException:
                 if part.exists():
                     remove_tree(part)
                 raise
-        self._link_both(step, best_step)
-        self._prune(keep_also=best_step)
+        self._link(step, best_step)
+        for path in committed_checkpoints(self.run_dir)[: -self.keep_last]:
+            if best_step is None or path.name != f"step-{best_step:06d}":
+                removed = path.with_name(f".{path.name}.pruned")
+                path.rename(removed)
+                remove_tree(removed)
+        prune_samples(self.run_dir)
 
     def save_or_warn(self, step: int, save: Callable[[], None], *, must: bool) -> None:
         """Run `save`. A disk that is full for a while does not end the training, unless this save is the last chance (`must`)."""
@@ -139,15 +143,12 @@ class Checkpoints:
             path = linked_folder(self.folder / which)
             if path is None:
                 raise RunError(f"{self.folder} has no {which}; -r latest continues from the newest checkpoint")
-            try:
-                return read_checkpoint(path)
-            except InvalidCheckpoint as error:
-                raise RunError(str(error)) from error
+            return read_checkpoint(path)
         for path in reversed(committed_checkpoints(self.run_dir)):
             try:
                 return read_checkpoint(path)
-            except NewerFormat as error:
-                raise RunError(str(error)) from error
+            except NewerFormat:
+                raise
             except InvalidCheckpoint as error:
                 log.warning("%s; trying the one before", error)
         raise RunError(f"{self.folder} holds no valid checkpoint")
@@ -160,7 +161,7 @@ class Checkpoints:
             elif int(path.name.removeprefix("step-")) > step:
                 self._set_aside(path, f"the run continues from step {step}")
         prune_samples(self.run_dir)
-        self._link_both(step, best_step)
+        self._link(step, best_step)
 
     def _set_aside(self, path: Path, reason: str) -> None:
         aside = self.folder / "set-aside"
@@ -169,42 +170,38 @@ class Checkpoints:
         path.rename(aside / f"{path.name}-{n}")
         log.warning("%s is set aside, because %s", path, reason)
 
-    def _link_both(self, latest: int, best: int | None) -> None:
-        self._link("latest", latest)
-        if best is not None and (self.folder / f"step-{best:06d}").exists():
-            self._link("best", best)
-
-    def _link(self, name: str, step: int) -> None:
-        link, target = self.folder / name, f"step-{step:06d}"
-        if link.is_dir() and not link.is_symlink():
-            self._set_aside(link, "it is a copy of a checkpoint instead of a link to one")
-        part = temporary(link)
-        part.unlink(missing_ok=True)
-        try:
-            part.symlink_to(target, target_is_directory=True)
-        except OSError as error:
-            if error.errno not in NO_SYMLINKS:
-                raise
-            warn_once(f"{self.folder} can't hold links ({error.strerror}); latest and best are text files with a folder's name")
-            replace_file(link, f"{target}\n".encode())
-        else:
-            part.replace(link)
-
-    def _prune(self, keep_also: int | None) -> None:
-        keep = {f"step-{keep_also:06d}"} if keep_also is not None else set()
-        for path in committed_checkpoints(self.run_dir)[: -self.keep_last]:
-            if path.name not in keep:
-                removed = path.with_name(f".{path.name}.pruned")
-                path.rename(removed)
-                remove_tree(removed)
-        prune_samples(self.run_dir)
+    def _link(self, latest: int, best: int | None) -> None:
+        """Point `latest`, and `best` if there is one, to the folders of these steps."""
+        for name, step in (("latest", latest), ("best", best)):
+            if step is None or (name == "best" and not (self.folder / f"step-{step:06d}").exists()):
+                continue
+            link, target = self.folder / name, f"step-{step:06d}"
+            if link.is_dir() and not link.is_symlink():
+                self._set_aside(link, "it is a copy of a checkpoint instead of a link to one")
+            part = temporary(link)
+            part.unlink(missing_ok=True)
+            try:
+                part.symlink_to(target, target_is_directory=True)
+            except OSError as error:
+                if error.errno not in NO_SYMLINKS:
+                    raise
+                problem = f"{self.folder} can't hold links ({error.strerror})"
+                warn_once(f"{problem}; latest and best are text files with a folder's name")
+                replace_file(link, f"{target}\n".encode())
+            else:
+                part.replace(link)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint folder, after verifying every byte of it against its manifest. Each file is read once."""
     try:
         manifest = _read_manifest(path / MANIFEST)
-        files = {name: _read_verified(path / name, sha256) for name, sha256 in manifest["files"].items()}
+        files: dict[str, bytes] = {}
+        for name, sha256 in manifest["files"].items():
+            with open_regular(path / name, follow_link=False) as file:
+                files[name] = file.read()
+            if hashlib.sha256(files[name]).hexdigest() != sha256:
+                raise MalformedFile(path / name, "it is damaged (its sha256 differs from the manifest's)")
         train_state = _parsed(path / TRAIN_STATE, files, lambda content: load_pickled(io.BytesIO(content)))
         weights = _parsed(path / WEIGHTS, files, load_safetensors)
         ema_weights = _parsed(path / EMA_WEIGHTS, files, load_safetensors) if EMA_WEIGHTS in files else None
@@ -242,18 +239,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _sha256(content: Bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read_verified(path: Path, sha256: str) -> bytes:
-    with open_regular(path, follow_link=False) as file:
-        content = file.read()
-    if _sha256(content) != sha256:
-        raise MalformedFile(path, "it is damaged (its sha256 differs from the manifest's)")
-    return content
-
-
 def _parsed(path: Path, files: dict[str, bytes], load: Callable[[bytes], T]) -> T:
     try:
         return load(files.pop(path.name))
@@ -261,20 +246,6 @@ def _parsed(path: Path, files: dict[str, bytes], load: Callable[[bytes], T]) -> 
         raise
     except ValueError as error:
         raise MalformedFile(path, str(error)) from error
-
-
-def _write(folder: Path, step: int, files: Mapping[str, Callable[[Path], None]], about: Mapping[str, Any]) -> None:
-    if folder.exists():
-        remove_tree(folder)
-    folder.mkdir()
-    with ThreadPoolExecutor(len(files)) as pool:  # hashes one file while another is written
-        digests = {name: pool.submit(_flushed, write, folder / name) for name, write in files.items()}
-    manifest: dict[str, Any] = {"format": FORMAT, "step": step}
-    manifest |= {"files": {name: digest.result() for name, digest in digests.items()}, **about}
-    manifest["digest"] = _manifest_digest(manifest)
-    content = json.dumps(manifest, indent=2).encode()
-    _flushed(lambda path: path.write_bytes(content), folder / MANIFEST)
-    fsync_folder(folder)
 
 
 def _manifest_digest(manifest: dict[str, Any]) -> str:
@@ -287,10 +258,10 @@ def _flushed(write: Callable[[Path], Any], path: Path) -> str:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
         with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-            return _sha256(content)
+            return hashlib.sha256(content).hexdigest()
 
 
-def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+def _write_weights(weights: Tensors, path: Path) -> None:
     """Write weights. safetensors refuses tensors that share memory, as tied weights do; each gets its own copy."""
     seen: set[int] = set()
     separate = {}

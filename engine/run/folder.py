@@ -44,10 +44,9 @@ LEFTOVERS = {  # folder -> the names of what a killed process leaves in it
 
 def step_folders(run_dir: Path) -> list[Path]:
     """Return the folders of a run that have the name of a checkpoint, oldest first."""
-    folders = [
-        f for f in (run_dir / "ckpt").glob("step-*") if STEP_FOLDER.fullmatch(f.name) and f.is_dir() and not f.is_symlink()
-    ]
-    return sorted(folders, key=lambda f: int(f.name.removeprefix("step-")))
+    named = [folder for folder in (run_dir / "ckpt").glob("step-*") if STEP_FOLDER.fullmatch(folder.name)]
+    folders = (folder for folder in named if folder.is_dir() and not folder.is_symlink())
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def committed_checkpoints(run_dir: Path) -> list[Path]:
@@ -196,7 +195,11 @@ class RunFolder:
 
     @classmethod
     def start(cls, exp_dir: str | Path | None, *, may_hold_a_run: bool = False) -> "RunFolder":
-        """Make and lock the folder of a new run. Files of a run that this program did not write are never touched."""
+        """Make and lock the folder of a new run. Files of a run that this program did not write are never touched.
+
+        A run that was killed before its first checkpoint may start again. Its lock file shows that its files are a run's, even if
+        it has no config.yaml yet.
+        """
         made: list[Path] = []
         try:
             if exp_dir is None:
@@ -206,7 +209,16 @@ class RunFolder:
                 if path.is_file():
                     raise ConfigError(f"-e {exp_dir} is a file; a run needs a folder")
                 _make(path, made)
-                _require_free(path, may_hold_a_run=may_hold_a_run)
+                require_plain_files(path)
+                is_run = (path / LOCK).is_file() or all((path / name).is_file() for name in (CONFIG, ENVIRONMENT))
+                found = [name for name in (*FILES, *FOLDERS) if (path / name).exists()]
+                if found and not is_run:
+                    remedy = "give -e another one, so that nothing here is lost"
+                    raise ConfigError(f"{path} has {', '.join(found)} and is not a run folder; {remedy}")
+                if not may_hold_a_run and ((path / CONFIG).exists() or step_folders(path)):
+                    raise ConfigError(f"{path} already has a run; -r latest continues it, another -e starts a new one")
+                if step_folders(path):
+                    _refuse_uncommitted(path)
         except OSError as error:
             raise RunError(f"{exp_dir or 'runs'}: the run folder can't be made ({error.strerror})") from error
         return cls(path, is_new=True, _made=made, _found=tuple(name for name in FILES if (path / name).exists()))._locked()
@@ -256,25 +268,6 @@ class RunFolder:
 
     def write_json(self, name: str, values: Any) -> None:
         self.write(name, json.dumps(finite(values), indent=2) + "\n")
-
-
-def _require_free(path: Path, *, may_hold_a_run: bool) -> None:
-    """Raise an error if something in the folder would be lost.
-
-    A run that was killed before its first checkpoint may start again. Its lock file shows that its files are a run's, even if it
-    has no config.yaml yet.
-    """
-    require_plain_files(path)
-    is_run = (path / LOCK).is_file() or all((path / name).is_file() for name in (CONFIG, ENVIRONMENT))
-    found = [name for name in (*FILES, *FOLDERS) if (path / name).exists()]
-    if found and not is_run:
-        raise ConfigError(
-            f"{path} has {', '.join(found)} and is not a run folder; give -e another one, so that nothing here is lost"
-        )
-    if not may_hold_a_run and ((path / CONFIG).exists() or step_folders(path)):
-        raise ConfigError(f"{path} already has a run; -r latest continues it, another -e starts a new one")
-    if step_folders(path):
-        _refuse_uncommitted(path)
 
 
 def take_lock(path: Path) -> IO | None:

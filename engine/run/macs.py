@@ -7,8 +7,6 @@ import copy
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,14 +47,19 @@ def count(model: nn.Module, in_channels: int, img_size: int) -> Count:
     fvcore_log = logging.getLogger("fvcore.nn.jit_analysis")
     level = fvcore_log.level
     fvcore_log.setLevel(logging.ERROR)
+    proposes = getattr(model, "rpn", None)
+    if proposes is not None:  # a two-stage detector: its number of proposals depends on the image, so count the maximum
+        threshold, proposes.nms_thresh = proposes.nms_thresh, 1.0
     try:
-        with warnings.catch_warnings(), _every_proposal(model), torch.no_grad():  # compiled blocks run as they are
+        with warnings.catch_warnings(), torch.no_grad():  # compiled blocks run as they are
             warnings.simplefilter("ignore")  # of the tracer, about shapes that become constants
             macs, by_module, not_counted = analysis.total(), analysis.by_module(), analysis.unsupported_ops()
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as by_torch:
                 model(image)  # with an attention of plain products: torch doesn't count the CPU's fused one
     finally:
         fvcore_log.setLevel(level)
+        if proposes is not None:
+            proposes.nms_thresh = threshold
         model.train(was_training)
     products = sum(int(analysis.by_operator()[name]) for name in PRODUCTS), int(by_torch.get_total_flops()) // 2
     if products[0] != products[1]:
@@ -88,20 +91,6 @@ def macs_of(model: nn.Module, accelerator: Accelerator, in_channels: int, img_si
         reason = str(error).partition("\n")[0] or type(error).__name__
         log.warning("the multiply-accumulates of %s could not be counted: %s", type(model).__name__, reason)
         return None
-
-
-@contextmanager
-def _every_proposal(model: nn.Module) -> Iterator[None]:
-    """Let a two-stage detector keep the maximum number of proposals, which otherwise depends on the image."""
-    proposes = getattr(model, "rpn", None)
-    if proposes is None:
-        yield
-        return
-    threshold, proposes.nms_thresh = proposes.nms_thresh, 1.0
-    try:
-        yield
-    finally:
-        proposes.nms_thresh = threshold
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> Counter:

@@ -4,8 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -29,9 +28,12 @@ class MetricsLog:
     """
 
     def __init__(self, folder: RunFolder, step: int, metrics_bytes: int) -> None:
+        from models.loading.files import open_regular  # imports torch, which the tools that compare runs don't need
+
         self.path = folder.path / "metrics.jsonl"
         self._file = open(self.path, "ab", buffering=0, opener=without_following)  # noqa: SIM115 - until close
-        self._length = self._file.truncate(_whole_lines(self.path, metrics_bytes))
+        with open_regular(self.path) as file:
+            self._length = self._file.truncate(file.read(metrics_bytes).rfind(b"\n") + 1)
         if self._length < metrics_bytes:
             log.warning("%s is not as it was at the checkpoint; earlier lines are lost", self.path)
         self._unwritten = b""
@@ -60,10 +62,8 @@ class MetricsLog:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        flat = {
-            key: value if isinstance(value, (bool, int, float)) else printable(str(value))
-            for key, value in flatten(config).items()
-        }
+        flat = flatten(config)
+        flat |= {key: printable(str(value)) for key, value in flat.items() if not isinstance(value, (bool, int, float))}
         for summary in hparams(flat, dict(metrics)):
             self._try(lambda board, summary=summary: board.file_writer.add_summary(summary))  # type: ignore[misc]  # of a lambda
         for name, value in metrics.items():
@@ -108,32 +108,26 @@ class MetricsLog:
 
 
 def _open_tensorboard(folder: Path, step: int) -> Any:
+    """Open a new event file, with a later time in its name than its predecessors have, even if the clock was set back.
+
+    TensorBoard reads a folder's files in the order of their names.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
 
         _silence_writing_thread()
-        with _later_than(folder):
+        from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]  # it has no stubs
+
+        times = [part for path in folder.glob(f"{EVENTS}.*") if (part := path.name.split(".")[3]).isdecimal()]
+        stamp = max(time.time(), int(max(times, default="0")) + 1)
+        event_file_writer.time = SimpleNamespace(time=lambda: stamp)
+        try:
             return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        finally:
+            event_file_writer.time = time
     except Exception as error:  # its import fails in many ways, also for lack of memory
         log.warning("no TensorBoard (%s); metrics.jsonl has everything", str(error).partition("\n")[0])
         return None
-
-
-@contextmanager
-def _later_than(folder: Path) -> Iterator[None]:
-    """Give a new event file a later time in its name than its predecessors have, even if the clock was set back.
-
-    TensorBoard reads a folder's files in the order of their names.
-    """
-    from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]  # it has no stubs
-
-    times = [part for path in folder.glob(f"{EVENTS}.*") if (part := path.name.split(".")[3]).isdecimal()]
-    stamp = max(time.time(), int(max(times, default="0")) + 1)
-    event_file_writer.time = SimpleNamespace(time=lambda: stamp)
-    try:
-        yield
-    finally:
-        event_file_writer.time = time
 
 
 @cache
@@ -146,14 +140,6 @@ def _silence_writing_thread() -> None:
             report(failure)
 
     threading.excepthook = report_others
-
-
-def _whole_lines(path: Path, n_bytes: int) -> int:
-    """Return the length of the lines that end within the first `n_bytes` of a file."""
-    from models.loading.files import open_regular  # imports torch, which the tools that compare runs don't need
-
-    with open_regular(path) as file:
-        return file.read(n_bytes).rfind(b"\n") + 1
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -169,22 +155,17 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
             if not line.endswith(b"\n") and len(line) < MAX_LINE:
                 break
             try:
-                lines.append(_metrics_of(line))
+                values = json.loads(line)
             except (ValueError, RecursionError):
+                values = None
+            can_be_drawn = isinstance(values, dict) and all(is_number(values.get(key)) for key in ("step", "epoch", "elapsed"))
+            if can_be_drawn and type(values["step"]) is int and all(v is None or is_number(v) for v in values.values()):
+                lines.append(values)
+            else:
                 damaged.append(number)
     if damaged:
         log.warning("%s: %d damaged lines are skipped, number %d first", path, len(damaged), damaged[0])
     return lines
-
-
-def _metrics_of(line: bytes) -> dict[str, Any]:
-    values = json.loads(line)
-    is_line = isinstance(values, dict) and type(values.get("step")) is int
-    if not is_line or not all(value is None or is_number(value) for value in values.values()):
-        raise ValueError("no metrics")
-    if not all(is_number(values.get(key)) for key in ("step", "epoch", "elapsed")):
-        raise ValueError("no place on an x-axis")
-    return values
 
 
 def is_number(value: Any) -> bool:

@@ -2,11 +2,19 @@
 
 import json
 import logging
+import platform
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+
+from datasets.pipeline.cores import usable_cores
 from datasets.pipeline.fingerprint import fingerprint_differences
 from engine.config.schema import WITHOUT_EFFECT_ON_WEIGHTS, flatten
 from engine.run.folder import CATEGORY_IDS, CLASSES, CONFIG, ENVIRONMENT, RunFolder, plugins_in, read_config, read_replaceable
@@ -14,6 +22,7 @@ from models.loading.files import first_line
 
 log = logging.getLogger(__name__)
 
+PACKAGES = ("torch", "torchvision", "accelerate", "timm", "numpy", "safetensors", "omegaconf")
 INEXACT = "; from here on the run is not bit-exact with one that was never changed"
 
 
@@ -29,6 +38,47 @@ class Result:
     last: dict[str, float] = field(default_factory=dict)
     test: dict[str, float] = field(default_factory=dict)
     exit_code: int = 0
+
+
+def describe_environment(
+    accelerator: Accelerator, precision: str | None, plugins: dict[str, str], data: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the content of environment.json: where and with what a run is trained."""
+    device = accelerator.device
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "command": [sys.executable, *sys.argv],
+        "device": device_name + (f", {usable_cores()} cores" if device.type == "cpu" else ""),
+        "world_size": accelerator.num_processes,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "plugins": plugins,
+        "data": data,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the code, with a + if files were changed since; None outside a git checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parents[2]), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def write_start(

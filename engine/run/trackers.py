@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from engine.config.schema import TrackingConfig, flatten
 from engine.run.folder import RunFolder, finite, read_replaceable
@@ -20,20 +20,12 @@ IDS = "trackers.json"
 Settings = Mapping[str, Any]  # the whole config, as plain values
 
 
-class ExternalTracker(Protocol):
-    run_id: str
-
-    def record(self, step: int, metrics: Mapping[str, Any]) -> None: ...
-
-    def close(self, status: str) -> None: ...
-
-
 class Trackers:
     """The trackers that the config names. One that fails is not called again, and the training goes on."""
 
     def __init__(self, tracking: TrackingConfig, settings: Settings, folder: RunFolder) -> None:
         ids = {} if folder.is_new else read_replaceable(folder.path, IDS, dict)
-        self.open: dict[str, ExternalTracker] = {}
+        self.open: dict[str, WeightsAndBiases | MLflow] = {}
 
         def start(name: str) -> None:
             self.open[name] = TRACKERS[name](tracking.project, settings, folder, ids.get(name))
@@ -64,15 +56,8 @@ class WeightsAndBiases:
     def __init__(self, project: str, settings: Settings, folder: RunFolder, run_id: str | None) -> None:
         import wandb
 
-        self.run = wandb.init(
-            project=project,
-            name=folder.path.name,
-            dir=folder.path,
-            config=dict(settings),
-            id=run_id,
-            resume="allow",
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        options: dict[str, Any] = {"id": run_id, "resume": "allow", "settings": wandb.Settings(silent=True, console="off")}
+        self.run = wandb.init(project=project, name=folder.path.name, dir=folder.path, config=dict(settings), **options)
         self.run_id = self.run.id
 
     def record(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -119,7 +104,4 @@ class MLflow:
         self.client.set_terminated(self.run_id, self.STATUS[status])
 
 
-TRACKERS: dict[str, Callable[[str, Settings, RunFolder, str | None], ExternalTracker]] = {
-    "wandb": WeightsAndBiases,
-    "mlflow": MLflow,
-}
+TRACKERS: dict[str, type[WeightsAndBiases] | type[MLflow]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}

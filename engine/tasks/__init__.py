@@ -4,9 +4,10 @@ A module here has a table TASKS, name -> TaskKind, and is found because it lies 
 function that makes the task from the config and its data: such a task uses the models and the data of classification.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 from engine.config.schema import Config
 from models import create_model
 from models.loading.registry import Registry, did_you_mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+T = TypeVar("T", bound="BuiltInTask")
 
 
 class Metric(Protocol):
@@ -62,6 +68,39 @@ class HasThresholds(Protocol):
     """
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None: ...
+
+
+class BuiltInTask:
+    """What the tasks of this folder have in common."""
+
+    tables = tuple[str, ...]()  # that the metric computes in addition
+
+    def with_tables(self: T, *tables: str) -> T:
+        task = copy.copy(self)
+        task.tables = tables
+        return task
+
+    def draw(self, images: Tensor, batch: Any, predictions: Any = None, figure: "Figure | None" = None) -> "Figure":
+        from engine.plots.style import new_figure
+
+        figure = figure or new_figure()
+        self._draw_on(figure, images, batch, predictions)
+        return figure
+
+    def _draw_on(self, figure: "Figure", images: Tensor, batch: Any, predictions: Any) -> None:
+        raise NotImplementedError
+
+
+def loss_of_heads(
+    outputs: Tensor | tuple[Tensor, ...], loss: Callable[[Tensor], Tensor], aux_weight: float
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the logits, the loss with that of auxiliary heads, and the sums of the log: the loss, and each auxiliary one."""
+    logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+    total, sums = loss(logits), {}
+    for i, aux_logits in enumerate(auxiliary, start=1):
+        sums[f"loss_aux{i}"] = loss(aux_logits)
+        total = total + aux_weight * sums[f"loss_aux{i}"]
+    return logits, total, {"loss": total, **sums}
 
 
 MakeTask = Callable[[Any, Any], Task]  # make(config: Config, data: Data) -> Task

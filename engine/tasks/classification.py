@@ -1,10 +1,9 @@
 """Classification: one class per image."""
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +12,10 @@ from torch.nn import functional as F
 
 from engine.config.errors import ConfigError
 from engine.config.schema import Config
-from engine.tasks import TaskKind, summed
+from engine.tasks import BuiltInTask, TaskKind, loss_of_heads, summed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -25,62 +27,47 @@ N_BINS = 15  # of the expected calibration error
 GRAIN = 2.0**-24  # the distance of two float32 numbers just below 1
 
 
-class Classification:
+@dataclass(eq=False)
+class Classification(BuiltInTask):
     monitor = "acc@1"
     shown = ("acc@1", "acc@5")
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        *,
-        aux_weight: float = 0.3,
-        loss: Loss = "cross_entropy",
-        label_smoothing: float = 0.0,
-        bce_threshold: float | None = None,
-        focal_gamma: float = 2.0,
-        class_weights: Tensor | None = None,
-        tta: Augmentation | None = None,
-    ) -> None:
-        self.classes = tuple(classes)
-        self.aux_weight, self.loss, self.label_smoothing = aux_weight, loss, label_smoothing
-        self.bce_threshold, self.focal_gamma, self.class_weights, self.tta = bce_threshold, focal_gamma, class_weights, tta
-        self._tables: tuple[str, ...] = ()
+    classes: Sequence[str]
+    _: KW_ONLY
+    aux_weight: float = 0.3
+    loss: Loss = "cross_entropy"
+    label_smoothing: float = 0.0
+    bce_threshold: float | None = None
+    focal_gamma: float = 2.0
+    class_weights: Tensor | None = None
+    tta: Augmentation | None = None
 
     def weight(self, batch: Batch) -> int:
         return len(batch[1])
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images, targets = batch
-        outputs = model(images)
-        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = self._training_losses(logits, targets).sum()
+        logits, loss, sums = loss_of_heads(model(images), lambda out: self._training_loss(out, targets), self.aux_weight)
         labels = targets if targets.ndim == 1 else targets.argmax(1)
-        sums = {"acc@1": (logits.argmax(1) == labels).sum()}
-        for i, aux_logits in enumerate(auxiliary, start=1):
-            aux_loss = self._training_losses(aux_logits, targets).sum()
-            sums[f"loss_aux{i}"] = aux_loss
-            loss = loss + self.aux_weight * aux_loss
-        return loss, {"loss": loss, **sums}
+        return loss, {**sums, "acc@1": (logits.argmax(1) == labels).sum()}
 
-    def _training_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.loss == "bce":
-            return binary_cross_entropy(logits, targets, self.label_smoothing, self.bce_threshold)
+            return binary_cross_entropy(logits, targets, self.label_smoothing, self.bce_threshold).sum()
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(logits.device)
         if self.loss == "focal":
-            return focal_loss(logits, targets, self.focal_gamma, self.label_smoothing, self.class_weights)
-        return cross_entropy(logits, targets, self.label_smoothing, self.class_weights)
+            return focal_loss(logits, targets, self.focal_gamma, self.label_smoothing, self.class_weights).sum()
+        return cross_entropy(logits, targets, self.label_smoothing, self.class_weights).sum()
 
-    def with_tables(self, *tables: Literal["per_class", "bins", "confusion", "samples"]) -> "Classification":
-        """Return a task whose evaluation also computes these tables, which no log shows."""
-        task = copy.copy(self)
-        task._tables = tables
-        return task
+    def evaluation_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each sample in an evaluation, without label smoothing and class weights."""
+        if self.loss == "focal":
+            return focal_loss(logits, targets, self.focal_gamma)
+        return binary_cross_entropy(logits, targets) if self.loss == "bce" else cross_entropy(logits, targets)
 
     def metric(self, device: torch.device) -> "Accuracy":
-        losses: dict[str, Callable[..., Tensor]] = {"bce": binary_cross_entropy, "cross_entropy": cross_entropy}
-        losses["focal"] = partial(focal_loss, gamma=self.focal_gamma)
-        return Accuracy(device, self.classes, self.logits, losses[self.loss], self.probabilities, self._tables)
+        return Accuracy(self, device)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.probabilities(self.logits(model, batch[0]))
@@ -92,12 +79,10 @@ class Classification:
         """Return probabilities; with the loss bce each class is a separate question, and they don't sum to 1."""
         return logits.sigmoid() if self.loss == "bce" else logits.softmax(1)
 
-    def draw(self, images: Tensor, batch: Batch, predictions: Tensor):
-        from engine.plots.images import draw_classes
-        from engine.plots.style import new_figure
+    def _draw_on(self, figure: "Figure", images: Tensor, batch: Batch, predictions: Tensor) -> None:
+        from engine.plots.images import Row, class_titles, draw_images
 
-        draw_classes(figure := new_figure(), images, batch[1], predictions, self.classes)
-        return figure
+        draw_images(figure, [Row("", images, *class_titles(predictions, self.classes, batch[1]))])
 
 
 def averaged_logits(model: nn.Module, images: Tensor, tta: Augmentation | None) -> Tensor:
@@ -154,19 +139,10 @@ class Accuracy:
     divided into batches and over ranks.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        classes: Sequence[str],
-        logits: Callable[[nn.Module, Tensor], Tensor],
-        losses: Callable[[Tensor, Tensor], Tensor],
-        probabilities: Callable[[Tensor], Tensor],
-        tables: Sequence[str] = (),
-    ) -> None:
-        self.classes, self.logits, self.losses, self.probabilities, self.tables = classes, logits, losses, probabilities, tables
-        n = len(classes)
+    def __init__(self, task: Classification, device: torch.device) -> None:
+        self.task, self.tables, n = task, task.tables, len(task.classes)
         # loss, top 5; per class: right, all; per bin: confidence, right, all; true x predicted
-        self._sizes = [2, n, n, N_BINS, N_BINS, N_BINS, n * n if "confusion" in tables else 0]
+        self._sizes = [2, n, n, N_BINS, N_BINS, N_BINS, n * n if "confusion" in self.tables else 0]
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.zeros(sum(self._sizes), dtype=dtype, device=device)
         self._bin_ends = torch.arange(1, N_BINS, dtype=dtype, device=device) / N_BINS
@@ -174,15 +150,15 @@ class Accuracy:
 
     def update(self, model: nn.Module, batch: Batch) -> None:
         images, targets = batch
-        logits = self.logits(model, images)
+        logits = self.task.logits(model, images)
         logits = logits.to(self._sums.dtype)  # float32 rounds the last rows of a batch differently, by more than a grain
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = (best == targets.unsqueeze(1)).to(logits.dtype)
         right, predicted = hits[:, 0], best[:, 0]
-        confidence = self._in_grains(self.probabilities(logits).gather(1, best[:, :1]).squeeze(1))
+        confidence = self._in_grains(self.task.probabilities(logits).gather(1, best[:, :1]).squeeze(1))
 
         totals, right_of_class, n_of_class, sure, right_of_bin, n_of_bin, confusion = self._sums.split(self._sizes)  # views
-        totals += torch.stack([self._in_grains(self.losses(logits, targets)).sum(), hits.sum()])
+        totals += torch.stack([self._in_grains(self.task.evaluation_losses(logits, targets)).sum(), hits.sum()])
         right_of_class.index_add_(0, targets, right)
         n_of_class.index_add_(0, targets, torch.ones_like(right))
         bins = torch.bucketize(confidence, self._bin_ends)
@@ -191,7 +167,7 @@ class Accuracy:
         if "samples" in self.tables:
             self._right.append(right > 0)
         if "confusion" in self.tables:
-            confusion.index_add_(0, targets * len(self.classes) + predicted, torch.ones_like(right))
+            confusion.index_add_(0, targets * len(self.task.classes) + predicted, torch.ones_like(right))
 
     def _in_grains(self, values: Tensor) -> Tensor:
         return (values / GRAIN).round() * GRAIN
@@ -201,9 +177,8 @@ class Accuracy:
 
     def compute(self, sums: Tensor | list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         sums, all_right = summed(sums)
-        totals, right, n, sure, right_of_bin, n_of_bin, confusion = (
-            part.numpy() for part in sums.double().cpu().split(self._sizes)
-        )
+        parts = (part.numpy() for part in sums.double().cpu().split(self._sizes))
+        totals, right, n, sure, right_of_bin, n_of_bin, confusion = parts
         (loss, top5), count, occurs = totals.tolist(), int(n.sum()), n > 0
         metrics: dict[str, Any] = {
             "loss": loss / count,
@@ -214,7 +189,7 @@ class Accuracy:
             "count": count,
         }
         if "per_class" in self.tables:
-            counted = zip(self.classes, right.tolist(), n.tolist(), strict=True)
+            counted = zip(self.task.classes, right.tolist(), n.tolist(), strict=True)
             metrics["per_class"] = {name: r / of if of else None for name, r, of in counted}
         if "bins" in self.tables:  # of confidence, in equal steps from 0 to 1
             counted = zip(sure.tolist(), right_of_bin.tolist(), n_of_bin.astype(int).tolist(), strict=True)
@@ -235,7 +210,11 @@ def from_config(config: Config, data: Any) -> Classification:
         raise ConfigError("train.bce_threshold", f"{problem}: {smoothing}")
     labels = data.splits["train"].labels if "train" in data.splits else None  # a tool may know the classes alone
     if labels is not None:
-        _log_frequencies(data.classes, labels)
+        counts = torch.bincount(labels.cpu(), minlength=n_classes)
+        rarest, commonest = int(counts.argmin()), int(counts.argmax())
+        if counts[rarest] < counts[commonest]:
+            words = "training images per class: from %d (%s) to %d (%s)"
+            log.info(words, counts[rarest], data.classes[rarest], counts[commonest], data.classes[commonest])
     return Classification(
         data.classes,
         aux_weight=train.aux_weight,
@@ -268,14 +247,6 @@ def inverse_frequencies(labels: Tensor, n_classes: int) -> Tensor:
     """Return the weights that give every class the same sum over the samples; their mean over the samples is 1."""
     counts = torch.bincount(labels, minlength=n_classes)
     return counts.sum() / ((counts > 0).sum() * counts.clamp(min=1))
-
-
-def _log_frequencies(classes: Sequence[str], labels: Tensor) -> None:
-    counts = torch.bincount(labels.cpu(), minlength=len(classes))
-    rarest, commonest = int(counts.argmin()), int(counts.argmax())
-    if counts[rarest] < counts[commonest]:
-        words = "training images per class: from %d (%s) to %d (%s)"
-        log.info(words, counts[rarest], classes[rarest], counts[commonest], classes[commonest])
 
 
 TASKS = {"classification": TaskKind(from_config, other_keys=("augment.zoom",), losses=("cross_entropy", "bce", "focal"))}

@@ -1,8 +1,8 @@
 """Detection: where objects are, and of which class."""
 
-import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from datasets import find_dataset
 from datasets.pipeline.boxes import Batch, Target
 from engine.config.schema import Config
-from engine.tasks import TaskKind
+from engine.tasks import BuiltInTask, TaskKind
 from models.heads.detection import create_detector
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Prediction = dict[str, Tensor]  # boxes N 4, labels N, scores N; the best come first
 
 
-class Detection:
+@dataclass(eq=False)
+class Detection(BuiltInTask):
     """Trains torchvision's detectors, which divide their loss by the matched objects of each forward.
 
     So the weight of a batch is its number of images, and several micro-batches or ranks do not give exactly the gradient of one
@@ -29,41 +30,36 @@ class Detection:
     monitor = "mAP"
     shown = ("mAP", "mAP@50", "mAP@75")
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
-        self._tables: tuple[str, ...] = ()
+    classes: Sequence[str]
 
     def weight(self, batch: Batch) -> int:
         return len(batch[0])
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images, targets = batch
-        losses = {
-            name: value * len(images) for name, value in model(images, [learned_from(target) for target in targets]).items()
-        }
-        loss = sum(losses.values())
-        return loss, {"loss": loss, **{f"loss_{name.removeprefix('loss_')}": value for name, value in losses.items()}}
-
-    def with_tables(self, *tables: Literal["per_class", "samples"]) -> "Detection":
-        task = copy.copy(self)
-        task._tables = tables
-        return task
+        losses = model(images, [learned_from(target) for target in targets])
+        sums = {f"loss_{name.removeprefix('loss_')}": value * len(images) for name, value in losses.items()}
+        loss = sum(sums.values())
+        return loss, {"loss": loss, **sums}
 
     def metric(self, device: torch.device) -> "AveragePrecision":
-        return AveragePrecision(self.classes, self._tables)
+        return AveragePrecision(self)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        return predict(model, batch)
+        """Predict images of one size together: padding to the size of others would make predictions depend on the batch."""
+        found: list[Prediction] = [{}] * len(batch[0])
+        of_size: dict[torch.Size, list[int]] = {}
+        for i, image in enumerate(batch[0]):
+            of_size.setdefault(image.shape, []).append(i)
+        for places in of_size.values():
+            for i, prediction in zip(places, model([batch[0][i] for i in places]), strict=True):
+                found[i] = prediction
+        return found
 
-    def draw(
-        self, images: Tensor, batch: Batch, predictions: Sequence[Prediction] | None = None, figure: "Figure | None" = None
-    ) -> "Figure":
+    def _draw_on(self, figure: "Figure", images: Tensor, batch: Batch, predictions: Sequence[Prediction] | None) -> None:
         from engine.plots.overlays import draw_boxes
-        from engine.plots.style import new_figure
 
-        figure = figure or new_figure()
         draw_boxes(figure, self.visible(images, batch), batch[1], predictions, self.classes)
-        return figure
 
     @staticmethod
     def visible(images: Tensor, batch: Batch) -> list[Tensor]:
@@ -72,33 +68,11 @@ class Detection:
 
     def entries(self, prediction: Prediction, image_id: int | str) -> list[dict[str, Any]]:
         """Return entries of a COCO results file: boxes by corner, width and height."""
+        found = zip(*(prediction[name].tolist() for name in ("boxes", "labels", "scores")), strict=True)
         return [
-            {
-                "image_id": image_id,
-                "category_id": label,
-                "bbox": [left, top, right - left, bottom - top],
-                "score": score,
-            }
-            for (left, top, right, bottom), label, score in zip(
-                *(prediction[name].tolist() for name in ("boxes", "labels", "scores")), strict=True
-            )
+            {"image_id": image_id, "category_id": label, "bbox": [left, top, right - left, bottom - top], "score": score}
+            for (left, top, right, bottom), label, score in found
         ]
-
-
-def predict(model: nn.Module, batch: Batch) -> list[Prediction]:
-    """Predict images of one size together: padding to the size of others would make predictions depend on the batch."""
-    found: list[Prediction] = [{}] * len(batch[0])
-    of_size: dict[torch.Size, list[int]] = {}
-    for i, image in enumerate(batch[0]):
-        of_size.setdefault(image.shape, []).append(i)
-    for places in of_size.values():
-        for i, prediction in zip(places, model([batch[0][i] for i in places]), strict=True):
-            found[i] = prediction
-    return found
-
-
-def _on_cpu(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in values.items()}
 
 
 def learned_from(target: Target) -> dict[str, Tensor]:
@@ -113,13 +87,14 @@ class AveragePrecision:
     It is not a sum over images: the predictions for each image are kept, and gathered over ranks.
     """
 
-    def __init__(self, classes: Sequence[str], tables: Sequence[str]) -> None:
-        self.classes, self.tables = classes, tables
+    def __init__(self, task: Detection) -> None:
+        self.task, self.classes, self.tables = task, task.classes, task.tables
         self._found: list[tuple[Prediction, Target]] = []
 
     def update(self, model: nn.Module, batch: Batch) -> None:
-        for prediction, target in zip(predict(model, batch), batch[1], strict=True):
-            self._found.append((_on_cpu(prediction), _on_cpu(target)))
+        for prediction, target in zip(self.task.predict(model, batch), batch[1], strict=True):
+            found = {name: value.cpu() for name, value in prediction.items()}
+            self._found.append((found, {name: value.cpu() for name, value in target.items()}))
 
     def sums(self) -> list[tuple[Prediction, Target]]:
         return self._found
@@ -168,21 +143,10 @@ def image_precision(prediction: Prediction, target: Target) -> float:
     return float((highest * hits).sum() / (10 * n)) if n else float("nan")
 
 
-def create_network(config: Config, *, img_size: int, **options: Any) -> nn.Module:
-    own, spec = config.detection, find_dataset(config.data.name, "boxes")
-    return create_detector(
-        config.model.name,
-        head=own.head,
-        n_maps=own.n_maps,
-        width=own.width,
-        img_size=img_size,
-        max_size=own.max_size,
-        mean=config.data.mean or spec.mean,
-        std=config.data.std or spec.std,
-        score_threshold=own.score_threshold,
-        **options,
-        **config.model.args,
-    )
+def create_network(config: Config, **options: Any) -> nn.Module:
+    spec = find_dataset(config.data.name, "boxes")
+    options |= {"mean": config.data.mean or spec.mean, "std": config.data.std or spec.std, **vars(config.detection)}
+    return create_detector(config.model.name, **options, **config.model.args)
 
 
 def from_config(config: Config, data: Any) -> Detection:
@@ -191,10 +155,9 @@ def from_config(config: Config, data: Any) -> Detection:
 
 OTHER_KEYS: tuple[str, ...] = ("augment.mixup", "augment.cutmix", "augment.cutout", "augment.auto", "augment.erasing")
 OTHER_KEYS += ("augment.repeats", "augment.resize_from", "augment.scale", "augment.crop_pct", "augment.interpolation")
-OTHER_KEYS += ("augment.zoom",)
-OTHER_KEYS += ("augment.crop_padding", "augment.padding_mode", "train.loss", "train.label_smoothing", "train.aux_weight")
-OTHER_KEYS += ("train.class_weights", "data.sampler")
-OTHER_KEYS += ("distill.teacher", "eval.img_size", "eval.resize", "eval.tta")
+OTHER_KEYS += ("augment.zoom", "augment.crop_padding", "augment.padding_mode", "train.loss", "train.label_smoothing")
+OTHER_KEYS += ("train.aux_weight", "train.class_weights", "data.sampler", "distill.teacher", "eval.img_size", "eval.resize")
+OTHER_KEYS += ("eval.tta",)
 
 PACKAGES = ("pycocotools", "torchmetrics")
 

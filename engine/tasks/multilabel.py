@@ -1,7 +1,8 @@
 """Multi-label classification: any number of classes per image, each of them a yes/no question."""
 
-import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from engine.config.errors import ConfigError
 from engine.config.schema import Config
-from engine.tasks import TaskKind
+from engine.tasks import BuiltInTask, TaskKind, loss_of_heads
 from engine.tasks.classification import Augmentation, averaged_logits, class_weights
 
 if TYPE_CHECKING:
@@ -20,38 +21,29 @@ Batch = tuple[Tensor, Tensor]  # images; N x classes, 1 where the class occurs, 
 Loss = Literal["bce", "focal", "asymmetric"]
 
 
-class MultiLabel:
+@dataclass(eq=False)
+class MultiLabel(BuiltInTask):
     monitor = "mAP"
     shown = ("mAP", "f1_micro", "f1_macro")
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        *,
-        aux_weight: float = 0.3,
-        loss: Loss = "bce",
-        focal_gamma: float = 2.0,
-        positive_weights: Tensor | None = None,
-        tta: Augmentation | None = None,
-    ) -> None:
-        self.classes = tuple(classes)
-        self.aux_weight, self.loss, self.focal_gamma, self.tta = aux_weight, loss, focal_gamma, tta
-        self.positive_weights = positive_weights
+    classes: Sequence[str]
+    _: KW_ONLY
+    aux_weight: float = 0.3
+    loss: Loss = "bce"
+    focal_gamma: float = 2.0
+    positive_weights: Tensor | None = None
+    tta: Augmentation | None = None
+
+    def __post_init__(self) -> None:
         self.thresholds = torch.full((len(self.classes),), 0.5)
-        self._tables: tuple[str, ...] = ()
 
     def weight(self, batch: Batch) -> int:
         return len(batch[1])
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images, targets = batch
-        outputs = model(images)
-        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss, sums = self._loss_sum(logits, targets, self.positive_weights), {}
-        for i, aux_logits in enumerate(auxiliary, start=1):
-            sums[f"loss_aux{i}"] = self._loss_sum(aux_logits, targets, self.positive_weights)
-            loss = loss + self.aux_weight * sums[f"loss_aux{i}"]
-        return loss, {"loss": loss, **sums}
+        loss = partial(self._loss_sum, targets=targets, positive_weights=self.positive_weights)
+        return loss_of_heads(model(images), loss, self.aux_weight)[1:]
 
     def _loss_sum(self, logits: Tensor, targets: Tensor, positive_weights: Tensor | None = None) -> Tensor:
         """Return the mean over the classes, summed over the images."""
@@ -70,13 +62,8 @@ class MultiLabel:
             return losses.sum() / n_classes
         return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum") / n_classes
 
-    def with_tables(self, *tables: Literal["per_class", "confusion", "thresholds", "samples"]) -> "MultiLabel":
-        task = copy.copy(self)
-        task._tables = tables
-        return task
-
     def metric(self, device: torch.device) -> "RankedLabels":
-        return RankedLabels(self, self._tables)
+        return RankedLabels(self)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the probability of each class, N x classes. They don't sum to 1."""
@@ -90,20 +77,17 @@ class MultiLabel:
         """Take over the thresholds that the validation split has chosen, by class."""
         self.thresholds = torch.tensor([thresholds.get(name, 0.5) for name in self.classes])
 
-    def draw(self, images: Tensor, batch: Batch, predictions: Tensor, figure: "Figure | None" = None) -> "Figure":
+    def _draw_on(self, figure: "Figure", images: Tensor, batch: Batch, predictions: Tensor) -> None:
         from engine.plots.images import draw_labels
-        from engine.plots.style import new_figure
 
-        figure = figure or new_figure()
         draw_labels(figure, images, batch[1] > 0.5 if batch[1] is not None else None, self.present(predictions), self.classes)
-        return figure
 
 
 class RankedLabels:
     """Average precision and F1 of each class, from the probabilities of every image, which are kept and gathered over ranks."""
 
-    def __init__(self, task: MultiLabel, tables: Sequence[str]) -> None:
-        self.task, self.tables = task, tables
+    def __init__(self, task: MultiLabel) -> None:
+        self.task, self.tables = task, task.tables
         self._found: list[tuple[float, Tensor, Tensor]] = []  # loss, probabilities and targets of each batch
 
     def update(self, model: nn.Module, batch: Batch) -> None:
@@ -139,24 +123,16 @@ class RankedLabels:
             found = zip(classes, precisions.tolist(), occurs.tolist(), strict=True)
             metrics["per_class"] = {name: value if there else None for name, value, there in found}
         if "confusion" in self.tables:  # for each class: absent or present in truth (rows) and prediction
-            pairs = (2 * truth + present).T
-            metrics["confusion"] = {
-                name: of_class.bincount(minlength=4).view(2, 2).tolist() for name, of_class in zip(classes, pairs, strict=True)
-            }
+            pairs = zip(classes, (2 * truth + present).T, strict=True)
+            metrics["confusion"] = {name: of_class.bincount(minlength=4).view(2, 2).tolist() for name, of_class in pairs}
         if "thresholds" in self.tables:
-            metrics["thresholds"] = {
-                name: best_threshold(scores[:, i], truth[:, i]) for i, name in enumerate(classes) if occurs[i]
-            }
-        if "samples" in self.tables:
-            metrics["samples"] = ("image AP", image_precisions(scores, truth))
+            columns = [(name, scores[:, i], truth[:, i]) for i, name in enumerate(classes) if occurs[i]]
+            metrics["thresholds"] = {name: best_threshold(*column) for name, *column in columns}
+        if "samples" in self.tables:  # how well the labels of an image are ranked above the others; NaN without a label
+            hits = truth.gather(1, scores.argsort(dim=1, descending=True)).float()
+            precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
+            metrics["samples"] = ("image AP", (precision * hits).sum(1) / hits.sum(1))
         return metrics
-
-
-def image_precisions(scores: Tensor, truth: Tensor) -> Tensor:
-    """Return for each image how well its labels are ranked above the others: average precision; NaN without a label."""
-    hits = truth.gather(1, scores.argsort(dim=1, descending=True)).float()
-    precision = hits.cumsum(1) / torch.arange(1, hits.shape[1] + 1)
-    return (precision * hits).sum(1) / hits.sum(1)
 
 
 def best_threshold(scores: Tensor, truth: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Segmentation: a class for every pixel."""
 
-import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,28 +11,23 @@ from torch.nn import functional as F
 
 from datasets.pipeline.masks import IGNORED, Batch, fitted
 from engine.config.schema import Config
-from engine.tasks import TaskKind, summed
+from engine.tasks import BuiltInTask, TaskKind, loss_of_heads, summed
 from models.heads.segmentation import create_segmenter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Segmentation:
+@dataclass(eq=False)
+class Segmentation(BuiltInTask):
     monitor = "mIoU"
     shown = ("mIoU", "pixel_acc")
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        *,
-        aux_weight: float = 0.3,
-        dice_weight: float = 0.0,
-        tta: Literal["flip"] | None = None,
-    ) -> None:
-        self.classes = tuple(classes)
-        self.aux_weight, self.dice_weight, self.tta = aux_weight, dice_weight, tta
-        self._tables: tuple[str, ...] = ()
+    classes: Sequence[str]
+    _: KW_ONLY
+    aux_weight: float = 0.3
+    dice_weight: float = 0.0
+    tta: Literal["flip"] | None = None
 
     def weight(self, batch: Batch) -> Tensor:
         """Return the number of valid pixels. With no valid pixel the loss is 0, not NaN."""
@@ -44,25 +39,16 @@ class Segmentation:
         images, masks = batch
         assert isinstance(masks, Tensor), "training images have one size"
         outputs, targets = model(images), masks.long()
-        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = self._loss(logits, targets)
-        sums = {"pixel_acc": (logits.argmax(1) == targets).sum()}
-        for i, aux_logits in enumerate(auxiliary, start=1):
-            sums[f"loss_aux{i}"] = self._loss(aux_logits, targets)
-            loss = loss + self.aux_weight * sums[f"loss_aux{i}"]
-        return loss, {"loss": loss, **sums}
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-        return loss + self.dice_weight * dice_loss(logits, targets) if self.dice_weight else loss
+        def loss_of(logits: Tensor) -> Tensor:
+            loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+            return loss + self.dice_weight * dice_loss(logits, targets) if self.dice_weight else loss
 
-    def with_tables(self, *tables: Literal["per_class", "confusion", "samples"]) -> "Segmentation":
-        task = copy.copy(self)
-        task._tables = tables
-        return task
+        logits, loss, sums = loss_of_heads(outputs, loss_of, self.aux_weight)
+        return loss, {**sums, "pixel_acc": (logits.argmax(1) == targets).sum()}
 
     def metric(self, device: torch.device) -> "Overlap":
-        return Overlap(device, self.classes, self.logits, self._tables)
+        return Overlap(self, device)
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         logits = model(images)
@@ -71,20 +57,13 @@ class Segmentation:
     def predict(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """Return the class of every pixel, at the size of each mask."""
         images, masks = batch
-        return [
-            in_own_size(logits, mask.shape).argmax(0).to(torch.uint8)
-            for logits, mask in zip(self.logits(model, images), masks, strict=True)
-        ]
+        pairs = zip(self.logits(model, images), masks, strict=True)
+        return [in_own_size(logits, mask.shape).argmax(0).to(torch.uint8) for logits, mask in pairs]
 
-    def draw(
-        self, images: Tensor, batch: Batch, predictions: Sequence[Tensor] | None = None, figure: "Figure | None" = None
-    ) -> "Figure":
+    def _draw_on(self, figure: "Figure", images: Tensor, batch: Batch, predictions: Sequence[Tensor] | None) -> None:
         from engine.plots.overlays import draw_masks
-        from engine.plots.style import new_figure
 
-        figure = figure or new_figure()
         draw_masks(figure, self.visible(images, batch), list(batch[1]), predictions, self.classes)
-        return figure
 
     @staticmethod
     def visible(images: Tensor, batch: Batch) -> list[Tensor]:
@@ -124,10 +103,10 @@ class Overlap:
     The counts are integers, which float64 adds without rounding: they do not depend on how images are divided over ranks.
     """
 
-    def __init__(self, device: torch.device, classes: Sequence[str], logits: Any, tables: Sequence[str]) -> None:
-        self.classes, self.logits, self.tables = classes, logits, tables
+    def __init__(self, task: Segmentation, device: torch.device) -> None:
+        self.classes, self.logits, self.tables = task.classes, task.logits, task.tables
         where = "cpu" if device.type == "mps" else device  # mps has no double precision
-        self._sums = torch.zeros(1 + len(classes) ** 2, dtype=torch.float64, device=where)
+        self._sums = torch.zeros(1 + len(self.classes) ** 2, dtype=torch.float64, device=where)
         self._overlaps = [torch.empty(0, dtype=torch.float64, device=where)]  # mean IoU of each image
 
     def update(self, model: nn.Module, batch: Batch) -> None:
@@ -184,12 +163,7 @@ def _in_own_sizes(logits: Tensor, masks: Tensor | list[Tensor]) -> Iterator[tupl
 def create_network(config: Config, **options: Any) -> nn.Module:
     own = config.segmentation
     return create_segmenter(
-        config.model.name,
-        head=own.head,
-        output_stride=own.output_stride,
-        aux_head=own.aux_head,
-        **options,
-        **config.model.args,
+        config.model.name, head=own.head, output_stride=own.output_stride, aux_head=own.aux_head, **options, **config.model.args
     )
 
 
