@@ -286,22 +286,27 @@ def described_data(config: Config, classes: Collection[str]) -> Data:
 
 def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: loaders.Growth | None = None) -> loaders.Preparation:
     augment = config.augment
-    as_they_are = ("padding_mode", "cutout", "color_jitter", "crop_pct", "interpolation", "erasing", "repeats")
     return loaders.Preparation(
         img_size=img_size,
         mean=tuple(config.data.mean or spec.mean),
         std=tuple(config.data.std or spec.std),
         augment=augment.enabled,
         crop_padding=spec.crop_padding if augment.crop_padding is None else augment.crop_padding,
+        padding_mode=augment.padding_mode,
         hflip=spec.hflip if augment.hflip is None else augment.hflip,
+        cutout=augment.cutout,
+        color_jitter=augment.color_jitter,
         scale=(augment.scale[0], augment.scale[1]),
         zoom=(augment.zoom[0], augment.zoom[1]),
+        crop_pct=augment.crop_pct,
+        interpolation=augment.interpolation,
         policy=augment.auto,
         magnitude=augment.auto_magnitude,
+        erasing=augment.erasing,
+        repeats=augment.repeats,
         growth=growth,
         exif_rotate=config.data.exif_rotate,
         resize_by_torch=config.eval.resize == "torch",
-        **{name: getattr(augment, name) for name in as_they_are},
     )
 
 
