@@ -23,7 +23,7 @@ from engine.build import Run, build
 from engine.config.errors import ConfigError, RunError, located
 from engine.config.resolve import ResolvedConfig
 from engine.config.schema import flatten, to_dict, to_yaml
-from engine.devices.accelerator import make_accelerator, requested_precision
+from engine.devices.accelerator import has_bf16_instructions, make_accelerator, requested_precision
 from engine.devices.agreement import EXIT_CODES, Agreement, Interrupted, all_ranks, on_main
 from engine.devices.failures import explained
 from engine.devices.memory import peak_memory
@@ -45,6 +45,7 @@ NOT_DETERMINISTIC = (
     "deterministic false: two runs get the same batches and random numbers, but GPU kernels may sum in another order, "
     "so that weights differ in the last bits; deterministic true allows no such kernels"
 )
+SLOW_BF16 = "warning: this processor has no instructions for bf16: --train.precision fp32 may be several times as fast"
 N_DRAWN = 32  # predictions in figures/predictions.png
 
 
@@ -244,6 +245,8 @@ def train(
         elif precision != "fp32":
             by = "the launcher's mixed precision, as train.precision is null"
         notes = (*config.notes, f"precision {precision}: {by}", *(() if config.deterministic else (NOT_DETERMINISTIC,)))
+        if precision == "bf16" and accelerator.device.type == "cpu" and not has_bf16_instructions():
+            notes += (SLOW_BF16,)
         settled: Any = precision  # make_accelerator has checked it
         config = replace(config, train=replace(config.train, precision=settled), notes=notes)
         with Agreement(config.train.timeout, config.train.time_limit) as agreement:

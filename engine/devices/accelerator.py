@@ -1,6 +1,7 @@
 """The devices that the launcher provides, and the precision to train in."""
 
 import os
+import platform
 from datetime import timedelta
 from typing import get_args
 
@@ -64,3 +65,9 @@ def requested_precision(train: TrainConfig) -> str:
     """Return train.precision, or the launcher's, or fp32."""
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return train.precision or (launched if launched != "no" else "fp32")
+
+
+def has_bf16_instructions() -> bool:
+    """Return whether the CPU multiplies in bf16. Of processors other than x86 it is not known, and assumed."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return not is_x86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

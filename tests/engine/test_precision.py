@@ -1,6 +1,7 @@
 """The log states the precision of a run and where it was set."""
 
 import json
+import platform
 
 import pytest
 import torch
@@ -42,6 +43,16 @@ def test_config_precision_overrides_the_launcher_and_survives_a_resume(tmp_path,
     precision, log = trained(tmp_path / "run", "-r", "latest")
     assert precision == "bf16"
     assert f"precision bf16: train.precision, {tmp_path / 'run' / 'config.yaml'}" in log
+
+
+@without_gpu
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_a_processor_without_bf16_is_named(has_instructions, tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    _, log = trained(tmp_path / "run", *ARGV, "--train.precision", "bf16")
+    assert ("this processor has no instructions for bf16" in log) is not has_instructions
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights():
