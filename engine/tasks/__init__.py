@@ -73,7 +73,7 @@ class HasThresholds(Protocol):
 class BuiltInTask:
     """What the tasks of this folder have in common."""
 
-    tables = tuple[str, ...]()  # that the metric computes in addition
+    tables: tuple[str, ...] = ()  # that the metric computes in addition
 
     def with_tables(self: T, *tables: str) -> T:
         task = copy.copy(self)
