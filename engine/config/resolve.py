@@ -136,10 +136,13 @@ def _check_keys(values: dict[str, Any], section: type, prefix: str, origin: Orig
 
 def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the values of the schema's keys, checked for type and bounds, and the arguments of the open sections."""
+    merged: Any = to_dict(Config())
     try:
-        merged = OmegaConf.merge(to_dict(Config()), *(layer.values for layer in layers))
-        check_references(OmegaConf.to_container(merged, resolve=False))
-        values = OmegaConf.to_container(merged, resolve=True)
+        for layer in layers:
+            _drop_other_kinds(merged, layer.values)
+            merged = OmegaConf.to_container(OmegaConf.merge(merged, layer.values), resolve=False)
+        check_references(merged)
+        values: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(getattr(error, "full_key", None) or "the config", str(error).splitlines()[0]) from error
     flat: dict[str, Any] = {}
@@ -154,6 +157,16 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str
     for section in OPEN_SECTIONS:
         arguments[section] = {name: value for name, value in _at(values, section).items() if f"{section}.{name}" not in flat}
     return flat, arguments
+
+
+def _drop_other_kinds(values: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Drop what `new` replaces by another kind of container, such as a list by a mapping: OmegaConf can't merge the two."""
+    for key, value in new.items():
+        are_mappings = [isinstance(one, dict) for one in (values.get(key), value) if isinstance(one, (dict, list, tuple))]
+        if are_mappings == [True, True]:
+            _drop_other_kinds(values[key], value)
+        elif len(set(are_mappings)) == 2:
+            del values[key]
 
 
 def check_references(values: Any) -> None:

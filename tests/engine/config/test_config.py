@@ -118,6 +118,7 @@ def test_resolved_config_round_trips(write):
         ("train.sched.milestones", [10, 5], "must rise"),
         ("train.sched.milestones", ["a"], "expected a list of whole numbers"),
         ("augment.scale", [0.5], "two numbers"),
+        ("augment.scale", {"low": 0.5}, "expected a list of numbers, got {'low': 0.5}"),
         ("data.args", {}, "no such key"),
         ("eval.batch_size", "${train.nothing}", "nothing"),
         ("train.optim.lr", math.inf, "must be a finite number, got inf"),
@@ -141,6 +142,13 @@ def test_invalid_key_or_value_is_a_one_line_error_with_the_key_and_a_remedy(writ
     message = error_message(path, {key: value})
     assert key.partition(".")[0] in message
     assert expected in message
+
+
+@pytest.mark.parametrize(("first", "second"), [([1], {"a": {"b": 2}}), ({"a": 1, "c": 0}, [2]), ({"a": 1}, (2, 3))])
+def test_a_list_replaces_a_mapping_and_a_mapping_a_list(write, first, second):
+    path = write(MINIMAL.replace("lenet", f"timm/test_resnet, layers: {first}"))
+    layers = load_config(path, {"model.layers": second}).model.args["layers"]
+    assert second in (layers, tuple(layers))  # OmegaConf 2.3 makes a list of a tuple
 
 
 def test_error_names_the_file_that_contains_the_value(write):
