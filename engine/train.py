@@ -45,7 +45,7 @@ NOT_DETERMINISTIC = (
     "deterministic false: two runs get the same batches and random numbers, but GPU kernels may sum in another order, "
     "so that weights differ in the last bits; deterministic true allows no such kernels"
 )
-SLOW_BF16 = "warning: this processor has no instructions for bf16: --train.precision fp32 may be several times as fast"
+SLOW_BF16 = "this processor has no instructions for bf16: --train.precision fp32 may be several times as fast"
 N_DRAWN = 32  # predictions in figures/predictions.png
 
 
