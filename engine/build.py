@@ -14,12 +14,21 @@ from accelerate import Accelerator
 from torch import nn
 
 from datasets import DatasetSpec, Loaded, Source, Split, find_dataset
-from datasets.pipeline import loaders
 from datasets.pipeline.catalog import DATASETS
 from datasets.pipeline.cores import cores_per_rank
 from datasets.pipeline.counters import derive
 from datasets.pipeline.fingerprint import Fingerprint, fingerprint
 from datasets.pipeline.images import log_rotated
+from datasets.pipeline.loaders import (
+    EvalLoader,
+    Growth,
+    InMemoryTraining,
+    Preparation,
+    TrainLoader,
+    Workers,
+    eval_loader,
+    train_loader,
+)
 from datasets.pipeline.mixing import Mixing
 from datasets.pipeline.order import BalancedOrder, Order
 from datasets.pipeline.splits import Files, Images, hold_out
@@ -55,10 +64,8 @@ INITIALIZATION = 8  # separates this use of the seed from the others
 class Catalog:
     """The signatures that a config is resolved with: `resolve(layers, Catalog())`."""
 
-    task = staticmethod(find_task)
-    model = staticmethod(model_signature)
-    describes_network = staticmethod(describes_network)
-    optimizer_arguments = staticmethod(arguments_of_any_optimizer)
+    def task(self, name: str) -> TaskKind:
+        return find_task(name)
 
     def dataset(self, name: str, targets: str) -> tuple[DatasetSpec, inspect.Signature]:
         spec = find_dataset(name, targets)
@@ -70,14 +77,26 @@ class Catalog:
         specs = DATASETS.entries.values()
         return frozenset(option for spec in specs for option in inspect.signature(spec.load).parameters)
 
-    @staticmethod
-    @cache
-    def model_arguments() -> frozenset[str]:
-        signatures = [signature for name in list_models() if (signature := model_signature(name)) is not None]
-        return frozenset(argument for signature in signatures for argument in signature.parameters)
+    def model(self, name: str) -> inspect.Signature | None:
+        return model_signature(name)
+
+    def describes_network(self, argument: str) -> bool:
+        return describes_network(argument)
+
+    def model_arguments(self) -> frozenset[str]:
+        return _arguments_of_any_model()
 
     def optimizer(self, name: str) -> inspect.Signature:
         return inspect.signature(find_optimizer(name))
+
+    def optimizer_arguments(self) -> frozenset[str]:
+        return arguments_of_any_optimizer()
+
+
+@cache
+def _arguments_of_any_model() -> frozenset[str]:
+    signatures = (model_signature(name) for name in list_models())
+    return frozenset(argument for signature in signatures if signature is not None for argument in signature.parameters)
 
 
 @dataclass
@@ -88,7 +107,7 @@ class Data:
     classes: tuple[str, ...]
     img_size: int
     splits: dict[str, Split]  # train, valid and, where it is a split apart from valid, test
-    loader: Callable[..., loaders.EvalLoader]  # loader(split): this rank's part; loader(split, n): on all ranks, the first n
+    loader: Callable[..., EvalLoader]  # loader(split) reads this rank's part; loader(split, n) the first n samples on every rank
     category_ids: tuple[int | None, ...] | None = None  # of each class in the files, where they aren't 0, 1, ...
     root: Path = Path()  # the folder of its files
 
@@ -103,7 +122,7 @@ class Run:
     model: nn.Module  # without wrappers
     state: TrainState
     update: Update
-    train_loader: loaders.TrainLoader
+    train_loader: TrainLoader
     mix: Mixing | None
     steps_per_epoch: int
     n_steps: int
@@ -111,7 +130,10 @@ class Run:
     eval_freq: int
     save_freq: int
     batch_size: int
-    config: Config
+    mix_epochs: int | None = None
+    patience: int | None = None
+    eval_first: bool = False
+    profile: int = 0
     max_eval_batches: int | None = None
     fingerprint: Future[Fingerprint] | None = None  # of the data, on rank 0
 
@@ -126,19 +148,20 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     split = data.splits["train"]
     fingerprint_of_data = start_fingerprint(data) if accelerator.is_main_process else None
     make_order = partial(BalancedOrder, labels=split.labels) if config.data.sampler == "balanced" else Order
-    device = accelerator.device if isinstance(split, Images) else "cpu"
-    ranks = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    order = make_order(len(split), train.batch_size // repeats, config.seed, device=device, **ranks)
+    order = make_order(
+        len(split),
+        train.batch_size // repeats,
+        config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        device=accelerator.device if isinstance(split, Images) else "cpu",
+    )
     if order.steps_per_epoch == 0:
         samples = f"the {order.n_samples} training samples of {data.spec.name}"
         problem = f"{train.batch_size} is more than {samples}: an epoch would have no step"
-        largest = order.n_samples // accelerator.num_processes * accelerator.num_processes * repeats
-        raise ConfigError("train.batch_size", problem, f"the largest here is {largest}")
-    for name, part in data.splits.items() if data.spec.targets in ("classes", "labels") else ():
-        counts = part.labels.bincount(minlength=len(data.classes)) if part.labels.ndim == 1 else part.labels.sum(0)
-        if absent := [of_class for of_class, n in zip(data.classes, counts.tolist(), strict=True) if n == 0]:
-            some = ", ".join([*absent[:5], *(["..."] if len(absent) > 5 else [])])
-            log.warning("the %s split has no image of %d of the %d classes: %s", name, len(absent), len(counts), some)
+        ranks = accelerator.num_processes
+        raise ConfigError("train.batch_size", problem, f"the largest here is {order.n_samples // ranks * ranks * repeats}")
+    _log_absent_classes(data)
     if isinstance(split, Files) and not config.data.exif_rotate and accelerator.is_main_process:
         log_rotated(split.paths)
 
@@ -151,10 +174,7 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     ema = make_average(model, train, accelerator)
     optimizer, configured = make_optimizer(train.optim, train.base_lr, model)
     training_model, optimizer = accelerator.prepare(model, optimizer)
-    for name, part in data.splits.items():
-        if len(part) < accelerator.num_processes and is_sharded(model):  # every forward of sharded weights needs all ranks
-            problem = f"the {name} split has {len(part)} samples for {accelerator.num_processes} ranks"
-            raise ConfigError("data", f"{problem}; FSDP needs one on each")
+    _check_parts(data, model, accelerator)
     if train.compile:
         training_model = _compiled(training_model, train, config.model.name, sizes_vary=data.spec.targets == "boxes")
 
@@ -162,10 +182,10 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
     growth = None
     if config.augment.resize_from is not None:
         n_epochs = config.augment.resize_epochs or n_steps / order.steps_per_epoch
-        growth = loaders.Growth(config.augment.resize_from, n_epochs, config.augment.resize_step)
+        growth = Growth(config.augment.resize_from, n_epochs, config.augment.resize_step)
     prepare = preparation(config, data.spec, data.img_size, growth)
-    loader = loaders.train_loader(data.splits["train"], order, prepare, workers(config), accelerator.device)
-    if isinstance(loader, loaders.InMemoryTraining):
+    loader = train_loader(data.splits["train"], order, prepare, workers(config), accelerator.device)
+    if isinstance(loader, InMemoryTraining):
         data.splits["train"] = loader.split  # shares the loader's memory
     if accelerator.device.type == "cpu":
         keep_freed_memory(of_any_size=train.keep_memory)  # only now: memory that reading the data took goes back to the system
@@ -196,7 +216,10 @@ def build(config: Config, accelerator: Accelerator, *, model: nn.Module | None =
         eval_freq=train.eval_freq or order.steps_per_epoch,
         save_freq=train.save_freq or order.steps_per_epoch,
         batch_size=train.batch_size,
-        config=config,
+        mix_epochs=config.augment.mix_epochs,
+        patience=train.patience,
+        eval_first=train.eval_first,
+        profile=train.profile,
         fingerprint=fingerprint_of_data,
     )
 
@@ -235,32 +258,17 @@ def load_data(config: Config, accelerator: Accelerator) -> Data:
     loaded = read_here[0] if read_here else read_data(config)
     check_n_classes(config.data.n_classes, config.data.name, len(loaded.classes))
     img_size = config.data.img_size or spec.img_size
-    valid_ratio = config.data.valid_ratio
-    if loaded.valid is not None:
-        if valid_ratio is not None:
-            raise ConfigError("data.valid_ratio", "the data already has a validation split", "null uses that")
-        splits = {"train": loaded.train, "valid": loaded.valid, "test": loaded.test}
-    elif valid_ratio is None:
-        log.info("no separate validation split (data.valid_ratio is null): the best checkpoint is chosen on the test split")
-        splits = {"train": loaded.train, "valid": loaded.test}
-    else:
-        try:
-            train, valid = hold_out(loaded.train, valid_ratio, config.seed, by_class=loaded.by_class)
-        except ValueError as error:
-            raise ConfigError("data.valid_ratio", str(error)) from error
-        sizes = len(valid), len(loaded.train)
-        log.info("validation uses %d of the %d training samples; the test split is used once, at the end", *sizes)
-        splits = {"train": train, "valid": valid, "test": loaded.test}
+    splits = _split(loaded, config.data.valid_ratio, config.seed)
     prepare, evaluation_workers = preparation(config, spec, config.eval.img_size or img_size), workers(config)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     per_device = config.eval.batch_size or config.train.micro_batch_size or -(-config.train.batch_size // world_size)
 
     @cache
-    def loader(split: str, first: int | None = None) -> loaders.EvalLoader:
+    def loader(split: str, first: int | None = None) -> EvalLoader:
         part, of = splits[split], (rank, world_size)
         if first is not None:
             part, of = part.subset(torch.arange(min(first, len(part)))), (0, 1)
-        return loaders.eval_loader(part, per_device, *of, prepare, evaluation_workers, accelerator.device)
+        return eval_loader(part, per_device, *of, prepare, evaluation_workers, accelerator.device)
 
     classes = tuple(printable(name) for name in loaded.classes)
     return Data(spec, classes, img_size, splits, loader, loaded.category_ids, data_source(config).root)
@@ -274,19 +282,53 @@ def start_fingerprint(data: Data) -> Future[Fingerprint]:
     return future
 
 
+def _log_absent_classes(data: Data) -> None:
+    for name, split in data.splits.items() if data.spec.targets in ("classes", "labels") else ():
+        counts = split.labels.bincount(minlength=len(data.classes)) if split.labels.ndim == 1 else split.labels.sum(0)
+        if absent := [of_class for of_class, n in zip(data.classes, counts.tolist(), strict=True) if n == 0]:
+            some = ", ".join([*absent[:5], *(["..."] if len(absent) > 5 else [])])
+            log.warning("the %s split has no image of %d of the %d classes: %s", name, len(absent), len(counts), some)
+
+
+def _check_parts(data: Data, model: nn.Module, accelerator: Accelerator) -> None:
+    """Refuse a split that leaves a rank without a sample if the weights are sharded: every forward needs all ranks."""
+    for name, split in data.splits.items():
+        if len(split) < accelerator.num_processes and is_sharded(model):
+            problem = f"the {name} split has {len(split)} samples for {accelerator.num_processes} ranks"
+            raise ConfigError("data", f"{problem}; FSDP needs one on each")
+
+
 def described_data(config: Config, classes: Collection[str]) -> Data:
     """Return what is known of the data without reading it; there are no splits."""
     spec = dataset_spec(config)
 
-    def no_loader(split: str) -> loaders.EvalLoader:
+    def no_loader(split: str) -> EvalLoader:
         raise KeyError(split)
 
     return Data(spec, tuple(classes), config.data.img_size or spec.img_size, splits={}, loader=no_loader)
 
 
-def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: loaders.Growth | None = None) -> loaders.Preparation:
+def _split(loaded: Loaded, valid_ratio: float | None, seed: int) -> dict[str, Split]:
+    if loaded.valid is not None:
+        if valid_ratio is not None:
+            raise ConfigError("data.valid_ratio", "the data already has a validation split", "null uses that")
+        return {"train": loaded.train, "valid": loaded.valid, "test": loaded.test}
+    if valid_ratio is None:
+        log.info("no separate validation split (data.valid_ratio is null): the best checkpoint is chosen on the test split")
+        return {"train": loaded.train, "valid": loaded.test}
+    try:
+        train, valid = hold_out(loaded.train, valid_ratio, seed, by_class=loaded.by_class)
+    except ValueError as error:
+        raise ConfigError("data.valid_ratio", str(error)) from error
+    log.info(
+        "validation uses %d of the %d training samples; the test split is used once, at the end", len(valid), len(loaded.train)
+    )
+    return {"train": train, "valid": valid, "test": loaded.test}
+
+
+def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: Growth | None = None) -> Preparation:
     augment = config.augment
-    return loaders.Preparation(
+    return Preparation(
         img_size=img_size,
         mean=tuple(config.data.mean or spec.mean),
         std=tuple(config.data.std or spec.std),
@@ -310,11 +352,11 @@ def preparation(config: Config, spec: DatasetSpec, img_size: int, growth: loader
     )
 
 
-def workers(config: Config) -> loaders.Workers:
+def workers(config: Config) -> Workers:
     loading = config.dataloader
     automatic = min(MAX_WORKERS, cores_per_rank())
     n_workers = loading.num_workers if isinstance(loading.num_workers, int) else automatic
-    return loaders.Workers(n_workers, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
+    return Workers(n_workers, loading.pin_memory, loading.prefetch_factor, config.train.timeout)
 
 
 def _mixing(config: Config, n_classes: int, accelerator: Accelerator) -> Mixing | None:
@@ -335,9 +377,13 @@ def build_model(config: Config, data: Data) -> nn.Module:
     torch.manual_seed(config.seed)
     pretrained = config.model.pretrained
     try:
-        sizes = {"n_classes": len(data.classes), "in_channels": data.spec.channels, "img_size": data.img_size}
-        weights = str(Path(pretrained).expanduser()) if isinstance(pretrained, str) else pretrained
-        return task_kind(config).create_model(config, **sizes, pretrained=weights)
+        return task_kind(config).create_model(
+            config,
+            n_classes=len(data.classes),
+            in_channels=data.spec.channels,
+            img_size=data.img_size,
+            pretrained=str(Path(pretrained).expanduser()) if isinstance(pretrained, str) else pretrained,
+        )
     except OSError as error:
         raise RunError(f"model.pretrained: {error}") from error
     except (ValueError, TypeError) as error:
@@ -380,8 +426,9 @@ def _compiled(model: nn.Module, train: TrainConfig, name: str, *, sizes_vary: bo
     """
     options: dict[str, Any] = {"mode": train.compile_mode}
     if sizes_vary:
-        problem = "images of many sizes share graphs that depend on the first ones, so resuming is not bit exact"
-        log.warning("train.compile: %s", problem)
+        log.warning(
+            "train.compile: images of many sizes share graphs that depend on the first ones, so resuming is not bit exact"
+        )
     else:
         if train.compile_mode == "max-autotune":
             log.warning("train.compile_mode max-autotune chooses kernels by their speed, so resuming is not bit exact")
@@ -392,7 +439,7 @@ def _compiled(model: nn.Module, train: TrainConfig, name: str, *, sizes_vary: bo
         options["dynamic"] = False
     import torch._inductor.config as inductor  # takes a second
 
-    # Or all of torch's headers are compiled for each set of a CPU's vector instructions, to see that it works: many seconds.
+    # Otherwise all of torch's headers are compiled for each set of the CPU's vector instructions, only to see whether it works
     if inductor.cpp.vec_isa_ok is None:
         inductor.cpp.vec_isa_ok = True
     if train.compile != "regions":
@@ -412,7 +459,7 @@ def _initialize_from_data(model: nn.Module, config: Config, data: Data, accelera
     split, generator = data.splits["train"], torch.Generator().manual_seed(derive(config.seed, INITIALIZATION))
     chosen = torch.randperm(len(split), generator=generator)[:N_FOR_INITIALIZATION].sort().values
     prepare = preparation(config, data.spec, data.img_size)
-    loader = loaders.eval_loader(split.subset(chosen), 250, 0, 1, prepare, workers(config), accelerator.device)
+    loader = eval_loader(split.subset(chosen), 250, 0, 1, prepare, workers(config), accelerator.device)
     for module in modules:
         initialize: Any = module.initialize_from
         initialize(batch[0] for batch in readable(loader.batches()))
@@ -438,9 +485,10 @@ def _synchronized(model: nn.Module, name: str, accelerator: Accelerator) -> nn.M
     """Replace each BatchNorm by one of the same name that sees the batches of all devices."""
     from timm.layers import convert_sync_batchnorm  # torch's own loses the activation of timm's BatchNormAct2d
 
-    device = accelerator.device.type
-    if device != "cuda":
-        raise ConfigError("train.sync_batchnorm", f"needs GPUs, and this run is on {device}", "leave it out here")
+    if accelerator.device.type != "cuda":
+        raise ConfigError(
+            "train.sync_batchnorm", f"needs GPUs, and this run is on {accelerator.device.type}", "leave it out here"
+        )
     if accelerator.num_processes == 1:
         log.warning("train.sync_batchnorm has no effect on a single device")
     try:

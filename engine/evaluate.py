@@ -57,3 +57,10 @@ def evaluate(
         model.train(was_training)
     sums = metric.sums()
     return metric.compute(accelerator.reduce(sums, reduction="sum") if isinstance(sums, Tensor) else gather_object(sums))
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every rank the buffers of rank 0, which a checkpoint saves: each rank's BatchNorm saw a different last batch."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)

@@ -6,17 +6,16 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from engine.build import Run, build
@@ -26,9 +25,9 @@ from engine.config.schema import flatten, to_dict, to_yaml
 from engine.devices.accelerator import has_bf16_instructions, make_accelerator, requested_precision
 from engine.devices.agreement import EXIT_CODES, Agreement, Interrupted, all_ranks, on_main
 from engine.devices.failures import explained
-from engine.devices.memory import peak_memory
+from engine.devices.memory import peak_memory, reset_peak_memory
 from engine.devices.sharding import is_sharded, load_weights
-from engine.evaluate import evaluate, readable
+from engine.evaluate import evaluate, readable, share_buffers
 from engine.plugins import loaded_plugins
 from engine.run.checkpoint import Checkpoint, Checkpoints
 from engine.run.folder import CONFIG, THRESHOLDS, Resumption, RunFolder, find_resumption, read_replaceable, remove_tree
@@ -73,11 +72,9 @@ def fit(run: Run, outputs: Outputs, agreement: Agreement) -> None:
     """Train from the state's step to the last one. A signal on any rank ends it after a checkpoint, by Interrupted."""
     state = run.state
     run.model.train()
-    if state.step == 0 and run.config.train.eval_first and not state.last_metrics:
+    if state.step == 0 and run.eval_first and not state.last_metrics:
         state.open_line = {}
-    visible = run.accelerator.is_main_process and sys.stderr.isatty()
-    options: Any = {"initial": state.step, "unit": "step", "dynamic_ncols": True, "leave": False, "disable": not visible}
-    with tqdm(total=run.n_steps, **options) as progress:
+    with progress_bar(run) as progress:
         # an open line is due before the first step, or was left by a signal that came before the evaluation of its step
         if state.open_line is not None and evaluate_and_log(run, outputs, agreement):
             save(run, outputs)
@@ -91,10 +88,7 @@ def fit(run: Run, outputs: Outputs, agreement: Agreement) -> None:
             progress.update()
             is_best = False
             if log_due or is_due(run, run.eval_freq, state.step):
-                state.open_line = {}
-                if log_due:
-                    state.open_line = state.close_window(run.accelerator)  # waits for the device; the speed is measured after it
-                    state.open_line["train/images_per_sec"] = outputs.clock.images_per_sec(state.step, run.batch_size)
+                state.open_line = training_metrics(run, outputs) if log_due else {}
                 is_best = evaluate_and_log(run, outputs, agreement)
             elif signum := agreement.stop():
                 save(run, outputs, must=True)
@@ -102,16 +96,14 @@ def fit(run: Run, outputs: Outputs, agreement: Agreement) -> None:
             if is_best or is_due(run, run.save_freq, state.step):
                 save(run, outputs)
     if out_of_patience(run):
-        n = run.config.train.patience
-        log.info("step %d: %d evaluations without a better one (train.patience); the run ends", state.step, n)
+        log.info("step %d: %d evaluations without a better one (train.patience); the run ends", state.step, run.patience)
         save(run, outputs, must=True)
 
 
 def train_batches(run: Run, first: int) -> Iterator[Any]:
     """Yield the batches of the updates from `first` on, mixed as the config says."""
-    mix_epochs = run.config.augment.mix_epochs
     for step, batch in enumerate(readable(run.train_loader.batches(first, run.n_steps)), start=first):
-        is_mixed = mix_epochs is None or step < mix_epochs * run.steps_per_epoch
+        is_mixed = run.mix is not None and (run.mix_epochs is None or step < run.mix_epochs * run.steps_per_epoch)
         yield run.mix(step, batch) if run.mix is not None and is_mixed else batch
 
 
@@ -120,8 +112,12 @@ def is_due(run: Run, freq: int, step: int) -> bool:
 
 
 def out_of_patience(run: Run) -> bool:
-    patience = run.config.train.patience
-    return patience is not None and run.state.evaluations_since_best >= patience
+    return run.patience is not None and run.state.evaluations_since_best >= run.patience
+
+
+def training_metrics(run: Run, outputs: Outputs) -> dict[str, float]:
+    metrics = run.state.close_window(run.accelerator)  # waits for the device, so the speed is measured after it
+    return {**metrics, "train/images_per_sec": outputs.clock.images_per_sec(run.state.step, run.batch_size)}
 
 
 def evaluate_and_log(run: Run, outputs: Outputs, agreement: Agreement) -> bool:
@@ -133,9 +129,11 @@ def evaluate_and_log(run: Run, outputs: Outputs, agreement: Agreement) -> bool:
     try:
         if signum := agreement.stop():
             raise Interrupted(signum)
-        is_evaluated = is_due(run, run.eval_freq, state.step)
-        metrics = evaluate_split(run, "valid", agreement, outputs) if is_evaluated else {}
-        averaged = evaluate_split(run, "valid", agreement, averaged=True) if is_evaluated and state.ema is not None else {}
+        metrics: dict[str, float] = {}
+        averaged: dict[str, float] = {}
+        if is_due(run, run.eval_freq, state.step):
+            metrics = evaluate_split(run, "valid", agreement, outputs)
+            averaged = evaluate_split(run, "valid", agreement, averaged=True) if state.ema is not None else {}
     except Interrupted:
         save(run, outputs, must=True)
         raise
@@ -148,27 +146,29 @@ def evaluate_and_log(run: Run, outputs: Outputs, agreement: Agreement) -> bool:
 def evaluate_split(
     run: Run, split: str, agreement: Agreement | None = None, outputs: Outputs | None = None, *, averaged: bool = False
 ) -> dict[str, float]:
-    """Return the metrics of a split by their logged names: valid/acc@1, or valid_ema/acc@1 of the averaged weights.
-
-    With `outputs`, write the score of each sample; those of the test belong to the best step.
-    """
+    """Return the metrics of a split by their logged names: valid/acc@1, or valid_ema/acc@1 of the averaged weights."""
     task = run.task.with_tables("samples") if outputs is not None else run.task
     model: nn.Module = run.state.ema.module if averaged and run.state.ema is not None else run.model
-    for buffer in model.buffers() if run.accelerator.num_processes > 1 else ():
-        torch.distributed.broadcast(buffer, src=0)  # each rank's BatchNorm saw another last batch; a checkpoint saves rank 0's
+    share_buffers(model, run.accelerator)
     stop = agreement.stop if agreement is not None else None
     metrics = evaluate(model, run.data.loader(split), task, run.accelerator, max_batches=run.max_eval_batches, stop=stop)
-    samples = metrics.pop("samples", None)
-    if samples is not None and outputs is not None and outputs.metrics is not None and outputs.checkpoints is not None:
-        best, (metric, scores) = run.state.best_step, samples
-        step = best if split == "test" and best is not None else run.state.step
-        try:
-            prune_samples(outputs.folder.path, keep=step)
-            data = (outputs.checkpoints.data or {}).get(split, {})
-            write_samples(outputs.folder.path, SampleScores(split, step, metric, scores.numpy(), data))
-        except OSError as error:
-            log.warning("the scores of the samples of %s can't be written: %s", split, error)
+    if (samples := metrics.pop("samples", None)) is not None and outputs is not None:
+        keep_samples(run, outputs, split, *samples)
     return {f"{split}{'_ema' if averaged else ''}/{name}": value for name, value in metrics.items()}
+
+
+def keep_samples(run: Run, outputs: Outputs, split: str, metric: str, scores: Tensor) -> None:
+    """Write the score of each sample; those of the test belong to the best step. They are removed with its checkpoint."""
+    best, checkpoints = run.state.best_step, outputs.checkpoints
+    if outputs.metrics is None or checkpoints is None:  # another rank, or a dry run
+        return
+    step = best if split == "test" and best is not None else run.state.step
+    found = SampleScores(split, step, metric, scores.numpy(), (checkpoints.data or {}).get(split, {}))
+    try:
+        prune_samples(outputs.folder.path, keep=step)
+        write_samples(outputs.folder.path, found)
+    except OSError as error:
+        log.warning("the scores of the samples of %s can't be written: %s", split, error)
 
 
 def write_line(run: Run, outputs: Outputs, metrics: dict[str, float]) -> None:
@@ -211,8 +211,9 @@ def save(run: Run, outputs: Outputs, *, must: bool = False) -> None:
 
 def diverged(run: Run, outputs: Outputs, why: str) -> RunError:
     last_good = outputs.checkpoints.last_good() if outputs.checkpoints is not None else "there is no checkpoint yet"
-    problem = f"the training diverged at step {run.state.step}: {why}"
-    error = RunError(f"{problem}; {last_good}. A lower train.optim.lr or a warm-up may help")
+    error = RunError(
+        f"the training diverged at step {run.state.step}: {why}; {last_good}. A lower train.optim.lr or a warm-up may help"
+    )
     error.on_every_rank = True
     return error
 
@@ -239,27 +240,15 @@ def train(
     set_up_terminal(is_main=os.environ.get("RANK", "0") == "0")
     with located(config.origins):
         accelerator = make_accelerator(config.train, deterministic=config.deterministic)
-        precision, by = requested_precision(config.train), "neither train.precision nor the launcher asks for another"
-        if config.train.precision is not None:
-            by = f"train.precision, {config.origin('train.precision').name}"
-        elif precision != "fp32":
-            by = "the launcher's mixed precision, as train.precision is null"
-        notes = (*config.notes, f"precision {precision}: {by}", *(() if config.deterministic else (NOT_DETERMINISTIC,)))
-        if precision == "bf16" and accelerator.device.type == "cpu" and not has_bf16_instructions():
-            notes += (SLOW_BF16,)
-        settled: Any = precision  # make_accelerator has checked it
-        config = replace(config, train=replace(config.train, precision=settled), notes=notes)
+        config = _with_precision(config, accelerator.device)
         with Agreement(config.train.timeout, config.train.time_limit) as agreement:
             try:
-                build_run = partial(build, config, accelerator, model=model, task=task)
                 if dry_run:
-                    return _dry_run(config, accelerator, agreement, build_run)
+                    return _dry_run(config, accelerator, agreement, model, task)
                 resumption = find_resumption(resume, exp_dir) if isinstance(resume, str) else resume
                 opened = _open_folder(accelerator, exp_dir, resumption, may_hold_a_run=may_hold_a_run or resume == "auto")
                 with opened as folder, located(config.origins), explained(config.train, accelerator):
-                    if accelerator.device.type == "cuda":  # several runs may share a process
-                        torch.cuda.reset_peak_memory_stats(accelerator.device)
-                    return _train_in(folder, config, agreement, resumption, build_run)
+                    return _train_in(folder, config, accelerator, agreement, resumption, model, task)
             except Interrupted as interruption:
                 log.info("interrupted by %s before the first step; nothing was changed", interruption)
                 return Result(Path(exp_dir or "runs"), "interrupted", exit_code=EXIT_CODES[interruption.signum])
@@ -270,21 +259,27 @@ def train(
 
 
 def _train_in(
-    folder: RunFolder, config: ResolvedConfig, agreement: Agreement, resumption: Resumption | None, build_run: Callable[[], Run]
+    folder: RunFolder,
+    config: ResolvedConfig,
+    accelerator: Accelerator,
+    agreement: Agreement,
+    resumption: Resumption | None,
+    model: nn.Module | None,
+    task: Task | None,
 ) -> Result:
     _log_notes(config)
-    run = build_run()
-    accelerator = run.accelerator
+    reset_peak_memory(accelerator.device)
+    run = build(config, accelerator, model=model, task=task)
     checkpoints = Checkpoints(folder.path, config.train.keep_last, flatten(to_dict(config)))
     checkpoint = checkpoints.load(resumption.which) if resumption is not None else None
     if checkpoint is not None:
         run.state.restore(checkpoint, accelerator.process_index, accelerator.num_processes)
-        if (earlier := _finished_before(run, folder)) is not None:
+        if (earlier := _finished_before(run, config, folder)) is not None:
             return earlier
     outputs = Outputs(folder, Clock(run.state.step), checkpoints)
     agreement.begin()
-    on_main(accelerator, lambda: _start(run, outputs, checkpoint))
-    log.info("%s", _first_line(run, folder, resumed=resumption is not None))
+    on_main(accelerator, lambda: _start(run, config, outputs, checkpoint))
+    log.info("%s", _first_line(config, run, folder, resumed=resumption is not None))
     result = Result(folder.path)
     try:
         with explained(config.train, accelerator):
@@ -301,7 +296,7 @@ def _train_in(
         raise
     finally:
         result.step, result.best, result.last = run.state.step, run.state.best_metrics, run.state.last_metrics
-        _finish(run, outputs, agreement, result)
+        _finish(run, config, outputs, agreement, result)
     if result.status == "completed":
         log.info("%s", final_table(result, run.task.monitor, run.state.best_step, run.state.elapsed))
     else:
@@ -309,9 +304,9 @@ def _train_in(
     return result
 
 
-def _start(run: Run, outputs: Outputs, checkpoint: Checkpoint | None) -> None:
+def _start(run: Run, config: ResolvedConfig, outputs: Outputs, checkpoint: Checkpoint | None) -> None:
     """Write the files of the run's start, and open those of its metrics."""
-    config, folder, values = run.config, outputs.folder, to_dict(run.config)
+    folder, values = outputs.folder, to_dict(config)
     data = run.fingerprint.result() if run.fingerprint is not None else {}
     environment = describe_environment(run.accelerator, config.train.precision, loaded_plugins(), data)
     try:
@@ -327,21 +322,45 @@ def _start(run: Run, outputs: Outputs, checkpoint: Checkpoint | None) -> None:
     outputs.trackers = Trackers(config.tracking, values, folder)
 
 
-def _finished_before(run: Run, folder: RunFolder) -> Result | None:
+def _finished_before(run: Run, config: ResolvedConfig, folder: RunFolder) -> Result | None:
     """Return the result of a run that is complete already, and say how to continue it. Its files stay as they are."""
     results = on_main(run.accelerator, lambda: read_replaceable(folder.path, "results.json", dict))
     state, is_done = run.state, run.state.step >= run.n_steps or out_of_patience(run)
     if not is_done or results.get("status") != "completed" or results.get("step") != state.step:
         return None
-    key = "patience" if state.step < run.n_steps else "n_steps" if run.config.train.n_steps is not None else "n_epochs"
+    key = "patience" if state.step < run.n_steps else "n_steps" if config.train.n_steps is not None else "n_epochs"
     log.info("nothing left to do: %s is complete at step %d; --train.%s N continues it", folder.path, state.step, key)
-    test = results["test"] if isinstance(results.get("test"), dict) else {}
-    return Result(folder.path, step=state.step, best=state.best_metrics, last=state.last_metrics, test=test)
+    test = results.get("test")
+    return Result(
+        folder.path,
+        step=state.step,
+        best=state.best_metrics,
+        last=state.last_metrics,
+        test=test if isinstance(test, dict) else {},
+    )
+
+
+def _with_precision(config: ResolvedConfig, device: torch.device) -> ResolvedConfig:
+    """Enter the precision that the launcher decides, and note who decided."""
+    precision, by = requested_precision(config.train), "neither train.precision nor the launcher asks for another"
+    if config.train.precision is not None:
+        by = f"train.precision, {config.origin('train.precision').name}"
+    elif precision != "fp32":
+        by = "the launcher's mixed precision, as train.precision is null"
+    notes = (*config.notes, f"precision {precision}: {by}", *(() if config.deterministic else (NOT_DETERMINISTIC,)))
+    if precision == "bf16" and device.type == "cpu" and not has_bf16_instructions():
+        notes += (SLOW_BF16,)
+    settled: Any = precision  # make_accelerator has checked it
+    return replace(config, train=replace(config.train, precision=settled), notes=notes)
 
 
 @contextmanager
 def _open_folder(
-    accelerator: Accelerator, exp_dir: str | Path | None, resumption: Resumption | None, *, may_hold_a_run: bool
+    accelerator: Accelerator,
+    exp_dir: str | Path | None,
+    resumption: Resumption | None,
+    *,
+    may_hold_a_run: bool,
 ) -> Iterator[RunFolder]:
     """Make or reopen the run's folder on rank 0, whose output.log also gets errors. A run that never starts leaves no folder."""
     opened: list[RunFolder] = []
@@ -376,13 +395,15 @@ def _open_folder(
             opened[0].discard()
 
 
-def _dry_run(config: ResolvedConfig, accelerator: Accelerator, agreement: Agreement, build_run: Callable[[], Run]) -> Result:
+def _dry_run(
+    config: ResolvedConfig, accelerator: Accelerator, agreement: Agreement, model: nn.Module | None, task: Task | None
+) -> Result:
     """Build everything, train two steps, evaluate one batch; leave nothing behind."""
     _log_notes(config)
     path = Path(on_main(accelerator, lambda: tempfile.mkdtemp(prefix="dry-run-")))
     result = Result(path)
     try:
-        run = build_run()
+        run = build(config, accelerator, model=model, task=task)
         run.n_steps, run.print_freq, run.eval_freq, run.max_eval_batches = 2, 1, 2, 1  # the schedule stays that of the whole run
         outputs = Outputs(RunFolder(path, is_new=True), Clock(0))
         if accelerator.is_main_process:
@@ -405,6 +426,25 @@ def _dry_run(config: ResolvedConfig, accelerator: Accelerator, agreement: Agreem
 
 def _test_best(run: Run, outputs: Outputs, agreement: Agreement) -> dict[str, float]:
     """With the weights that validation chose, choose the thresholds of a multi-label task, and evaluate the test split."""
+    metrics: dict[str, float] = {}
+    with _best_weights(run, outputs) as are_there:
+        if are_there and isinstance(run.task, HasThresholds):
+            task = run.task.with_tables("thresholds")
+            chosen = evaluate(run.model, run.data.loader("valid"), task, run.accelerator, stop=agreement.stop)["thresholds"]
+            run.task.set_thresholds(chosen)
+            with warned(f"{THRESHOLDS} can't be written"):
+                if outputs.metrics is not None:
+                    outputs.folder.write_json(THRESHOLDS, chosen)
+        if are_there and "test" in run.data.splits:
+            metrics = evaluate_split(run, "test", agreement, outputs)
+    if metrics:
+        write_line(run, outputs, metrics)
+    return metrics
+
+
+@contextmanager
+def _best_weights(run: Run, outputs: Outputs) -> Iterator[bool]:
+    """Give the model the weights that validation chose. Yield False if they are lost."""
     state, best, problem = run.state, None, "another rank can't read it"
     try:
         best = Checkpoints(outputs.folder.path, keep_last=1).load("best")
@@ -415,54 +455,24 @@ def _test_best(run: Run, outputs: Outputs, agreement: Agreement) -> dict[str, fl
     if not all_ranks(run.accelerator, best is not None):
         if state.best_step != state.step:
             log.warning("no test metrics, because the best checkpoint is lost: %s", problem)
-            return {}
+            yield False
+            return
         log.warning("the best checkpoint is lost: %s; the test uses the weights of the last step, which are the same", problem)
         best = None
     last = {name: value.clone() for name, value in run.model.state_dict().items()}
     if best is not None:
         load_weights(run.model, best.weights)
-    if isinstance(run.task, HasThresholds):
-        task = run.task.with_tables("thresholds")
-        chosen = evaluate(run.model, run.data.loader("valid"), task, run.accelerator, stop=agreement.stop)["thresholds"]
-        run.task.set_thresholds(chosen)
-        with warned(f"{THRESHOLDS} can't be written"):
-            if outputs.metrics is not None:
-                outputs.folder.write_json(THRESHOLDS, chosen)
-    metrics = evaluate_split(run, "test", agreement, outputs) if "test" in run.data.splits else {}
+    yield True
     run.model.load_state_dict(last)
-    if metrics:
-        write_line(run, outputs, metrics)
-    return metrics
 
 
-def _finish(run: Run, outputs: Outputs, agreement: Agreement, result: Result) -> None:
+def _finish(run: Run, config: ResolvedConfig, outputs: Outputs, agreement: Agreement, result: Result) -> None:
     """Write results.json, draw figures if the run is completed, and close all outputs. Nothing here makes a run fail."""
-    state, clock, macs = run.state, outputs.clock, None
     if run.accelerator.is_main_process:
-        if result.status == "completed":
-            with warned("the multiply-accumulates can't be counted"):
-                from engine.run.macs import macs_of
-
-                macs = macs_of(run.model, run.accelerator, run.data.spec.channels, run.data.img_size)
-        results = {
-            "status": result.status,
-            "why": result.why,
-            "step": state.step,
-            "n_steps": run.n_steps,
-            "monitor": run.task.monitor,
-            "best": {"step": state.best_step, **state.best_metrics},
-            "last": state.last_metrics,
-            "test": result.test,
-            "wall_time": round(state.elapsed, 3),
-            "images_per_sec": round(clock.images / clock.seconds, 1) if clock.seconds else None,
-            "peak_memory_mb": peak_memory(run.accelerator.device),
-            "params": _n_params(run),
-            "macs": macs,
-        }
-        write_results(outputs.folder, results)
+        write_results(outputs.folder, _results(run, outputs.clock, result))
     if result.status == "completed":
         agreement.progress()
-        _draw(run, outputs)
+        _draw(run, config, outputs)
     agreement.progress()
     outputs.close(result.status)
 
@@ -476,8 +486,8 @@ def _log_notes(config: ResolvedConfig) -> None:
         log.log(level, "%s", note.removeprefix("warning: "))
 
 
-def _first_line(run: Run, folder: RunFolder, *, resumed: bool) -> str:
-    config, device, data, n_ranks = run.config, run.accelerator.device.type, run.data, run.accelerator.num_processes
+def _first_line(config: ResolvedConfig, run: Run, folder: RunFolder, *, resumed: bool) -> str:
+    device, data, n_ranks = run.accelerator.device.type, run.data, run.accelerator.num_processes
     return (
         f"{f'resuming at step {run.state.step}' if resumed else 'training'}: "
         f"{config.model.name} ({millions(_n_params(run))} parameters) on {data.spec.name} "
@@ -489,12 +499,17 @@ def _first_line(run: Run, folder: RunFolder, *, resumed: bool) -> str:
 
 def profiled(run: Run, folder: RunFolder, batches: Iterator[Any]) -> Iterator[Any]:
     """Yield the batches; with train.profile, record a trace of some updates."""
-    if not run.config.train.profile:
+    if not run.profile:
         return batches
     from engine.devices.profiler import recorded
 
     rank, n_left = run.accelerator.process_index, run.n_steps - run.state.step
-    return recorded(batches, folder.path / "profile", rank=rank, n_updates=run.config.train.profile, n_left=n_left)
+    return recorded(batches, folder.path / "profile", rank=rank, n_updates=run.profile, n_left=n_left)
+
+
+def progress_bar(run: Run) -> tqdm:
+    visible = run.accelerator.is_main_process and sys.stderr.isatty()
+    return tqdm(total=run.n_steps, initial=run.state.step, unit="step", dynamic_ncols=True, leave=False, disable=not visible)
 
 
 def show_batch(run: Run, outputs: Outputs, batch: Any) -> None:
@@ -507,7 +522,7 @@ def show_batch(run: Run, outputs: Outputs, batch: Any) -> None:
     outputs.clock.start_window(run.state.step)
 
 
-def _draw(run: Run, outputs: Outputs) -> None:
+def _draw(run: Run, config: ResolvedConfig, outputs: Outputs) -> None:
     """Write figures/predictions.png, figures/curves.png and TensorBoard's hyperparameters."""
     if outputs.metrics is not None or is_sharded(run.model):  # sharded weights need all ranks to predict
         with warned("figures/predictions.png can't be drawn"):
@@ -519,12 +534,12 @@ def _draw(run: Run, outputs: Outputs) -> None:
         from engine.plots.curves import draw_curves
         from engine.plots.style import new_figure, save_figure
 
-        title = f"{run.config.model.name} on {run.data.spec.name}"
+        title = f"{config.model.name} on {run.data.spec.name}"
         draw_curves(curves := new_figure(), {title: read_metrics(path)}, title=title)
         save_figure(curves, path / "figures" / "curves.png")
     if state.best_metrics:
         best = {f"hparam/{monitor}": state.best_metrics[f"valid/{monitor}"]}
-        outputs.metrics.hyperparameters(to_dict(run.config), best, state.step)
+        outputs.metrics.hyperparameters(to_dict(config), best, state.step)
 
 
 @torch.no_grad()
@@ -553,6 +568,30 @@ def warned(consequence: str) -> Iterator[None]:
     except Exception as error:
         kind = "" if isinstance(error, (OSError, RunError)) else f"{type(error).__name__}: "
         log.warning("%s: %s%s", consequence, kind, str(error).strip().partition("\n")[0])
+
+
+def _results(run: Run, clock: Clock, result: Result) -> dict[str, Any]:
+    state, macs = run.state, None
+    if result.status == "completed":
+        with warned("the multiply-accumulates can't be counted"):
+            from engine.run.macs import macs_of
+
+            macs = macs_of(run.model, run.accelerator, run.data.spec.channels, run.data.img_size)
+    return {
+        "status": result.status,
+        "why": result.why,
+        "step": state.step,
+        "n_steps": run.n_steps,
+        "monitor": run.task.monitor,
+        "best": {"step": state.best_step, **state.best_metrics},
+        "last": state.last_metrics,
+        "test": result.test,
+        "wall_time": round(state.elapsed, 3),
+        "images_per_sec": round(clock.images / clock.seconds, 1) if clock.seconds else None,
+        "peak_memory_mb": peak_memory(run.accelerator.device),
+        "params": _n_params(run),
+        "macs": macs,
+    }
 
 
 def _n_params(run: Run) -> int:

@@ -58,18 +58,7 @@ class Update:
         if self.most_skipped and not math.isfinite(grad_norm):
             if state.scaler is not None:
                 state.optimizer.step()  # the gradient scaler skips the step itself, and lowers its scale
-            state.skipped += 1  # gradients are the same on every rank, so all ranks skip together
-            state.window.pop("grad_norm", None)
-            if state.skipped > self.most_skipped:
-                error = RunError(
-                    f"at step {state.step} the gradient was not finite for {state.skipped} updates in a row "
-                    f"(train.most_skipped {self.most_skipped}); a lower train.optim.lr or a warm-up may help"
-                )
-                error.on_every_rank = True
-                raise error
-            log.warning("step %d: non-finite gradient; skipping this update", state.step)
-            for buffer, before in zip(state.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            self._skip(state, buffers)
         else:
             state.skipped = 0
             state.add_to_window(window)
@@ -97,6 +86,21 @@ class Update:
             for name, value in sums.items():
                 window[name] = window[name] + value.detach() if name in window else value.detach()
         return window
+
+    def _skip(self, state: TrainState, buffers: list[Tensor]) -> None:
+        """Undo what the forward pass changed. Gradients are the same on every rank, so all ranks skip together."""
+        state.skipped += 1
+        state.window.pop("grad_norm", None)
+        if state.skipped > self.most_skipped:
+            error = RunError(
+                f"at step {state.step} the gradient was not finite for {state.skipped} updates in a row "
+                f"(train.most_skipped {self.most_skipped}); a lower train.optim.lr or a warm-up may help"
+            )
+            error.on_every_rank = True
+            raise error
+        log.warning("step %d: non-finite gradient; skipping this update", state.step)
+        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     def _clip(self) -> Tensor:
         """Clip the gradients; return the norm that they had before."""

@@ -77,7 +77,7 @@ class CBAM(nn.Module):
 
 
 class CBAMBlock(ResidualBlock):
-    """What the two blocks of ResNet become: the attention scales what they add."""
+    """The attention scales what a block of ResNet adds. It is a base class before that of the block."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__(in_channels, channels, stride)

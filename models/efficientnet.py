@@ -188,12 +188,31 @@ class EfficientNet(nn.Module):
 
 
 # timm's names of layers, and torchvision's
-OUTSIDE_BLOCKS = {"conv_stem": "features.0.0", "bn1": "features.0.1", "conv_head": "features.8.0", "bn2": "features.8.1"}
-OUTSIDE_BLOCKS |= {"classifier": "classifier.1"}
-IN_BLOCKS = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1"}
-IN_BLOCKS |= {"se.conv_reduce": "2.fc1", "se.conv_expand": "2.fc2", "conv_pwl": "3.0", "bn3": "3.1"}
-IN_BLOCKS_WITHOUT_EXPANSION = {"conv_dw": "0.0", "bn1": "0.1", "se.conv_reduce": "1.fc1", "se.conv_expand": "1.fc2"}
-IN_BLOCKS_WITHOUT_EXPANSION |= {"conv_pw": "2.0", "bn2": "2.1"}
+OUTSIDE_BLOCKS = {
+    "conv_stem": "features.0.0",
+    "bn1": "features.0.1",
+    "conv_head": "features.8.0",
+    "bn2": "features.8.1",
+    "classifier": "classifier.1",
+}
+IN_BLOCKS = {
+    "conv_pw": "0.0",
+    "bn1": "0.1",
+    "conv_dw": "1.0",
+    "bn2": "1.1",
+    "se.conv_reduce": "2.fc1",
+    "se.conv_expand": "2.fc2",
+    "conv_pwl": "3.0",
+    "bn3": "3.1",
+}
+IN_BLOCKS_WITHOUT_EXPANSION = {
+    "conv_dw": "0.0",
+    "bn1": "0.1",
+    "se.conv_reduce": "1.fc1",
+    "se.conv_expand": "1.fc2",
+    "conv_pw": "2.0",
+    "bn2": "2.1",
+}
 
 
 def _torchvision_name(key: str) -> str:

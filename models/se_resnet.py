@@ -47,7 +47,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class SEBlock(ResidualBlock):
-    """What the two blocks of ResNet become: they scale the channels of what they add."""
+    """Scale the channels of what a block of ResNet adds. It is a base class before that of the block."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
         super().__init__(in_channels, channels, stride)

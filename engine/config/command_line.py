@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from engine.config import yaml12
 from engine.config.errors import ConfigError, RunError
 from engine.config.schema import keys
-from engine.config.text import nearest, nearest_key, printable
+from engine.config.suggestions import nearest, nearest_key
+from engine.config.text import printable
 
 MAX_LINE = 4_000  # characters of an error message, which may quote a file
 

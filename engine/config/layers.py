@@ -14,6 +14,8 @@ DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "lenet_digits
 MAX_BYTES = 1_000_000  # of a config with its bases
 MAX_FILES = 100
 COMMAND_LINE = 1_000_000  # the rank of options, above that of any file
+
+
 DEFAULT = Origin(0, "the default")
 
 
@@ -24,7 +26,10 @@ class Layer:
 
 
 def read_layers(path: str | Path | None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> list[Layer]:
-    """Read the config at `path` (LeNet on digits without one) with its bases, lowest first; `overrides` come last."""
+    """Read the config at `path` (LeNet on digits without one) with its bases, lowest first; `overrides` come last.
+
+    Overrides are a mapping, {"train.optim.lr": 0.01}, or words of a command line, ["--train.optim.lr", "0.01"].
+    """
     files = _Files()
     files.collect((Path(path) if path is not None else DEFAULT_CONFIG).expanduser())
     layers = [Layer(Origin(rank, str(file)), values) for rank, (file, values) in enumerate(files.values, start=1)]
@@ -47,6 +52,18 @@ class _Files:
 
     def collect(self, path: Path, parents: tuple[Path, ...] = ()) -> None:
         """Append the file, after its bases."""
+        values = self._read(path, base_of=parents[-1] if parents else None)
+        if path.resolve() in parents:
+            raise ConfigError(f"{path} is its own base, by way of {parents[-1]}")
+        bases = values.pop("base", None) or []
+        bases = [bases] if isinstance(bases, str) else bases
+        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+            raise ConfigError("base", "expected a file name or a list of them", origin=str(path))
+        for base in bases:
+            self.collect(path.parent / base, (*parents, path.resolve()))
+        self.values.append((path, values))
+
+    def _read(self, path: Path, base_of: Path | None) -> dict[str, Any]:
         self.files_left -= 1
         if self.files_left < 0:
             raise ConfigError("base", f"more than {MAX_FILES} files, each with its bases")
@@ -61,21 +78,14 @@ class _Files:
             values = yaml12.parse(raw.decode())
         except FileNotFoundError:
             near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-            problem = f"no such config{f' (the base of {parents[-1]})' if parents else ''}"
+            problem = f"no such config{f' (the base of {base_of})' if base_of else ''}"
             raise ConfigError(str(path), problem, f"did you mean {path.parent / near[0]}?" if near else "") from None
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks
             raise ConfigError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
         except ValueError as error:  # bad YAML, bytes that are not UTF-8, or a NUL in the path
             raise ConfigError(f"{path}: {error}") from error
-        values = {} if values is None else values
+        if values is None:
+            return {}
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise ConfigError(f"{path}: a config is a mapping of keys to values")
-        if path.resolve() in parents:
-            raise ConfigError(f"{path} is its own base, by way of {parents[-1]}")
-        bases = values.pop("base", None) or []
-        bases = [bases] if isinstance(bases, str) else bases
-        if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-            raise ConfigError("base", "expected a file name or a list of them", origin=str(path))
-        for base in bases:
-            self.collect(path.parent / base, (*parents, path.resolve()))
-        self.values.append((path, values))
+        return values

@@ -4,7 +4,6 @@
 """
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -13,21 +12,17 @@ from typing import Any, Protocol, TypeVar, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.config.draft import DatasetFacts, Draft, TaskFacts
 from engine.config.errors import ConfigError, Origin, located
+from engine.config.interpolation import at, check_references
 from engine.config.layers import DEFAULT, Layer
-from engine.config.rules import RULES, DatasetFacts, Draft, TaskFacts
+from engine.config.rules import RULES
 from engine.config.schema import REQUIRED, Config, flatten, keys, leaves, to_dict
-from engine.config.text import nearest, nearest_key
+from engine.config.suggestions import nearest, nearest_key
 from engine.config.types import as_float, mismatch, out_of_bounds, unusable
 
 SET_BY_ENGINE = ("n_classes", "in_channels", "img_size", "pretrained", "features_only", "out_indices")  # arguments of a model
 OPEN_SECTIONS = ("data", "model", "train.optim", "distill")  # their further keys are arguments
-
-# Values may refer to others of the same config. OmegaConf follows such references; before it does, they are checked: no resolver
-# (such as `oc.env`) is ever called, and references that lead to references can't multiply without bound.
-REFERENCE = re.compile(r"\$\{([A-Za-z_][\w-]*(?:\.[\w-]+)*)\}")
-MAX_LOOKUPS = 1_000  # for one config, every reference followed; a long text counts once per 100 characters
-MAX_DEPTH = 20  # of references that lead to references
 
 T = TypeVar("T")
 
@@ -147,7 +142,7 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str
         raise ConfigError(getattr(error, "full_key", None) or "the config", str(error).splitlines()[0]) from error
     flat: dict[str, Any] = {}
     for key, hint, bounds in leaves():
-        value = _at(values, key)
+        value = at(values, key)
         if value == REQUIRED:
             raise ConfigError(key, "must be given")
         if problem := mismatch(value, hint) or out_of_bounds(value, bounds):
@@ -155,7 +150,7 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str
         flat[key] = as_float(value, hint)
     arguments = {}
     for section in OPEN_SECTIONS:
-        arguments[section] = {name: value for name, value in _at(values, section).items() if f"{section}.{name}" not in flat}
+        arguments[section] = {name: value for name, value in at(values, section).items() if f"{section}.{name}" not in flat}
     return flat, arguments
 
 
@@ -167,52 +162,6 @@ def _drop_other_kinds(values: dict[str, Any], new: Mapping[str, Any]) -> None:
             _drop_other_kinds(values[key], value)
         elif len(set(are_mappings)) == 2:
             del values[key]
-
-
-def check_references(values: Any) -> None:
-    """Raise ConfigError for a reference to anything but a key, for a circle of them, and for one that expands without bound."""
-    known: dict[str, int | None] = {}
-
-    def lookups(value: Any, path: str, depth: int = 0) -> int:
-        """Count the references that resolving `value`, at `path`, follows."""
-        if path in known:
-            if (n := known[path]) is None:
-                raise ConfigError(path, "refers to itself")
-            return n
-        if depth > MAX_DEPTH:
-            raise ConfigError(path, f"more than {MAX_DEPTH} references lead to it, one by way of the other")
-        known[path] = None
-        n = 0
-        if isinstance(value, dict):
-            n = sum(lookups(item, f"{path}.{key}".lstrip("."), depth) for key, item in value.items())
-        elif isinstance(value, list):
-            n = sum(lookups(item, f"{path}.{i}", depth) for i, item in enumerate(value))
-        elif isinstance(value, str):
-            targets = REFERENCE.findall(value)
-            if len(targets) != value.count("${"):
-                problem = f"{value!r} is not a reference to another key"
-                raise ConfigError(path, problem, "only ${section.key} of the same config is read")
-            for target in targets:
-                text = _at(values, target)
-                n += 1 + lookups(text, target, depth + 1) + (len(text) // 100 if isinstance(text, str) else 0)
-        if n > MAX_LOOKUPS:
-            raise ConfigError(path or "the config", f"its references expand to more than {MAX_LOOKUPS:,} values")
-        known[path] = n
-        return n
-
-    lookups(values, "")
-
-
-def _at(values: Any, key: str) -> Any:
-    """Return the value at a dotted key, or None for a missing key, which OmegaConf reports."""
-    for part in key.split("."):
-        if isinstance(values, list) and part.isdigit() and int(part) < len(values):
-            values = values[int(part)]
-        elif isinstance(values, dict):
-            values = values.get(part)
-        else:
-            return None
-    return values
 
 
 def check_arguments(section: str, given: Mapping[str, Any], signature: inspect.Signature, reserved: Sequence[str] = ()) -> None:

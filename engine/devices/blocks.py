@@ -4,7 +4,7 @@ Chen, Xu, Zhang, Guestrin (2016): Training Deep Nets with Sublinear Memory Cost.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -62,9 +62,13 @@ def _forward(block: nn.Module, *inputs: Any) -> Any:
         return forward(block, *inputs)
     if torch.compiler.is_compiling():  # the compiler updates statistics once
         return checkpoint(forward, block, *inputs, use_reentrant=False)
-    # contexts of the first computation and of the recomputation
-    contexts: dict[str, Any] = {"context_fn": lambda: (nullcontext(), _frozen_statistics(block))}
-    return checkpoint(forward, block, *inputs, use_reentrant=False, **contexts)
+    contexts = partial(_contexts, block)
+    return checkpoint(forward, block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Return the contexts of the first computation and of the recomputation."""
+    return nullcontext(), _frozen_statistics(block)
 
 
 @contextmanager

@@ -31,17 +31,24 @@ def keep_freed_memory(*, of_any_size: bool) -> None:
         libc.mallopt(TRIM_THRESHOLD, 256 * MIB)
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring the peak anew, where several runs share a process; on a CPU it stays that of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> float:
     """Return the peak in MiB: of tensors on an NVIDIA GPU, otherwise of this process without its workers."""
-    status = Path("/proc/self/status")
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    elif status.is_file():  # getrusage also counts the memory of the parent when it started this process
-        peak = next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    elif sys.platform == "win32":
-        peak = psutil.Process().memory_info().peak_wset
-    else:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process()
     return round(peak / MIB, 1)
+
+
+def _peak_of_process() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage also counts the memory of the parent when it started this process
+        return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

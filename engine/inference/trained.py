@@ -156,7 +156,11 @@ def _from_run(folder: Path, overrides: Mapping[str, Any], averaged: bool) -> Tra
 
 
 def _by_name(name: str, overrides: Mapping[str, Any], path: str | Path | None) -> Trained:
-    """Load a model by name. Images are prepared as for its published weights, unless options differ, or as the config says."""
+    """Load a model by name.
+
+    For published weights images are prepared as they were trained with, unless options say otherwise; for a file of weights, as
+    the config says.
+    """
     published, source = published_with(name), overrides.get("model.pretrained", True)
     if published is None and (path is None or source is True):
         hint = "--model.pretrained FILE names some, and -c CONFIG says for which data"

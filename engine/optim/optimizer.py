@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from engine.config.errors import ConfigError
 from engine.config.schema import OptimConfig
-from engine.config.text import nearest
+from engine.config.suggestions import nearest
 from engine.optim.layers import classifier, layers
 
 # torch's Muon accepts matrices only; timm's flattens the weights of convolutions and updates norms and biases by AdamW

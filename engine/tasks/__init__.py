@@ -5,6 +5,7 @@ function that makes the task from the config and its data: such a task uses the 
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -70,7 +71,7 @@ class HasThresholds(Protocol):
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None: ...
 
 
-class BuiltInTask:
+class BuiltInTask(ABC):
     """What the tasks of this folder have in common."""
 
     tables: tuple[str, ...] = ()  # that the metric computes in addition
@@ -87,8 +88,8 @@ class BuiltInTask:
         self._draw_on(figure, images, batch, predictions)
         return figure
 
-    def _draw_on(self, figure: "Figure", images: Tensor, batch: Any, predictions: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _draw_on(self, figure: "Figure", images: Tensor, batch: Any, predictions: Any) -> None: ...
 
 
 def loss_of_heads(

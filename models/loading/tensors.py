@@ -27,11 +27,21 @@ MAX_DEPTH, MAX_VALUES = 50, 1_000_000  # of the plain values around the tensors
 MAX_SHARING = 4  # all tensors together, relative to the file: tied weights share their storage
 FAILURES: tuple[type[Exception], ...] = (*ERRORS, zipfile.BadZipFile, safetensors.SafetensorError)
 LEGACY = (0x1950A86A20F9469CFC6C, 1001)  # the magic number and the protocol of torch.save until 1.5
-STORAGES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16}
-STORAGES |= {"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32}
-STORAGES |= {"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
-STORAGES |= {"ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128}
-STORAGES |= {"UntypedStorage": torch.uint8}  # of newer types, which each tensor names
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,  # of newer types, which each tensor names
+}
 
 
 def load_pickled(file: BinaryIO) -> Any:
