@@ -14,7 +14,7 @@ from engine.config.text import CONTROL
 from tests.faults.fuzz import fuzz
 from tests.faults.rows import Row
 from tools.compare import main
-from tools.comparison.figure import curve_of, y_labels
+from tools.comparison.curves import curve_of, y_labels
 from tools.comparison.rows import differences_as_text, rows_of
 from tools.comparison.runs import read_runs
 

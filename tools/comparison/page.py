@@ -13,7 +13,7 @@ from bokeh.resources import Resources
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.plots.style import line_style
-from tools.comparison.figure import MONITORED, curve_of, has_wide_range, x_labels, y_labels
+from tools.comparison.curves import MONITORED, curve_of, has_wide_range, x_labels, y_labels
 from tools.comparison.mistakes import disagreements, mistakes_of
 from tools.comparison.rows import COLUMNS, Row, columns_for, differences, machine_of, notes_on
 from tools.comparison.verdict import Verdict
