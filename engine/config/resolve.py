@@ -131,12 +131,11 @@ def _check_keys(values: dict[str, Any], section: type, prefix: str, origin: Orig
 
 def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the values of the schema's keys, checked for type and bounds, and the arguments of the open sections."""
-    merged: Any = to_dict(Config())
+    merged = to_dict(Config())
+    for layer in layers:
+        _merge(merged, layer.values)
+    check_references(merged)
     try:
-        for layer in layers:
-            _drop_other_kinds(merged, layer.values)
-            merged = OmegaConf.to_container(OmegaConf.merge(merged, layer.values), resolve=False)
-        check_references(merged)
         values: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(getattr(error, "full_key", None) or "the config", str(error).splitlines()[0]) from error
@@ -154,14 +153,15 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str
     return flat, arguments
 
 
-def _drop_other_kinds(values: dict[str, Any], new: Mapping[str, Any]) -> None:
-    """Drop what `new` replaces by another kind of container, such as a list by a mapping: OmegaConf can't merge the two."""
+def _merge(values: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Put `new` over `values`: mappings are merged, anything else is replaced."""
     for key, value in new.items():
-        are_mappings = [isinstance(one, dict) for one in (values.get(key), value) if isinstance(one, (dict, list, tuple))]
-        if are_mappings == [True, True]:
-            _drop_other_kinds(values[key], value)
-        elif len(set(are_mappings)) == 2:
-            del values[key]
+        if isinstance(value, Mapping):
+            if not isinstance(values.get(key), dict):
+                values[key] = {}
+            _merge(values[key], value)
+        else:
+            values[key] = value
 
 
 def check_arguments(section: str, given: Mapping[str, Any], signature: inspect.Signature, reserved: Sequence[str] = ()) -> None:
