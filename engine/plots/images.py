@@ -1,17 +1,19 @@
 """Grids of images, and titles with predicted and true classes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Affine2D, Bbox, TransformedBbox
 from torch import Tensor
 
 from engine.plots.style import WRONG, style
 
 COLUMNS = 8
+LINE, GAP = 0.17, 0.08  # inches: the height of a line of a title, and between images
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Row:
     images: Sequence[Tensor] | Tensor  # C H W, from 0 to 1
     titles: Sequence[str] = ()
     colors: Sequence[str] = ()  # of the titles; default: black
-    draw_over: Callable[[Axes, int], None] | None = None  # draws over image i
+    drawn_over: Callable[[int], Iterable[Artist]] | None = None  # over image i, in its pixels
 
 
 def draw_images(
@@ -31,44 +33,57 @@ def draw_images(
     """Draw every row of images, `size` inches wide each. After `columns` images, all rows continue below.
 
     The pictures of one image are below one another, with the names of the rows at the left; or side by side, under the names.
+    All are on one Axes, in inches: an Axes for each of them would take three times as long.
     """
     n = len(rows[0].images)
     columns = min(columns, n)
-    blocks = math.ceil(n / columns)
-    heights = [size + 0.05 + 0.15 * max((title.count("\n") + 1 for title in row.titles), default=0) for row in rows]
-    height = blocks * (max(heights) if side_by_side else sum(heights))
-    across, down = (len(rows), 1) if side_by_side else (1, len(rows))
+    tallest = min(1, max(image.shape[1] / image.shape[2] for row in rows for image in row.images)) * (size - GAP)
+    heights = [tallest + GAP + LINE * max((title.count("\n") + 1 for title in row.titles), default=0) for row in rows]
+    block_height = max(heights) if side_by_side else sum(heights)
+    left, top = (0, LINE) if side_by_side else (LINE, 0)
+    width = left + size * columns * (len(rows) if side_by_side else 1)
+    height = top + block_height * math.ceil(n / columns)
     with style(font_size=8):
-        figure.set_size_inches(max(4.5, 0.5 + size * columns * across), 0.5 + height)
-        grid = empty_grid(figure, blocks * down, columns * across)
-        for i in range(n):
-            block, column = divmod(i, columns)
-            for j, row in enumerate(rows):
-                axes = grid[block, column * across + j] if side_by_side else grid[block * down + j, column]
-                show_image(axes, row.images[i])
-                if row.draw_over is not None:
-                    row.draw_over(axes, i)
-                if row.titles:
-                    axes.set_title(row.titles[i], color=row.colors[i] if row.colors else "black")
-                if side_by_side and block == 0:
-                    axes.set_title(row.name)
-                elif not side_by_side and column == 0:
-                    axes.set_ylabel(row.name, fontsize=9)
+        figure.set_size_inches(max(4.5, width), height + (0.4 if title else 0.1))
+        axes = figure.subplots()
+        axes.set_axis_off()
+        axes.set(xlim=(0, width), ylim=(-height, 0))
+        for j, row in enumerate(rows):
+            step, across, down = (size * len(rows), j * size, block_height) if side_by_side else (size, 0, sum(heights[: j + 1]))
+            cells = [
+                Bbox.from_bounds(left + column * step + across, -top - block * block_height - down, size - GAP, tallest)
+                for block, column in (divmod(i, columns) for i in range(n))
+            ]
+            _draw_row(axes, row, cells)
+            for cell in cells[:columns] if side_by_side else ():
+                axes.text(cell.x0 + cell.width / 2, 0.03 - top, row.name, ha="center", va="bottom", in_layout=False)
+            for cell in cells[::columns] if not side_by_side else ():
+                axes.text(0, cell.y0 + cell.height / 2, row.name, fontsize=9, va="center", rotation=90, in_layout=False)
         if title:
             figure.suptitle(title, fontsize=10)
 
 
-def empty_grid(figure: Figure, rows: int, columns: int) -> np.ndarray:
-    """Axes without ticks and frames."""
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[], frame_on=False)
-    return grid
+def _draw_row(axes: Axes, row: Row, cells: Sequence[Bbox]) -> None:
+    for i, (image, cell) in enumerate(zip(row.images, cells, strict=True)):
+        height, width = image.shape[1:]
+        place = cell.shrunk_to_aspect(height / width, container=cell).anchored("C", container=cell)
+        show_image(axes, image, place)
+        if row.drawn_over is not None:
+            to_inches = Affine2D().translate(0.5, 0.5).scale(place.width / width, -place.height / height)
+            to_inches.translate(place.x0, place.y1)
+            for artist in row.drawn_over(i):
+                artist.set_transform(to_inches + axes.transData)
+                axes.add_artist(artist)
+                artist.set_clip_box(TransformedBbox(place, axes.transData))
+        if row.titles:
+            center, color = cell.x0 + cell.width / 2, row.colors[i] if row.colors else "black"
+            axes.text(center, place.y1 + 0.03, row.titles[i], color=color, ha="center", va="bottom", in_layout=False)
 
 
-def show_image(axes: Axes, image: Tensor) -> None:
-    """Show an image C H W, from 0 to 1, gray or RGB."""
-    axes.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+def show_image(axes: Axes, image: Tensor, place: Bbox | None = None) -> None:
+    """Show an image C H W, from 0 to 1, gray or RGB, at its place on the axes, or on all of them."""
+    extent = None if place is None else (place.x0, place.x1, place.y0, place.y1)
+    axes.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
 
 
 def class_titles(

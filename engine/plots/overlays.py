@@ -1,16 +1,17 @@
 """Masks and boxes over images, and masks as image files."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
@@ -92,11 +93,11 @@ def draw_boxes(
 
 
 def box_row(name: str, images: Tensors, objects: Objects, classes: Sequence[str]) -> Row:
-    return Row(name, images, draw_over=lambda axes, i: add_boxes(axes, objects[i], classes))
+    return Row(name, images, drawn_over=lambda i: box_artists(objects[i], classes))
 
 
-def add_boxes(axes: Axes, objects: dict[str, Tensor], classes: Sequence[str]) -> None:
-    """Draw boxes with their classes: predictions the more opaque the higher their score, crowds dotted."""
+def box_artists(objects: dict[str, Tensor], classes: Sequence[str]) -> Iterator[Artist]:
+    """Yield boxes and their classes: predictions the more opaque the higher their score, crowds dotted."""
     colors = palette(len(classes)) / 255
     n = len(objects["boxes"])
     scores = objects["scores"].tolist() if "scores" in objects else [None] * n
@@ -105,8 +106,8 @@ def add_boxes(axes: Axes, objects: dict[str, Tensor], classes: Sequence[str]) ->
         left, top, right, bottom = box
         color, alpha = colors[label], 1.0 if score is None else 0.25 + 0.75 * score
         edge: dict[str, Any] = {"edgecolor": color, "linewidth": 1.5, "linestyle": ":" if crowd else "-", "fill": False}
-        axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, alpha=alpha, **edge))
+        yield Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, alpha=alpha, **edge)
         text = classes[label] if score is None else f"{classes[label]} {100 * score:.0f}"
         background = {"facecolor": color, "edgecolor": "none", "pad": 0.8, "alpha": alpha}
         text_color = "white" if float(color @ (0.299, 0.587, 0.114)) < 0.5 else "black"
-        axes.text(left, top, text, fontsize=5, color=text_color, va="bottom", bbox=background, alpha=alpha, clip_on=True)
+        yield Text(left, top, text, fontsize=5, color=text_color, va="bottom", bbox=background, alpha=alpha, clip_on=True)

@@ -5,11 +5,12 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from engine.plots.images import empty_grid, show_image
+from engine.plots.images import show_image
 from engine.plots.style import SHADES, new_figure, style
 from tools.pictures.activations import first_filters, layer_maps, stage_maps
 from tools.pictures.output import save_pictures
@@ -42,7 +43,7 @@ def draw_maps(figure: Figure, image: Tensor, maps: Mapping[str, Tensor], n_chann
     """
     with style(font_size=8):
         figure.set_size_inches(0.6 + 1.25 * (n_channels + 1), 0.5 + 1.45 * len(maps))
-        grid = empty_grid(figure, len(maps), n_channels + 1)
+        grid = _empty_grid(figure, len(maps), n_channels + 1)
         show_image(grid[0, 0], image)
         for row, (name, layer) in zip(grid, maps.items(), strict=True):
             row[1].set_ylabel("{}\n{} x {}x{}".format(name, *layer.shape))
@@ -68,7 +69,7 @@ def draw_filters(figure: Figure, name: str, weights: Tensor, title: str) -> None
     rows = math.ceil(len(largest) / columns)
     with style(font_size=7):
         figure.set_size_inches(max(4.5, 0.6 * columns), 0.7 + 0.75 * rows)
-        grid = empty_grid(figure, rows, columns)
+        grid = _empty_grid(figure, rows, columns)
         for axes, i in zip(grid.flat, largest.tolist(), strict=False):
             weight = weights[i].cpu()
             limit = float(weight.abs().max())
@@ -79,3 +80,11 @@ def draw_filters(figure: Figure, name: str, weights: Tensor, title: str) -> None
             axes.set_title(str(i), fontsize=6, pad=2)
         some = f"{len(largest)} of {len(weights)}" if len(largest) < len(weights) else f"{len(weights)}"
         figure.suptitle(f"{title}: {name}, {some} filters {weights.shape[2]}x{weights.shape[3]}", fontsize=10)
+
+
+def _empty_grid(figure: Figure, rows: int, columns: int) -> np.ndarray:
+    """Return axes without ticks and frames."""
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return grid
