@@ -118,5 +118,8 @@ def _convolutions(in_channels: int, layers: Sequence[int], batch_norm: bool) -> 
 
 
 LAYERS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # table 1: A, B, D, E
-MODELS = {f"vgg{depth}": partial(VGG, layers=layers, batch_norm=False) for depth, layers in LAYERS.items()}
-MODELS |= {f"vgg{depth}_bn": partial(VGG, layers=layers, batch_norm=True) for depth, layers in LAYERS.items()}
+MODELS = {
+    f"vgg{depth}{suffix}": partial(VGG, layers=layers, batch_norm=bool(suffix))
+    for depth, layers in LAYERS.items()
+    for suffix in ("", "_bn")
+}
