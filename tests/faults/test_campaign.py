@@ -40,6 +40,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # each of the hundred operations: a run that is killed, and its resumption
 @pytest.mark.parametrize(
     ("part", "at_least"), [("operations", 100), ("moments", 40), ("writes", 20), ("flips", 200), ("pickles", 4)]
 )
