@@ -165,8 +165,9 @@ def test_head_classifiers_and_first_conv_name_existing_modules(name):
     assert model.get_submodule(model.FIRST_CONV).in_channels == small_sizes(name)["in_channels"]
 
 
-@every_kind
+@each_kind
 def test_fvcore_and_torch_count_the_same_products(name):
+    """The test of docs/models.md fails on the warning of any other model."""
     options = small_sizes(name)
     by_fvcore, by_torch = count(build(name), options["in_channels"], options["img_size"]).products
     assert by_fvcore == by_torch > 0
