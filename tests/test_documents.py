@@ -71,6 +71,7 @@ NO_DATA = re.compile(r"visualize.py (schedule|model) -c|count_macs.py|--print_co
 SHORTER = {
     "main.py": "--train.n_epochs 1",
     "find_lr.py": "--n_updates 20",
+    "verify_dataset.py": "",
     "sweep.py": "--trials 2 --train.n_steps 20 --train.eval_freq 10",
 }
 SMALLER_DATA = {
