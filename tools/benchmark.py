@@ -140,7 +140,7 @@ def add_options(command: ArgumentParser, name: str) -> None:
         add("--max_memory", type=float, metavar="GIB", help="of the training (default: what is free)")
     elif name == "model":
         add("--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, and train.batch_size")
-        add("--precisions", nargs="+", choices=get_args(Precision), help="default: all that run here")
+        add("--precisions", nargs="+", choices=get_args(Precision), help="default: all that this machine has instructions for")
         add("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS), help="default: both")
         add("--compile", action=BooleanOptionalAction, help="with torch.compile too (default: with --tune alone)")
         add("--tune", action="store_true", help="find the setting in which training is fastest")

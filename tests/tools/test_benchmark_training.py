@@ -181,6 +181,13 @@ def tuned(rate_of):
     return model.tune("lenet", race, Setting(), ["fp32", "bf16"], compiling=True)
 
 
+@pytest.mark.parametrize(("has_instructions", "expected"), [(True, ("fp32", "bf16")), (False, ("fp32",))])
+def test_a_processor_without_bf16_instructions_is_not_tried_in_bf16(has_instructions, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(model, "has_bf16_instructions", lambda: has_instructions)
+    assert model.fast_precisions() == expected
+
+
 def test_the_fastest_setting_that_agrees_is_found():
     found = tuned(
         lambda s: 10.0 + 5 * (s.precision == "bf16") + 2 * s.channels_last + 100 * s.compile + s.keep_memory * s.channels_last

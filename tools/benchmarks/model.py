@@ -12,6 +12,7 @@ import torch
 from engine.config import yaml12
 from engine.config.errors import ConfigError
 from engine.config.schema import Precision
+from engine.devices.accelerator import has_bf16_instructions
 from tools.benchmarks import ours
 from tools.benchmarks.report import LAYOUTS, N_CORES, Options, Report, figure, ratio, report
 from tools.benchmarks.sides import Length, Speed, Work, race
@@ -51,7 +52,7 @@ def measure(options: Options) -> Report:
         raise ConfigError("task", f"{config.task}: this benchmark measures models for classification only")
     if refused := sorted(keys.keys() & reference.keys.keys()):
         raise ConfigError(f"--{refused[0]}", "the benchmark sets it", "see --precisions, --layouts, --compile and --num_threads")
-    precisions = options.precisions or (get_args(Precision) if torch.cuda.is_available() else ("fp32", "bf16"))
+    precisions = options.precisions or fast_precisions()
     length = options.choose(Length(2, turns=3, seconds=1.0), Length(1, turns=1, steps=2))
     if options.tune:
         compiling = not options.quick if options.compile is None else options.compile
@@ -68,6 +69,13 @@ def measure(options: Options) -> Report:
             row = {"kind": kind, "batch_size": size, "setting": str(setting), "images_per_sec": rate, "ms": 1000 * size / rate}
             rows.append({**row, "peak_mib": speed.quiet[-1].peak_mib, "times": times})
     return report([], f"{config.model.name}, {options.num_threads} threads", rows=rows)
+
+
+def fast_precisions() -> tuple[Precision, ...]:
+    """Return the precisions that this machine has instructions for."""
+    if torch.cuda.is_available():
+        return get_args(Precision)
+    return ("fp32", "bf16") if has_bf16_instructions() else ("fp32",)
 
 
 def race_settings(kind: str, path: str | None, keys: Mapping[str, Any], length: Length, settings: Sequence[Setting]) -> Any:
