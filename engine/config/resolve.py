@@ -133,7 +133,7 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str
     """Return the values of the schema's keys, checked for type and bounds, and the arguments of the open sections."""
     merged = to_dict(Config())
     for layer in layers:
-        _merge(merged, layer.values)
+        _overlay(merged, layer.values)
     check_references(merged)
     try:
         values: Any = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
@@ -153,13 +153,13 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, dict[str
     return flat, arguments
 
 
-def _merge(values: dict[str, Any], new: Mapping[str, Any]) -> None:
+def _overlay(values: dict[str, Any], new: Mapping[str, Any]) -> None:
     """Put `new` over `values`: mappings are merged, anything else is replaced."""
     for key, value in new.items():
         if isinstance(value, Mapping):
             if not isinstance(values.get(key), dict):
                 values[key] = {}
-            _merge(values[key], value)
+            _overlay(values[key], value)
         else:
             values[key] = value
 
