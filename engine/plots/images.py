@@ -24,7 +24,7 @@ class Row:
     images: Sequence[Tensor] | Tensor  # C H W, from 0 to 1
     titles: Sequence[str] = ()
     colors: Sequence[str] = ()  # of the titles; default: black
-    drawn_over: Callable[[int], Iterable[Artist]] | None = None  # over image i, in its pixels
+    drawn_over: Callable[[int], Iterable[Artist]] | None = None  # over image i, in pixel coordinates
 
 
 def draw_images(

@@ -257,7 +257,7 @@ def refuse_to_write(*args, **kwargs):
     raise OSError(30, "Read-only file system")
 
 
-@pytest.mark.timeout(60)  # the aliases would fill the memory
+@pytest.mark.timeout(60)  # expanding the aliases would fill the memory
 def test_a_config_with_exploding_aliases_code_or_duplicate_keys_is_refused(tmp_path):
     exploding = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

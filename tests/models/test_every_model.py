@@ -167,7 +167,7 @@ def test_head_classifiers_and_first_conv_name_existing_modules(name):
 
 @each_kind
 def test_fvcore_and_torch_count_the_same_products(name):
-    """The test of docs/models.md fails on the warning of any other model."""
+    """All variants are counted by the test of docs/models.md, which fails if one of them gives a warning."""
     options = small_sizes(name)
     by_fvcore, by_torch = count(build(name), options["in_channels"], options["img_size"]).products
     assert by_fvcore == by_torch > 0

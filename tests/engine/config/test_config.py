@@ -401,7 +401,7 @@ class TestReferences:
             write(MINIMAL), {"data.dataroot": "${tracking.project}", "tracking.project": "${data.dataroot}"}
         )
 
-    @pytest.mark.timeout(120)  # five minutes if each of the keys costs a copy of the config
+    @pytest.mark.timeout(120)  # it took five minutes when each key copied the config
     def test_a_long_chain_of_references_is_refused(self, write):
         keys = {f"data.a{i}": f"${{data.a{i + 1}}}" for i in range(3_000)}
         assert "references lead to it" in error_message(write(MINIMAL), keys)
